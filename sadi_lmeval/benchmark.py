@@ -1,0 +1,118 @@
+"""Which recipe, split and defaults go with which benchmark: the files of ``task_configs``."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sadi_lmeval.errors import UserError, nearest
+from sadi_lmeval.folders import task_configs
+from sadi_lmeval.options import DEFAULT_DELTA, DEFAULT_TOP_K
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What a benchmark file says of the harness tasks that it covers.
+
+    Attributes:
+        benchmark: its name, for people.
+        tasks: harness task names or patterns (``mmlu_*``).
+        recipe: the name of the recipe; None: the default for the kind of task.
+        pairs_from: dataset splits that the pairs come from; empty: the training split, else the
+            validation split if the test split is scored, else cross-fitting.
+        folds: the number of folds where a task is cross-fitted.
+        n_pairs: how many pairs a mask is built from.
+        top_k, delta: K and delta per element, in place of the general defaults.
+    """
+
+    benchmark: str
+    tasks: tuple[str, ...]
+    recipe: str | None = None
+    pairs_from: tuple[str, ...] = ()
+    folds: int = 2
+    n_pairs: int | None = None
+    top_k: dict[str, int] | None = None
+    delta: dict[str, float] | None = None
+
+    def default_top_k(self, element: str) -> int:
+        return (self.top_k or {}).get(element, DEFAULT_TOP_K[element])
+
+    def default_delta(self, element: str) -> float:
+        return (self.delta or {}).get(element, DEFAULT_DELTA[element])
+
+
+def find_benchmark(task: str, folders: list[Path]) -> Benchmark:
+    """The first benchmark that names ``task``, the user's folders before ours.
+
+    A name counts more than a pattern. A task that no file names gets the defaults.
+
+    Raises:
+        UserError: a faulty benchmark file (all its faults at once).
+    """
+    by_pattern: Benchmark | None = None
+    for folder in [*folders, task_configs()]:
+        for path in sorted(folder.rglob("*.yaml")):
+            found = read_benchmark(path)
+            if found is None:
+                continue
+            if task in found.tasks:
+                return found
+            if by_pattern is None and any(fnmatch.fnmatchcase(task, t) for t in found.tasks):
+                by_pattern = found
+        if by_pattern is not None:
+            return by_pattern
+    return Benchmark(benchmark=task, tasks=(task,))
+
+
+def read_benchmark(path: Path) -> Benchmark | None:
+    """The benchmark in a YAML file, or None where the file is something else.
+
+    Raises:
+        UserError: the file has the key ``benchmark`` but is faulty.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return None  # a harness task with !function, for one
+    if not isinstance(content, dict) or "benchmark" not in content:
+        return None
+    faults = _faults(content)
+    if faults:
+        raise UserError(f"benchmark file {path}: {'; '.join(faults)}")
+    for key in ("tasks", "pairs_from"):
+        if key in content:
+            content[key] = tuple(content[key])
+    return Benchmark(**content)
+
+
+def _faults(content: dict[str, Any]) -> list[str]:
+    names = {field.name for field in fields(Benchmark)}
+    faults = [f"unknown key {k!r} ({nearest(str(k), names)})" for k in content if k not in names]
+    if not _texts(content.get("tasks")):
+        faults.append("tasks must be a list of harness task names")
+    if "pairs_from" in content and not _texts(content["pairs_from"]):
+        faults.append("pairs_from must be a list of dataset splits")
+    for key, least in (("folds", 2), ("n_pairs", 1)):
+        value = content.get(key, least)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            faults.append(f"{key} must be a whole number of at least {least}, not {value!r}")
+    if not isinstance(content.get("recipe", ""), str):
+        faults.append(f"recipe must be a name, not {content['recipe']!r}")
+    for key in ("top_k", "delta"):
+        value = content.get(key, {})
+        if not isinstance(value, dict) or any(
+            element not in DEFAULT_TOP_K
+            or isinstance(number, bool)
+            or not isinstance(number, int if key == "top_k" else (int, float))
+            for element, number in value.items()
+        ):
+            faults.append(f"{key} must map {', '.join(DEFAULT_TOP_K)} to numbers")
+    return faults
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)

@@ -1,0 +1,74 @@
+"""Whether a model can take packed rows with branches, found out by trying."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import nn
+
+from sadi_lmeval.forward import Forward
+from sadi_lmeval.positions import Points
+from sadi_lmeval.sequences import Tree, pack
+
+logger = logging.getLogger("lm_eval.sadi")
+
+_FULL = ("full_attention", "sliding_attention", "chunked_attention")
+
+
+def longest_branching_path(model: nn.Module) -> int:
+    """Up to how many tokens a path of a packed row is computed as it would be alone.
+
+    A packed row brings its own attention mask, which takes the place of a sliding or chunked
+    window: right as long as no path is longer than the window.
+
+    Returns:
+        0 where the model cannot take packed rows (linear attention, attention biases that follow
+        from the token's index, attention kernels without masks): then every continuation gets a
+        row of its own.
+    """
+    config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    kinds = getattr(config, "layer_types", None) or []
+    if any(kind not in _FULL for kind in kinds):
+        reason = f"layers of type {', '.join(sorted(set(kinds) - set(_FULL)))}"
+    else:
+        reason = _difference(model)
+    if reason:
+        logger.info("Prompts are not shared between continuations (%s)", reason)
+        return 0
+    windows = [
+        getattr(config, name, None)
+        for name in ("sliding_window", "attention_chunk_size", "sliding_window_size")
+    ]
+    return min([int(w) for w in windows if w], default=1 << 62)
+
+
+def _difference(model: nn.Module) -> str:
+    """Why packed rows do not work, or an empty string if they equal plain ones."""
+    forward = Forward(model)
+    parameter = next(model.parameters())
+    trunk, left, right = [5, 9, 7, 4, 8, 6], [3, 5, 4], [9, 3]
+    tree = Tree()
+    root = tree.add(trunk)
+    tree.add(left, root)
+    tree.add(right, root)
+    try:
+        packed = forward.logits(
+            pack([tree], 0, parameter.dtype, forward.device),
+            Points.of([(0, 5), (0, 8), (0, 10)], 1, forward.device),
+        )
+        plain = []
+        for tokens, positions in ((trunk + left, [5, 8]), (trunk + right, [7])):
+            path = Tree()
+            path.add(tokens)
+            batch = pack([path], 0, parameter.dtype, forward.device)
+            points = Points.of([(0, p) for p in positions], 1, forward.device)
+            plain.append(forward.logits(batch, points))
+    except Exception as error:  # any failure of the trial means: the plain way
+        return f"the model does not take an attention mask of its own: {str(error).splitlines()[0]}"
+    gap = float((packed.float() - torch.cat(plain).float()).abs().max())
+    scale = float(torch.cat(plain).float().std())
+    allowed = 1e-3 if parameter.dtype == torch.float32 else 0.1
+    if not gap <= allowed * max(scale, 1.0):
+        return f"packed rows differ from plain ones by {gap:.1e}"
+    return ""

@@ -1,0 +1,338 @@
+"""``hf-sadi``: the harness's Hugging Face model, steered."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+from tqdm import tqdm
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from sadi_lmeval.activations import TokenPair, mean_difference
+from sadi_lmeval.branching import longest_branching_path
+from sadi_lmeval.cache import weights_digest
+from sadi_lmeval.errors import UserError, show_user_errors_as_one_line
+from sadi_lmeval.forward import Forward
+from sadi_lmeval.interventions.edit import Edits
+from sadi_lmeval.options import NAMES, parse, refuse_unknown
+from sadi_lmeval.prefill import steered_prefill
+from sadi_lmeval.response_cache import ResponseCache
+from sadi_lmeval.run_tasks import RunTask, load_task, note_tasks_of_the_run, tasks_of_the_run
+from sadi_lmeval.scoring import Continuation, Score, log_likelihoods, truncated
+from sadi_lmeval.sites import Site, find_site
+from sadi_lmeval.steering import TaskSteering, prepare
+
+logger = logging.getLogger("lm_eval.sadi")
+
+_AUTO_TOKENS = {"cpu": 2048}
+"""Padded tokens a batch under ``--batch_size auto``, by device type."""
+_AUTO_TOKENS_ELSEWHERE = 16384
+_AUTO_GENERATION_ROWS = {"cpu": 8}
+
+
+class SADI(HFLM):  # type: ignore[misc]
+    """A causal language model, steered by SADI at the last prompt token of every request.
+
+    Takes every argument of the harness's ``hf`` beside its own (see
+    :class:`sadi_lmeval.options.Options`). ``delta`` is SADI's strength; the delta weights that
+    ``hf`` calls ``delta`` are ``delta_weights`` here.
+    """
+
+    def __init__(
+        self, pretrained: str | transformers.PreTrainedModel, **arguments: Any
+    ) -> None:
+        show_user_errors_as_one_line()
+        ours = {name: arguments.pop(name) for name in list(arguments) if name in NAMES}
+        delta_weights = arguments.pop("delta_weights", None)
+        self.options = parse(ours)
+        if not isinstance(pretrained, str):
+            refuse_unknown(arguments, HFLM.__init__, None)
+        self._arguments = arguments
+        note_tasks_of_the_run()
+        self._tasks: dict[str, TaskSteering] = {}
+        self._edits: Edits | None = None
+        self._first_edit: dict[str, int] = {}
+        super().__init__(pretrained, delta=delta_weights, **arguments)
+        self.cache_hook: ResponseCache = ResponseCache(None)
+
+    # ------------------------------------------------------------------ loading
+
+    def _get_backend(self, config: Any, **keywords: Any) -> None:
+        """Refuse what is not a causal language model, and misspelt arguments, before loading."""
+        super()._get_backend(config=config, **keywords)
+        kind = getattr(config, "model_type", None)
+        named = " ".join(getattr(config, "architectures", None) or [])
+        bidirectional = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not (
+            "CausalLM" in named or "LMHead" in named or getattr(config, "is_decoder", False)
+        )
+        foreign = kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not hasattr(config, "auto_map")
+        if self.backend != "causal" or bidirectional or foreign:
+            raise UserError(
+                f"model type {kind!r} ({named or 'architecture not named'}) is not a causal "
+                "language model; SADI steers decoder-only models"
+            )
+        refuse_unknown(self._arguments, HFLM.__init__, config)
+
+    @cached_property
+    def site(self) -> Site:
+        return find_site(self.model, self.options.element, self.options.hidden_site)
+
+    @cached_property
+    def model_card(self) -> dict[str, Any]:
+        """What identifies the model on a mask's card."""
+        config = self.model.config
+        return {
+            "model": config.name_or_path or str(getattr(self, "pretrained", "")),
+            "revision": getattr(config, "_commit_hash", None) or str(self.revision),
+            "model_type": str(config.model_type),
+            "weights_digest": weights_digest(self.model),
+            "dtype": str(self.model.dtype),
+            "mixed_precision": str(self.mixed_precision_dtype),
+        }
+
+    @cached_property
+    def _forward(self) -> Forward:
+        return Forward(self.model, self.mixed_precision_dtype)
+
+    @cached_property
+    def _longest_branching_path(self) -> int:
+        return longest_branching_path(self.model)
+
+    def _batch_bounds(self) -> tuple[int | None, int]:
+        """Rows and padded tokens a batch."""
+        rows = None if self.batch_size == "auto" else int(self.batch_size)
+        return rows, _AUTO_TOKENS.get(self.device.type, _AUTO_TOKENS_ELSEWHERE)
+
+    def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
+        """Rows a batch for ``--batch_size auto`` in generation.
+
+        On a CPU, trying ever smaller batches of the model's longest input takes longer than the
+        run, and gains nothing.
+        """
+        if self.device.type in _AUTO_GENERATION_ROWS:
+            return min(_AUTO_GENERATION_ROWS[self.device.type], int(self.max_batch_size))
+        return int(super()._detect_batch_size(requests, pos))
+
+    # ------------------------------------------------------------------ masks
+
+    def encode(self, context: str, continuation: str) -> list[int]:
+        """Prompt and answer as scoring sees them, cut from the left to the model's length."""
+        before, after = self._encode(context, continuation)
+        return (before + after)[-self.max_length :]
+
+    def _encode(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        if context:
+            return self._encode_pair(context, continuation)
+        tokens = self.tok_encode(continuation, add_special_tokens=False)
+        if tokens and tokens[0] == self.prefix_token_id:
+            return tokens[:1], tokens[1:]
+        return [self.prefix_token_id], tokens
+
+    def measure(self, pairs: list[TokenPair], label: str) -> Tensor:
+        longest = max(len(text) for pair in pairs for text in pair)
+        rows, tokens = self._batch_bounds()
+        return mean_difference(
+            self._forward,
+            self.site,
+            pairs,
+            pad=self.tokenizer.pad_token_id or 0,
+            branching=longest <= self._longest_branching_path,
+            most_rows=rows,
+            most_tokens=tokens,
+            label=label,
+        )
+
+    def _prepare(self, requests: list[Instance]) -> None:
+        """Build the masks of every task of the run before the first request is answered."""
+        noted = tasks_of_the_run()
+        for task in noted.values():
+            if task.output_type == "loglikelihood_rolling":
+                _refuse_rolling(task.name)
+        names = list(dict.fromkeys([*noted, *(r.task_name for r in requests)]))
+        if names == list(self._tasks) and all(
+            name not in noted or noted[name] is self._tasks[name].task for name in names
+        ):
+            return
+        self._tasks, self._first_edit = {}, {}
+        edits = []
+        for name in names:
+            if name is None:
+                raise UserError("a request names no task, so there are no pairs to build a mask from")
+            task = noted.get(name) or self._load(name)
+            steering = prepare(task, self)
+            self._tasks[name] = steering
+            self._first_edit[name] = len(edits)
+            edits += [mask.edit for mask in steering.masks]
+        self._edits = Edits(self.site, edits, self.options.activations == "clean")
+
+    def _load(self, name: str) -> RunTask:
+        folders = [Path(self.options.include_path)] if self.options.include_path else []
+        return load_task(name, folders, None)
+
+    def _steer(self, requests: list[Instance]) -> list[int]:
+        """The index of the edit for each request; refuses leaks."""
+        self._prepare(requests)
+        documents: dict[str, list[dict[str, Any]]] = {}
+        of_document: dict[tuple[str, int], int] = {}
+        for request in requests:
+            name = request.task_name
+            if (name, id(request.doc)) not in of_document:
+                documents.setdefault(name, []).append(request.doc)
+                mask = self._tasks[name].mask_of(request.doc)
+                of_document[name, id(request.doc)] = self._first_edit[name] + mask
+        for name, scored in documents.items():
+            self._tasks[name].guard(scored)
+        return [of_document[request.task_name, id(request.doc)] for request in requests]
+
+    def _steering_digest(self, edit: int) -> str:
+        """What a cached response depends on beside its request."""
+        assert self._edits is not None
+        content = hashlib.sha256()
+        parts = [self._edits.gain[edit]]
+        if self._edits.shift is not None:
+            parts.append(self._edits.shift[edit])
+        for part in parts:
+            content.update(part.contiguous().numpy().tobytes())
+        content.update(repr((self.model_card, self.options, self.max_length)).encode())
+        return content.hexdigest()
+
+    # ------------------------------------------------------------------ requests
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        self.cache_hook = ResponseCache(cache_hook.dbdict)
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[Score]:
+        """Log-likelihood of each continuation, its prompt's last token steered.
+
+        Requests of several tasks and folds may be mixed; each gets its own mask.
+        """
+        if self.enable_thinking:
+            return super().loglikelihood(requests, disable_tqdm)  # type: ignore[no-any-return]
+        which = self._steer(requests)
+        digests = {edit: self._steering_digest(edit) for edit in set(which)}
+        scores: list[Score | None] = [None] * len(requests)
+        left: list[int] = []
+        continuations: list[Continuation] = []
+        for index, request in enumerate(
+            tqdm(requests, desc="Tokenizing inputs", disable=disable_tqdm)
+        ):
+            self.cache_hook.steering = digests[which[index]]
+            known = self.cache_hook.get("loglikelihood", request.args)
+            if known is not None:
+                scores[index] = known
+                continue
+            context, tokens = self._encode(*request.args)
+            left.append(index)
+            continuations.append(
+                Continuation(*truncated(context, tokens, self.max_length), which[index])
+            )
+        bar = tqdm(
+            total=len(requests),
+            initial=len(requests) - len(left),
+            desc="Running loglikelihood requests",
+            disable=disable_tqdm or self.rank != 0,
+        )
+
+        def done(found: list[tuple[int, Score]]) -> None:
+            for position, score in found:
+                index = left[position]
+                scores[index] = score
+                self.cache_hook.steering = digests[which[index]]
+                self.cache_hook.add_partial("loglikelihood", requests[index].args, score)
+            bar.update(len(found))
+
+        with bar:
+            self._score(continuations, done)
+        return [score for score in scores if score is not None]
+
+    def _score(self, continuations: list[Continuation], done: Any) -> None:
+        longest = max((len(c.context) + len(c.tokens) for c in continuations), default=0)
+        rows, tokens = self._batch_bounds()
+        log_likelihoods(
+            self._forward,
+            continuations,
+            self._edits,
+            pad=self.tokenizer.pad_token_id or 0,
+            branching=bool(continuations) and longest <= self._longest_branching_path,
+            most_rows=rows,
+            most_tokens=tokens,
+            softmax_dtype=self.softmax_dtype,
+            done=done,
+        )
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Refused: a rolling log-likelihood has no prompt whose last token could be steered."""
+        _refuse_rolling(str(requests[0].task_name if requests else ""))
+
+    def generate_until(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[str]:
+        """Generate after each prompt; only the prefill's last prompt token is steered."""
+        which = self._steer(requests)
+        texts: list[str | None] = [None] * len(requests)
+        for edit in sorted(set(which)):
+            self.cache_hook.steering = self._steering_digest(edit)
+            left = []
+            for index, request in enumerate(requests):
+                if which[index] == edit:
+                    sampled = request.args[1].get("do_sample", False)
+                    known = None if sampled else self.cache_hook.get("generate_until", request.args)
+                    texts[index] = known
+                    if known is None:
+                        left.append(index)
+            if not left:
+                continue
+            with self._generating(edit):
+                answers = super().generate_until([requests[i] for i in left], disable_tqdm)
+            for index, answer in zip(left, answers, strict=True):
+                texts[index] = answer
+        return [text for text in texts if text is not None]
+
+    @contextmanager
+    def _generating(self, edit: int) -> Iterator[None]:
+        self._generated_edit: int | None = edit
+        try:
+            yield
+        finally:
+            self._generated_edit = None
+
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Any:
+        edit = getattr(self, "_generated_edit", None)
+        if edit is None or self._edits is None:
+            return super()._model_generate(context, max_length, stop, **kwargs)
+        mask = kwargs.get("attention_mask", torch.ones_like(context))
+        with steered_prefill(self.model, self._edits, edit, context, mask):
+            return super()._model_generate(context, max_length, stop, **kwargs)
+
+    # ------------------------------------------------------------------ results
+
+    def get_model_info(self) -> dict[str, Any]:
+        """The harness's facts about the model, and how each task was steered."""
+        info: dict[str, Any] = super().get_model_info()
+        info["sadi"] = {name: steering.record for name, steering in self._tasks.items()}
+        return info
+
+
+def _refuse_rolling(name: str) -> None:
+    raise UserError(
+        f"task {name} asks for loglikelihood_rolling, which has no prompt whose last token could "
+        "be steered; score it with --model hf"
+    )

@@ -1,0 +1,159 @@
+"""The model arguments of ``hf-sadi``, checked before a model is loaded."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from sadi_lmeval.errors import UserError, nearest
+
+Element = Literal["head", "neuron", "hidden"]
+HiddenSite = Literal["mlp", "residual"]
+Selection = Literal["top", "top_abs", "bottom", "random"]
+Steering = Literal["dynamic", "fixed"]
+Activations = Literal["live", "clean"]
+
+DEFAULT_TOP_K: dict[str, int] = {"head": 6, "neuron": 100, "hidden": 10}
+"""K where neither the user nor the benchmark says: the middle of the reference code's grids."""
+DEFAULT_DELTA: dict[str, float] = {"head": 9.0, "neuron": 9.0, "hidden": 9.0}
+"""delta where neither the user nor the benchmark says (strength 10 of the reference code)."""
+DEFAULT_N_PAIRS = 150
+"""Contrastive pairs per mask; the paper's figure 4 finds about 150 enough."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to steer; ``None`` means that the benchmark's task config or the default decides."""
+
+    element: Element = "head"
+    hidden_site: HiddenSite = "mlp"
+    top_k: int | None = None
+    delta: float | None = None
+    selection: Selection = "top"
+    steering: Steering = "dynamic"
+    activations: Activations = "live"
+    n_pairs: int | None = None
+    pairs_num_fewshot: int | None = None
+    folds: int | None = None
+    seed: int = 0
+    recipe: str | None = None
+    mask: str | None = None
+    mask_from: str | None = None
+    cache_dir: str | None = None
+    include_path: str | None = None
+
+
+NAMES = frozenset(field.name for field in fields(Options))
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "element": get_args(Element),
+    "hidden_site": get_args(HiddenSite),
+    "selection": get_args(Selection),
+    "steering": get_args(Steering),
+    "activations": get_args(Activations),
+}
+_LEAST: dict[str, int] = {"top_k": 1, "n_pairs": 1, "folds": 2, "pairs_num_fewshot": 0, "seed": 0}
+_TEXTS = ("recipe", "mask", "mask_from", "cache_dir", "include_path")
+
+# What transformers' ``from_pretrained`` takes beside its signature; the harness hands unknown
+# arguments on to it, so these must not be taken for a spelling mistake.
+_LOADING = frozenset(
+    """attn_implementation bnb_4bit_compute_dtype bnb_4bit_quant_type bnb_4bit_use_double_quant
+    code_revision config device_map device_mesh distributed_config experts_implementation
+    force_download generation_config key_mapping llm_int8_enable_fp32_cpu_offload load_in_4bit
+    load_in_8bit local_files_only low_cpu_mem_usage max_memory offload_buffers offload_state_dict
+    output_attentions output_hidden_states output_loading_info proxies quantization_config
+    state_dict token torch_dtype tp_size use_cache use_kernels use_safetensors variant
+    weights_only""".split()
+)
+
+
+def parse(arguments: dict[str, Any]) -> Options:
+    """Check our arguments and freeze them.
+
+    Args:
+        arguments: what the user gave, of the names in ``NAMES`` only.
+
+    Raises:
+        UserError: naming every fault at once.
+    """
+    faults: list[str] = []
+    values: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if value is None:
+            continue
+        if name in _CHOICES:
+            if value in _CHOICES[name]:
+                values[name] = value
+            else:
+                faults.append(f"{name}={value}: {nearest(str(value), _CHOICES[name])}")
+        elif name in _LEAST:
+            number = _whole(value)
+            if number is None or number < _LEAST[name]:
+                faults.append(f"{name}={value}: must be a whole number of at least {_LEAST[name]}")
+            else:
+                values[name] = number
+        elif name == "delta":
+            number_or_none = _finite(value)
+            if number_or_none is None:
+                faults.append(
+                    f"delta={value}: must be a finite number (steering strength; "
+                    "for the harness's delta weights pass delta_weights=PATH)"
+                )
+            else:
+                values[name] = number_or_none
+        elif name in _TEXTS:
+            values[name] = str(value)
+    if "mask" in values:
+        if "mask_from" in values:
+            faults.append("mask= and mask_from= were both given: pass one of them")
+        if not Path(values["mask"]).is_file():
+            faults.append(f"mask={values['mask']}: no such file")
+    if "include_path" in values and not Path(values["include_path"]).is_dir():
+        faults.append(f"include_path={values['include_path']}: no such folder")
+    if faults:
+        raise UserError("; ".join(faults))
+    return Options(**values)
+
+
+def refuse_unknown(
+    arguments: dict[str, Any], host: Callable[..., Any], config: object | None
+) -> None:
+    """Refuse arguments that neither we, the harness's ``hf`` nor transformers know.
+
+    Args:
+        arguments: what is left after ours were taken out.
+        host: the harness's ``HFLM.__init__``, whose signature lists its arguments.
+        config: the model's configuration, whose attributes ``from_pretrained`` accepts;
+            None where it is not known.
+
+    Raises:
+        UserError: with the nearest valid names.
+    """
+    known = set(inspect.signature(host).parameters) - {"self", "kwargs"}
+    for name in arguments:
+        if name in known or name in _LOADING or (config is not None and hasattr(config, name)):
+            continue
+        raise UserError(
+            f"unknown model argument {name!r}: {nearest(name, known | _LOADING | NAMES)}"
+        )
+
+
+def _whole(value: object) -> int | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return None
+
+
+def _finite(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,196 @@
+"""Contrastive pairs out of a task's own documents (paper section 3.1)."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, NamedTuple
+
+from lm_eval import utils as harness
+
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.recipe import Recipe
+from sadi_lmeval.run_tasks import Document, RunTask, Text, digest
+
+
+class Pair(NamedTuple):
+    """The same prompt with a right and with a wrong answer, and the document it is from."""
+
+    positive: Text
+    negative: Text
+    document: Document
+
+
+def build_pairs(
+    task: RunTask,
+    recipe: Recipe,
+    documents: Sequence[Document],
+    allowed: Callable[[Document], bool],
+    wanted: int,
+    num_fewshot: int,
+    seed: int,
+) -> list[Pair]:
+    """Draw ``wanted`` pairs from ``documents``, or as many as can be made of them.
+
+    The draw depends on the seed and the documents alone. A document that makes no pair (no
+    gold choice, no number in its target) is passed over.
+
+    Args:
+        task: renders the texts.
+        recipe: what is contrasted.
+        documents: where the pairs come from.
+        allowed: whether a document may make a pair.
+        wanted: how many pairs.
+        num_fewshot: few-shot examples in each prompt; they never are documents of the pairs.
+        seed: of the draw and of the choice of wrong answers.
+    """
+    random = Random(seed)
+    order = random.sample(range(len(documents)), len(documents))
+    reserved = _few_shot_examples(task, documents, num_fewshot, wanted)
+    made: list[tuple[int, str | None]] = []  # document, and the wrong answer where it is drawn
+    for index in order:
+        if len(made) == wanted:
+            break
+        document = documents[index]
+        if digest(document) in reserved or not allowed(document):
+            continue
+        if recipe.contrast == "choice":
+            if all(gold_and_wrong(task, recipe, document)):
+                made.append((index, None))
+            continue
+        answer = target(task, document)
+        if recipe.contrast == "wrong_number":
+            wrong = with_wrong_number(answer, random)
+        else:
+            wrong = _other_target(task, documents, index, allowed, random)
+        if answer.strip() and wrong is not None:
+            made.append((index, wrong))
+    with task.few_shot_pool([documents[index] for index, _ in made], num_fewshot, seed):
+        return [
+            _pair(task, recipe, documents[index], wrong, num_fewshot, random)
+            for index, wrong in made
+        ]
+
+
+def _few_shot_examples(
+    task: RunTask, documents: Sequence[Document], num_fewshot: int, wanted: int
+) -> set[str]:
+    """Documents to keep out of the pairs because the few-shot examples need them.
+
+    Only where the examples' pool has few documents beside those that the pairs may take.
+    """
+    if not num_fewshot:
+        return set()
+    pool = task.few_shot_documents()
+    if len(pool) >= wanted + num_fewshot or len(documents) > 10 * (wanted + len(pool)):
+        return set()
+    return {digest(document) for document in pool[:num_fewshot]}
+
+
+def _pair(
+    task: RunTask,
+    recipe: Recipe,
+    document: Document,
+    wrong: str | None,
+    num_fewshot: int,
+    random: Random,
+) -> Pair:
+    texts = task.texts(document, num_fewshot)
+    if wrong is None:
+        gold, others = gold_and_wrong(task, recipe, document)
+        return Pair(texts[random.choice(gold)], texts[random.choice(others)], document)
+    context = texts[0][0]
+    delimiter = "" if task.output_type == "loglikelihood" else task.target_delimiter()
+    answer = target(task, document)
+    return Pair((context, delimiter + answer), (context, delimiter + wrong), document)
+
+
+def gold_and_wrong(
+    task: RunTask, recipe: Recipe, document: Document
+) -> tuple[list[int], list[int]]:
+    """Indices of the right and of the wrong choices of a document.
+
+    Raises:
+        UserError: the task has no choices.
+    """
+    if task.task.config.doc_to_choice is None:
+        raise UserError(
+            f"recipe {recipe.recipe} contrasts choices, but task {task.name} has none; "
+            "pass recipe=other_target or recipe=wrong_number"
+        )
+    choices = task.task.doc_to_choice(document)
+    gold: Any
+    if recipe.gold is not None:
+        gold = ast.literal_eval(harness.apply_template(recipe.gold, document))
+        if isinstance(gold, list):
+            gold = [i for i, label in enumerate(gold) if label]
+    elif getattr(task.task, "multiple_input", 0):
+        gold = task.task.doc_to_text(document)
+    else:
+        gold = task.task.doc_to_target(document)
+    right = {
+        choices.index(g) if isinstance(g, str) and g in choices else g
+        for g in (gold if isinstance(gold, list) else [gold])
+    }
+    indices = [i for i in range(len(choices)) if i in right]
+    return indices, [i for i in range(len(choices)) if i not in right] if indices else []
+
+
+def target(task: RunTask, document: Document) -> str:
+    """The document's answer as text: the first where there are several."""
+    answer = task.task.doc_to_target(document)
+    if isinstance(answer, list):
+        answer = answer[0] if answer else ""
+    if isinstance(answer, int) and task.task.config.doc_to_choice is not None:
+        answer = task.task.doc_to_choice(document)[answer]
+    return str(answer)
+
+
+def _other_target(
+    task: RunTask,
+    documents: Sequence[Document],
+    index: int,
+    allowed: Callable[[Document], bool],
+    random: Random,
+) -> str | None:
+    """Another document's answer that is none of this document's answers."""
+    own = _answers(task, documents[index])
+    for other in random.sample(range(len(documents)), min(20, len(documents))):
+        answer = target(task, documents[other])
+        if answer.strip() and answer.strip().lower() not in own and allowed(documents[other]):
+            return answer
+    return None
+
+
+def _answers(task: RunTask, document: Document) -> set[str]:
+    answer = task.task.doc_to_target(document)
+    every: Iterable[object] = answer if isinstance(answer, list) else [target(task, document)]
+    return {str(a).strip().lower() for a in every}
+
+
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+def with_wrong_number(text: str, random: Random) -> str | None:
+    """``text`` with its last number replaced by a near, different one; None if it has none.
+
+    The number keeps its form: sign, thousands separators and decimal places.
+    """
+    matches = list(_NUMBER.finditer(text))
+    if not matches:
+        return None
+    match = matches[-1]
+    written = match.group().rstrip(",")
+    places = len(written.partition(".")[2])
+    step = 10**-places
+    value = float(written.replace(",", ""))
+    reach = max(3, round(abs(value) / step * 0.2))
+    offset = random.choice([-1, 1]) * random.randint(1, reach)
+    wrong = value + offset * step
+    if value >= 0 > wrong:
+        wrong = value - offset * step
+    new = f"{wrong:{',' if ',' in written else ''}.{places}f}"
+    return text[: match.start()] + new + text[match.start() + len(written) :]

@@ -1,0 +1,185 @@
+"""The harness's task objects of a run, with the settings that the run renders prompts with.
+
+The harness hands a model only requests. Pairs must be written exactly as the scoring will write
+its prompts, so the ``Task`` objects themselves are noted down, with the arguments of
+``build_all_requests``, while the harness builds its requests.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager
+
+from sadi_lmeval.errors import UserError, nearest
+
+Document = dict[str, Any]
+Text = tuple[str, str]
+"""(context, continuation) as the harness scores them."""
+
+_noted: dict[str, RunTask] = {}
+
+
+@dataclass(frozen=True)
+class RunTask:
+    """A harness task and how the run renders its documents."""
+
+    task: Task
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return str(self.task.config.task)
+
+    @property
+    def output_type(self) -> str:
+        return str(self.task.OUTPUT_TYPE)
+
+    @property
+    def num_fewshot(self) -> int:
+        return int(self.task.config.num_fewshot or 0)
+
+    def evaluated(self) -> list[Document]:
+        """Every document of the split that the harness scores, whatever ``--limit`` says."""
+        return list(self.task.eval_docs)
+
+    def evaluated_split(self) -> str | None:
+        config = self.task.config
+        return config.test_split or config.validation_split
+
+    def documents(self, split: str) -> list[Document]:
+        """The documents of a dataset split, processed as the task processes its own.
+
+        Raises:
+            UserError: the dataset has no such split.
+        """
+        dataset = self.task.dataset
+        if split not in dataset:
+            raise UserError(f"task {self.name}: no split {split!r}; {nearest(split, dataset)}")
+        process = self.task.config.process_docs
+        return list(process(dataset[split]) if process else dataset[split])
+
+    def texts(self, document: Document, num_fewshot: int) -> list[Text]:
+        """The (context, continuation) of every request for a document, as scoring writes them.
+
+        For a ``generate_until`` task the continuation is empty.
+        """
+        task, settings = self.task, self.settings
+        context = task.fewshot_context(
+            document,
+            num_fewshot=num_fewshot,
+            system_instruction=settings.get("system_instruction"),
+            apply_chat_template=settings.get("apply_chat_template", False),
+            fewshot_as_multiturn=settings.get("fewshot_as_multiturn", False),
+            chat_template=settings.get("chat_template"),
+            gen_prefix=task.doc_to_prefix(document),
+        )
+        requests = task.construct_requests(
+            doc=document,
+            ctx=context,
+            metadata=(self.name, 0, 1),
+            apply_chat_template=settings.get("apply_chat_template", False),
+            chat_template=settings.get("chat_template"),
+        )
+        if not isinstance(requests, list):
+            requests = [requests]
+        if self.output_type == "generate_until":
+            return [(request.args[0], "") for request in requests]
+        return [(request.args[0], request.args[1]) for request in requests]
+
+    def target_delimiter(self) -> str:
+        """What the harness puts between a prompt and its answer in this run."""
+        config = self.task.config
+        if self.settings.get("apply_chat_template"):
+            prefix = config.gen_prefix
+            return str(config.target_delimiter) if prefix and not prefix[-1].isspace() else ""
+        return str(config.target_delimiter)
+
+    def question(self, document: Document) -> str:
+        """The document's own part of the prompt: no few-shot examples, no chat template."""
+        text = self.task.doc_to_text(document)
+        if isinstance(text, str):
+            return text
+        return "\n".join(map(str, self.task.doc_to_choice(document)))
+
+    def few_shot_documents(self) -> list[Document]:
+        """What the harness draws the few-shot examples of this task from."""
+        sampler = getattr(self.task, "sampler", None)
+        return [] if sampler is None else list(sampler.fewshot_docs())
+
+    @contextmanager
+    def few_shot_pool(
+        self, without: list[Document], num_fewshot: int, seed: int
+    ) -> Iterator[None]:
+        """Draw few-shot examples with a generator of our own and never from ``without``.
+
+        The task's sampler is as before afterwards, so the harness's draws do not change.
+        """
+        sampler = getattr(self.task, "sampler", None)
+        if sampler is None or not num_fewshot:
+            yield
+            return
+        excluded = {digest(document) for document in without}
+        pool = [d for d in self.few_shot_documents() if digest(d) not in excluded]
+        before = sampler.rnd, sampler.df, sampler._loaded
+        sampler.rnd, sampler.df, sampler._loaded = Random(seed), pool, True
+        try:
+            yield
+        finally:
+            sampler.rnd, sampler.df, sampler._loaded = before
+
+
+def digest(document: Document) -> str:
+    """A document's identity: sha256 of its content, the first 32 hexadecimal digits."""
+    content = json.dumps(document, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def note_tasks_of_the_run() -> None:
+    """Start noting down the tasks whose requests the harness builds from now on."""
+    _noted.clear()
+    original: Callable[..., None] = Task.build_all_requests
+    if getattr(original, "_notes_tasks", False):
+        return
+
+    @functools.wraps(original)
+    def build_all_requests(self: Task, **settings: Any) -> None:
+        _noted[str(self.config.task)] = RunTask(self, settings)
+        original(self, **settings)
+
+    build_all_requests._notes_tasks = True  # type: ignore[attr-defined]
+    Task.build_all_requests = build_all_requests  # type: ignore[method-assign]
+
+
+def tasks_of_the_run() -> dict[str, RunTask]:
+    """The noted tasks by name, in the order in which their requests were built."""
+    return dict(_noted)
+
+
+def load_task(name: str, folders: list[Path], like: RunTask | None) -> RunTask:
+    """A task that is not part of the run, rendered with the settings of one that is, if any.
+
+    Raises:
+        UserError: the harness knows no such task, or it is a group, or its data cannot be had.
+    """
+    if name in _noted:
+        return _noted[name]
+    manager = TaskManager(include_path=[str(folder) for folder in folders] or None)
+    if name not in manager.all_subtasks:
+        raise UserError(f"unknown task {name!r}: {nearest(name, manager.all_subtasks)}")
+    try:
+        task = manager.load([name])["tasks"][name]
+    except Exception as error:  # datasets raises many kinds: say which, in one line
+        raise UserError(f"task {name}: cannot load its data ({error})") from error
+    if task.config.num_fewshot is None:
+        task.set_config("num_fewshot", 0)
+    return RunTask(task, like.settings if like else {})

@@ -1,0 +1,107 @@
+"""Token sequences that share their beginnings, packed so that what is shared is computed once.
+
+A :class:`Tree` holds a prompt once, with every continuation of it as a branch: each token sees
+the tokens on its own path from the root and nothing else, at the position it would have alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Segment(NamedTuple):
+    """A run of tokens after its parent's tokens.
+
+    Attributes:
+        parent: index of the segment that it continues, -1 for the root.
+        start: index of its first token in the packed row.
+        depth: position of its first token on its path.
+        tokens: its tokens; may be empty.
+    """
+
+    parent: int
+    start: int
+    depth: int
+    tokens: list[int]
+
+
+@dataclass
+class Tree:
+    """One packed row."""
+
+    segments: list[Segment] = field(default_factory=list)
+    length: int = 0
+
+    def add(self, tokens: list[int], parent: int = -1) -> int:
+        """Continue segment ``parent`` and return the new segment's index."""
+        depth = 0
+        if parent >= 0:
+            above = self.segments[parent]
+            depth = above.depth + len(above.tokens)
+        self.segments.append(Segment(parent, self.length, depth, tokens))
+        self.length += len(tokens)
+        return len(self.segments) - 1
+
+    @property
+    def is_path(self) -> bool:
+        """Whether every segment continues the one before, so that no mask is needed."""
+        return all(s.parent == i - 1 for i, s in enumerate(self.segments))
+
+    def visible(self) -> Tensor:
+        """Which token (row) sees which (column), ``[length, length]`` bool."""
+        seen = torch.zeros(self.length, self.length, dtype=torch.bool)
+        for segment in self.segments:
+            rows = slice(segment.start, segment.start + len(segment.tokens))
+            seen[rows, rows] = torch.ones(len(segment.tokens), len(segment.tokens)).tril().bool()
+            parent = segment.parent
+            while parent >= 0:
+                above = self.segments[parent]
+                seen[rows, above.start : above.start + len(above.tokens)] = True
+                parent = above.parent
+        return seen
+
+
+class Batch(NamedTuple):
+    """Packed rows as model inputs, right-padded.
+
+    Attributes:
+        input_ids: ``[batch, seq]``.
+        attention_mask: additive, ``[batch, 1, seq, seq]``, or None where every row is a path.
+        position_ids: ``[batch, seq]``, or None likewise.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    position_ids: Tensor | None
+
+
+def pack(trees: list[Tree], pad: int, dtype: torch.dtype, device: torch.device) -> Batch:
+    """Lay out trees as one right-padded batch.
+
+    Args:
+        trees: at least one, none empty.
+        pad: the padding token.
+        dtype: of the additive attention mask: the model's.
+        device: where the tensors go.
+    """
+    width = max(tree.length for tree in trees)
+    ids = torch.full((len(trees), width), pad, dtype=torch.long)
+    paths = all(tree.is_path for tree in trees)
+    positions = torch.zeros(len(trees), width, dtype=torch.long)
+    seen = torch.eye(width, dtype=torch.bool).repeat(0 if paths else len(trees), 1, 1)
+    for row, tree in enumerate(trees):
+        for segment in tree.segments:
+            part = slice(segment.start, segment.start + len(segment.tokens))
+            ids[row, part] = torch.tensor(segment.tokens, dtype=torch.long)
+            positions[row, part] = torch.arange(segment.depth, segment.depth + len(segment.tokens))
+        if not paths:
+            seen[row, : tree.length, : tree.length] = tree.visible()
+    if paths:
+        return Batch(ids.to(device), None, None)
+    lowest = torch.finfo(dtype).min
+    mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, lowest).unsqueeze(1)
+    return Batch(ids.to(device), mask.to(device), positions.to(device))

@@ -1,0 +1,204 @@
+"""Which documents' pairs may steer which evaluated document.
+
+Nothing that is scored may have helped to choose what it is scored with. Documents are compared
+by content, so a document that stands in two splits or twice in one split is still the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sadi_lmeval.benchmark import Benchmark
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.run_tasks import Document, RunTask, digest
+
+_SHARED = 5
+"""A question that more evaluated documents share than this identifies none of them."""
+
+
+class Identity(NamedTuple):
+    """What a document is known by: its content, and its own part of the prompt."""
+
+    content: str
+    question: str
+
+
+def identity(task: RunTask, document: Document) -> Identity:
+    text = " ".join(task.question(document).split()).lower()
+    return Identity(digest(document), digest({"question": text}) if text else "")
+
+
+@dataclass(frozen=True)
+class Known:
+    """Documents that must not be among the pairs of a mask."""
+
+    contents: frozenset[str]
+    questions: frozenset[str]
+
+    @classmethod
+    def of(cls, identities: Iterable[Identity]) -> Known:
+        identities = list(identities)
+        counts = Counter(i.question for i in set(identities) if i.question)
+        return cls(
+            frozenset(i.content for i in identities),
+            frozenset(question for question, count in counts.items() if count <= _SHARED),
+        )
+
+    def has(self, document: Identity) -> bool:
+        return document.content in self.contents or document.question in self.questions
+
+
+class Source(NamedTuple):
+    """Documents that the pairs of one mask come from.
+
+    Attributes:
+        label: for people: the split, or which fold is left out.
+        documents: candidates, in data order.
+        allowed: whether a candidate is none of the documents that the mask will score.
+    """
+
+    label: str
+    documents: Sequence[Document]
+    allowed: Callable[[Document], bool]
+
+
+class Sources(NamedTuple):
+    """All masks of a task.
+
+    Attributes:
+        task: the task whose documents make the pairs.
+        sources: one a mask.
+        split: the dataset split or splits of the pairs.
+        folds: the number of folds, or None where the task is not cross-fitted.
+        mask_of: the index of the source whose mask an evaluated document is scored with.
+    """
+
+    task: RunTask
+    sources: list[Source]
+    split: str
+    folds: int | None
+    mask_of: Callable[[Document], int]
+
+
+def find_sources(
+    evaluated: RunTask, source: RunTask, benchmark: Benchmark, folds: int | None
+) -> Sources:
+    """Where the pairs that steer ``evaluated`` come from.
+
+    The benchmark's ``pairs_from`` decides; without it the training split of ``source``, else its
+    validation split if its test split is scored; else ``source`` is cross-fitted: contiguous
+    folds in data order over the whole evaluated split, each scored with the mask of the others.
+
+    Args:
+        evaluated: the task that is scored.
+        source: the task whose documents make the pairs; mostly the same.
+        benchmark: of ``source``.
+        folds: the number of folds that the user asked for, or None.
+
+    Raises:
+        UserError: the split of the pairs is the one that is scored.
+    """
+    config = source.task.config
+    splits = benchmark.pairs_from
+    if not splits and config.training_split:
+        splits = (config.training_split,)
+    elif not splits and config.test_split and config.validation_split:
+        splits = (config.validation_split,)
+    if source.evaluated_split() in splits:
+        if folds is None:
+            raise UserError(
+                f"task {source.name}: its pairs would come from {source.evaluated_split()!r}, the "
+                "split that is scored; pass folds=2 to cross-fit it, or name other splits under "
+                "pairs_from in a benchmark file"
+            )
+        splits = ()
+    scored = evaluated.evaluated()
+    if splits:
+        known = Known.of(identity(evaluated, document) for document in scored)
+        documents: Sequence[Document]
+        if len(splits) == 1:
+            documents = source.documents(splits[0])
+        else:
+            documents = [d for split in splits for d in source.documents(split)]
+        label = "+".join(splits)
+
+        def allowed(document: Document) -> bool:
+            return not known.has(identity(source, document))
+
+        return Sources(source, [Source(label, documents, allowed)], label, None, lambda _: 0)
+    return _cross_fitted(evaluated, source, folds or benchmark.folds)
+
+
+def _cross_fitted(evaluated: RunTask, source: RunTask, folds: int) -> Sources:
+    documents = source.evaluated()
+    if len(documents) < folds:
+        raise UserError(f"task {source.name}: {len(documents)} documents are too few for {folds} folds")
+    identities = [identity(source, document) for document in documents]
+    fold_of: dict[str, int] = {}
+    fold_of_question: dict[str, int] = {}
+    identifying = Known.of(identities).questions
+    for index, known_as in enumerate(identities):
+        fold = fold_of.setdefault(known_as.content, index * folds // len(documents))
+        if known_as.question in identifying:
+            fold_of_question.setdefault(known_as.question, fold)
+
+    def mask_of(document: Document) -> int:
+        """A document outside of ``source`` may have any mask: it gets the first."""
+        fold = fold_of.get(digest(document))
+        if fold is None and fold_of_question:
+            fold = fold_of_question.get(identity(evaluated, document).question)
+        return fold or 0
+
+    sources = []
+    for fold in range(folds):
+        held_out = Known.of(i for i in identities if fold_of[i.content] == fold)
+        others = [
+            document
+            for document, known_as in zip(documents, identities, strict=True)
+            if fold_of[known_as.content] != fold
+        ]
+        sources.append(
+            Source(
+                f"fold {fold + 1} of {folds} left out",
+                others,
+                lambda document, held_out=held_out: not held_out.has(  # type: ignore[misc]
+                    identity(source, document)
+                ),
+            )
+        )
+    return Sources(source, sources, str(source.evaluated_split()), folds, mask_of)
+
+
+def refuse_scored_documents(
+    evaluated: RunTask, documents: Iterable[Document], card: dict[str, object], source: str
+) -> None:
+    """The guard: no document is scored with a mask that its own pair helped to make.
+
+    Args:
+        evaluated: the task that is scored.
+        documents: those that will be scored with the mask.
+        card: the mask's card, with the identities of its pairs' documents.
+        source: the mask's name, for the message.
+
+    Raises:
+        UserError: naming the first such document.
+    """
+    identities = [(document, identity(evaluated, document)) for document in documents]
+    identifying = Known.of(known_as for _, known_as in identities).questions
+    contents, questions = set(_texts(card, "documents")), set(_texts(card, "questions"))
+    for document, known_as in identities:
+        asked = known_as.question in questions and known_as.question in identifying
+        if known_as.content in contents or asked:
+            text = " ".join(evaluated.question(document).split())
+            raise UserError(
+                f"mask {source} was built from a document that task {evaluated.name} scores: "
+                f"{text[-120:]!r} (content {known_as.content}); use a mask from other documents"
+            )
+
+
+def _texts(card: dict[str, object], key: str) -> list[str]:
+    value = card.get(key)
+    return [str(entry) for entry in value] if isinstance(value, list) else []

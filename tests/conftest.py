@@ -1,0 +1,184 @@
+"""Tiny models, a tokenizer and harness tasks made on the spot: nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+WORDS = """the cat dog bird fish stone tree river house road sky sun moon star rain snow wind fire
+red blue green black white big small old new fast slow hot cold is was sees eats likes wants makes
+finds yes no true false right wrong question answer which what who where it they and or not very
+one two three four five six seven eight nine ten a an in on under over with by from to of""".split()
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<s> {{ m['role'] }} : {{ m['content'] }} </s> {% endfor %}"
+    "{% if add_generation_prompt %}<s> assistant :{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word (and a sign), with <s>, </s> and a chat template."""
+    alphabet = [chr(c) for c in range(33, 127)]
+    vocabulary = {w: i for i, w in enumerate(["<unk>", "<s>", "</s>", *dict.fromkeys(WORDS + alphabet)])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def tiny_llama(vocab_size: int, **changes: Any) -> LlamaForCausalLM:
+    """Random weights large enough that layers matter; 4 query and 2 key/value heads."""
+    settings: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.3,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+    }
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
+
+
+@pytest.fixture(scope="session")
+def model_folder(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast
+) -> Path:
+    """A tiny Llama and its tokenizer as an ordinary Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_llama(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tasks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Harness tasks over made-up rows, for ``--include_path``.
+
+    tiny_choice (train, validation), tiny_folds (validation only), tiny_input (options stand in the
+    context), tiny_empty (empty context), tiny_text (generate_until), tiny_sum (generate_until with
+    numbers), tiny_word (loglikelihood), tiny_rolling (loglikelihood_rolling).
+    """
+    folder = tmp_path_factory.mktemp("tasks")
+    rng = random.Random(0)
+
+    def phrase(low: int, high: int) -> str:
+        return " ".join(rng.choices(WORDS, k=rng.randint(low, high)))
+
+    def row(index: int) -> dict[str, Any]:
+        label = rng.randrange(3)
+        return {
+            "question": f"{phrase(3, 14)} {' '.join(str(index))}",
+            "choices": [phrase(1, 4) for _ in range(3)],
+            "label": label,
+            "answer": phrase(1, 3),
+            "working": f"{phrase(2, 5)} #### {rng.randint(10, 99)}",
+        }
+
+    rows = [row(i) for i in range(120)]
+    splits = {"train": rows[:70], "validation": rows[70:]}
+    for name, part in splits.items():
+        lines = "\n".join(json.dumps(r) for r in part)
+        (folder / f"{name}.jsonl").write_text(lines + "\n", encoding="utf-8")
+
+    def write(name: str, **config: Any) -> None:
+        base: dict[str, Any] = {
+            "task": name,
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {n: str(folder / f"{n}.jsonl") for n in splits}},
+            "training_split": "train",
+            "validation_split": "validation",
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{question}} answer :",
+            "doc_to_choice": "{{choices}}",
+            "doc_to_target": "label",
+            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+            "metadata": {"version": 1.0},
+        }
+        merged = {k: v for k, v in {**base, **config}.items() if v is not None}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(merged), encoding="utf-8")
+
+    match = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
+    write("tiny_choice")
+    write("tiny_folds", training_split=None)
+    write("tiny_same_split", training_split="validation")
+    write("tiny_input", doc_to_text="label", doc_to_choice="{{choices}}", doc_to_target="answer")
+    write("tiny_empty", doc_to_text="")
+    generation: dict[str, Any] = {
+        "output_type": "generate_until",
+        "doc_to_choice": None,
+        "metric_list": match,
+        "generation_kwargs": {"until": ["</s>"], "max_gen_toks": 6, "do_sample": False},
+    }
+    write("tiny_text", doc_to_target="answer", **generation)
+    write("tiny_sum", doc_to_target="working", **generation)
+    write(
+        "tiny_word",
+        output_type="loglikelihood",
+        doc_to_choice=None,
+        doc_to_target=" {{answer}}",
+    )
+    write(
+        "tiny_rolling",
+        output_type="loglikelihood_rolling",
+        doc_to_text="",
+        doc_to_choice=None,
+        doc_to_target="{{question}}",
+        metric_list=[
+            {"metric": "word_perplexity", "aggregation": "weighted_perplexity", "higher_is_better": False}
+        ],
+    )
+    return folder
+
+
+LmEval = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def lm_eval(tmp_path: Path, model_folder: Path, tasks_folder: Path) -> LmEval:
+    """Run the plain ``lm_eval`` command on the tiny model: ``lm_eval("--tasks", …, top_k=2)``."""
+
+    def run(*options: str, model: str = "hf-sadi", **arguments: Any) -> subprocess.CompletedProcess[str]:
+        arguments = {"pretrained": model_folder, **arguments}
+        if model != "hf":
+            arguments = {"cache_dir": tmp_path / "cache", "n_pairs": 12, **arguments}
+        text = ",".join(f"{k}={v}" for k, v in arguments.items() if v is not None)
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_CACHE": str(tmp_path.parent / "datasets"),
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, "-m", "lm_eval", "--model", model, "--model_args", text]
+        command += ["--device", "cpu", "--include_path", str(tasks_folder), *options]
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
+        )
+
+    return run
