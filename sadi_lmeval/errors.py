@@ -30,9 +30,7 @@ def show_user_errors_as_one_line() -> None:
     if getattr(previous, "_sadi_lmeval", False):
         return
 
-    def hook(
-        kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, UserError):
             print(f"sadi-lmeval: error: {error}", file=sys.stderr)
         else:

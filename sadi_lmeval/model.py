@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import transformers
@@ -27,7 +27,7 @@ from sadi_lmeval.branching import longest_branching_path
 from sadi_lmeval.cache import weights_digest
 from sadi_lmeval.errors import UserError, show_user_errors_as_one_line
 from sadi_lmeval.forward import Forward
-from sadi_lmeval.interventions.edit import Edits
+from sadi_lmeval.interventions.edit import Edit, Edits
 from sadi_lmeval.options import NAMES, parse, refuse_unknown
 from sadi_lmeval.prefill import steered_prefill
 from sadi_lmeval.response_cache import ResponseCache
@@ -52,9 +52,7 @@ class SADI(HFLM):  # type: ignore[misc]
     ``hf`` calls ``delta`` are ``delta_weights`` here.
     """
 
-    def __init__(
-        self, pretrained: str | transformers.PreTrainedModel, **arguments: Any
-    ) -> None:
+    def __init__(self, pretrained: str | transformers.PreTrainedModel, **arguments: Any) -> None:
         show_user_errors_as_one_line()
         ours = {name: arguments.pop(name) for name in list(arguments) if name in NAMES}
         delta_weights = arguments.pop("delta_weights", None)
@@ -136,7 +134,8 @@ class SADI(HFLM):  # type: ignore[misc]
 
     def _encode(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if context:
-            return self._encode_pair(context, continuation)
+            before, after = self._encode_pair(context, continuation)
+            return before, after
         tokens = self.tok_encode(continuation, add_special_tokens=False)
         if tokens and tokens[0] == self.prefix_token_id:
             return tokens[:1], tokens[1:]
@@ -168,15 +167,17 @@ class SADI(HFLM):  # type: ignore[misc]
         ):
             return
         self._tasks, self._first_edit = {}, {}
-        edits = []
+        edits: list[Edit] = []
         for name in names:
             if name is None:
-                raise UserError("a request names no task, so there are no pairs to build a mask from")
+                raise UserError(
+                    "a request names no task, so there are no pairs to build a mask from"
+                )
             task = noted.get(name) or self._load(name)
             steering = prepare(task, self)
             self._tasks[name] = steering
             self._first_edit[name] = len(edits)
-            edits += [mask.edit for mask in steering.masks]
+            edits += steering.edits
         self._edits = Edits(self.site, edits, self.options.activations == "clean")
 
     def _load(self, name: str) -> RunTask:
@@ -215,9 +216,7 @@ class SADI(HFLM):  # type: ignore[misc]
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         self.cache_hook = ResponseCache(cache_hook.dbdict)
 
-    def loglikelihood(
-        self, requests: list[Instance], disable_tqdm: bool = False
-    ) -> list[Score]:
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Score]:
         """Log-likelihood of each continuation, its prompt's last token steered.
 
         Requests of several tasks and folds may be mixed; each gets its own mask.
@@ -282,9 +281,7 @@ class SADI(HFLM):  # type: ignore[misc]
         """Refused: a rolling log-likelihood has no prompt whose last token could be steered."""
         _refuse_rolling(str(requests[0].task_name if requests else ""))
 
-    def generate_until(
-        self, requests: list[Instance], disable_tqdm: bool = False
-    ) -> list[str]:
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generate after each prompt; only the prefill's last prompt token is steered."""
         which = self._steer(requests)
         texts: list[str | None] = [None] * len(requests)
@@ -314,7 +311,9 @@ class SADI(HFLM):  # type: ignore[misc]
         finally:
             self._generated_edit = None
 
-    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Any:
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any
+    ) -> Any:
         edit = getattr(self, "_generated_edit", None)
         if edit is None or self._edits is None:
             return super()._model_generate(context, max_length, stop, **kwargs)
@@ -331,7 +330,7 @@ class SADI(HFLM):  # type: ignore[misc]
         return info
 
 
-def _refuse_rolling(name: str) -> None:
+def _refuse_rolling(name: str) -> NoReturn:
     raise UserError(
         f"task {name} asks for loglikelihood_rolling, which has no prompt whose last token could "
         "be steered; score it with --model hf"

@@ -62,13 +62,43 @@ _TEXTS = ("recipe", "mask", "mask_from", "cache_dir", "include_path")
 # What transformers' ``from_pretrained`` takes beside its signature; the harness hands unknown
 # arguments on to it, so these must not be taken for a spelling mistake.
 _LOADING = frozenset(
-    """attn_implementation bnb_4bit_compute_dtype bnb_4bit_quant_type bnb_4bit_use_double_quant
-    code_revision config device_map device_mesh distributed_config experts_implementation
-    force_download generation_config key_mapping llm_int8_enable_fp32_cpu_offload load_in_4bit
-    load_in_8bit local_files_only low_cpu_mem_usage max_memory offload_buffers offload_state_dict
-    output_attentions output_hidden_states output_loading_info proxies quantization_config
-    state_dict token torch_dtype tp_size use_cache use_kernels use_safetensors variant
-    weights_only""".split()
+    [
+        "attn_implementation",
+        "bnb_4bit_compute_dtype",
+        "bnb_4bit_quant_type",
+        "bnb_4bit_use_double_quant",
+        "code_revision",
+        "config",
+        "device_map",
+        "device_mesh",
+        "distributed_config",
+        "experts_implementation",
+        "force_download",
+        "generation_config",
+        "key_mapping",
+        "llm_int8_enable_fp32_cpu_offload",
+        "load_in_4bit",
+        "load_in_8bit",
+        "local_files_only",
+        "low_cpu_mem_usage",
+        "max_memory",
+        "offload_buffers",
+        "offload_state_dict",
+        "output_attentions",
+        "output_hidden_states",
+        "output_loading_info",
+        "proxies",
+        "quantization_config",
+        "state_dict",
+        "token",
+        "torch_dtype",
+        "tp_size",
+        "use_cache",
+        "use_kernels",
+        "use_safetensors",
+        "variant",
+        "weights_only",
+    ]
 )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sadi_lmeval.hooks import visiting
 from sadi_lmeval.interventions.edit import Edits, reading
 from sadi_lmeval.positions import Points
+from sadi_lmeval.sites import unwrapped
 
 
 @contextmanager
@@ -80,6 +81,4 @@ def _clean(model: nn.Module, edits: Edits, context: Tensor, attention_mask: Tens
 
 
 def _parameters(model: nn.Module) -> set[str]:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    assert isinstance(base, nn.Module)
-    return set(inspect.signature(base.forward).parameters)
+    return set(inspect.signature(unwrapped(model).forward).parameters)

@@ -79,7 +79,9 @@ def _read(path: Path) -> Recipe:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe file {path}: not valid YAML ({str(error).splitlines()[0]})") from None
+        raise UserError(
+            f"recipe file {path}: not valid YAML ({str(error).splitlines()[0]})"
+        ) from None
     if not isinstance(content, dict):
         raise UserError(f"recipe file {path}: must be a mapping with the keys recipe and contrast")
     names = {field.name for field in fields(Recipe)}
@@ -88,9 +90,8 @@ def _read(path: Path) -> Recipe:
     ]
     faults += [f"missing key {key!r}" for key in ("recipe", "contrast") if key not in content]
     if "contrast" in content and content["contrast"] not in get_args(Contrast):
-        faults.append(
-            f"contrast {content['contrast']!r}: {nearest(str(content['contrast']), get_args(Contrast))}"
-        )
+        given = str(content["contrast"])
+        faults.append(f"contrast {given!r}: {nearest(given, get_args(Contrast))}")
     for key in ("recipe", "description", "gold"):
         if key in content and not isinstance(content[key], str):
             faults.append(f"{key} must be text, not {content[key]!r}")

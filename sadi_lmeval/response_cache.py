@@ -51,7 +51,7 @@ class ResponseCache:
         if self.database is None or not self.steering:
             return None
         key = self.key(kind, arguments)
-        return self.database[key] if key in self.database else None
+        return self.database.get(key)
 
     def add_partial(self, attr: str, req: Iterable[Any], res: Any) -> None:
         """Keep a response; the name and the arguments are the harness's."""

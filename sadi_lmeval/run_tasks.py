@@ -54,7 +54,8 @@ class RunTask:
 
     def evaluated_split(self) -> str | None:
         config = self.task.config
-        return config.test_split or config.validation_split
+        split: str | None = config.test_split or config.validation_split
+        return split
 
     def documents(self, split: str) -> list[Document]:
         """The documents of a dataset split, processed as the task processes its own.
@@ -117,9 +118,7 @@ class RunTask:
         return [] if sampler is None else list(sampler.fewshot_docs())
 
     @contextmanager
-    def few_shot_pool(
-        self, without: list[Document], num_fewshot: int, seed: int
-    ) -> Iterator[None]:
+    def few_shot_pool(self, without: list[Document], num_fewshot: int, seed: int) -> Iterator[None]:
         """Draw few-shot examples with a generator of our own and never from ``without``.
 
         The task's sampler is as before afterwards, so the harness's draws do not change.
@@ -157,7 +156,7 @@ def note_tasks_of_the_run() -> None:
         original(self, **settings)
 
     build_all_requests._notes_tasks = True  # type: ignore[attr-defined]
-    Task.build_all_requests = build_all_requests  # type: ignore[method-assign]
+    Task.build_all_requests = build_all_requests
 
 
 def tasks_of_the_run() -> dict[str, RunTask]:

@@ -6,7 +6,7 @@ found by looking. :func:`register` adds a row.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.hooks import Side, visiting
 from sadi_lmeval.options import Element, HiddenSite
+
 
 class Architecture(NamedTuple):
     """Module names of one family: of the list of blocks, and within a block.
@@ -113,8 +114,7 @@ def find_site(model: nn.Module, element: Element, hidden_site: HiddenSite = "mlp
         UserError: the architecture is not known and not built like a known one, or has no such
             element.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    assert isinstance(base, nn.Module)
+    base = unwrapped(model)
     config = base.config.get_text_config()
     kind = str(base.config.model_type)
     architecture = ARCHITECTURES.get(kind) or _look(base, config.num_hidden_layers)
@@ -153,6 +153,11 @@ def find_site(model: nn.Module, element: Element, hidden_site: HiddenSite = "mlp
     return Site(element, modules, side, heads, int(head_dim))
 
 
+def unwrapped(model: Any) -> Any:
+    """The causal language model itself, out of a PEFT wrapper if there is one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def _look(model: nn.Module, layers: int) -> Architecture | None:
     """Module names of an unlisted architecture, found by their usual endings."""
     for name, module in model.named_modules():
@@ -170,7 +175,8 @@ def _look(model: nn.Module, layers: int) -> Architecture | None:
         neurons = [
             n
             for n in inside
-            if n.startswith(mlps[0] + ".") and n.rpartition(".")[2] in ("act_fn", "act", "activation_fn")
+            if n.startswith(mlps[0] + ".")
+            and n.rpartition(".")[2] in ("act_fn", "act", "activation_fn")
         ]
         return Architecture(name, heads[0], mlps[0], neurons[0] if len(neurons) == 1 else None)
     return None

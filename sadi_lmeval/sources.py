@@ -135,7 +135,9 @@ def find_sources(
 def _cross_fitted(evaluated: RunTask, source: RunTask, folds: int) -> Sources:
     documents = source.evaluated()
     if len(documents) < folds:
-        raise UserError(f"task {source.name}: {len(documents)} documents are too few for {folds} folds")
+        raise UserError(
+            f"task {source.name}: {len(documents)} documents are too few for {folds} folds"
+        )
     identities = [identity(source, document) for document in documents]
     fold_of: dict[str, int] = {}
     fold_of_question: dict[str, int] = {}
@@ -164,8 +166,10 @@ def _cross_fitted(evaluated: RunTask, source: RunTask, folds: int) -> Sources:
             Source(
                 f"fold {fold + 1} of {folds} left out",
                 others,
-                lambda document, held_out=held_out: not held_out.has(  # type: ignore[misc]
-                    identity(source, document)
+                lambda document, held_out=held_out: (
+                    not held_out.has(  # type: ignore[misc]
+                        identity(source, document)
+                    )
                 ),
             )
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from sadi_lmeval.activations import TokenPair
@@ -73,12 +74,14 @@ class TaskSteering:
     """How the documents of one task are steered.
 
     Attributes:
-        masks: one, or one a fold.
-        mask_of: the index of the mask for a document.
+        edits: one, or one a fold.
+        masks: of each edit; empty where nothing is steered.
+        mask_of: the index of the edit and mask for a document.
         record: what the results file says about it.
     """
 
     task: RunTask
+    edits: list[Edit]
     masks: list[PreparedMask]
     mask_of: Callable[[Document], int]
     record: dict[str, Any]
@@ -90,7 +93,7 @@ class TaskSteering:
             UserError: naming the first such document.
         """
         of_mask: dict[int, list[Document]] = {}
-        for document in documents:
+        for document in documents if self.masks else []:
             of_mask.setdefault(self.mask_of(document), []).append(document)
         for index, scored in of_mask.items():
             mask = self.masks[index]
@@ -99,6 +102,8 @@ class TaskSteering:
 
 def prepare(task: RunTask, model: SteerableModel) -> TaskSteering:
     """Build or load the masks of a task.
+
+    With a delta of 0 nothing is steered and no mask is needed.
 
     Raises:
         UserError: for whatever the user can mend: too few documents, an unfit mask file, …
@@ -115,7 +120,9 @@ def prepare(task: RunTask, model: SteerableModel) -> TaskSteering:
             f"({model.site.layers} layers of {model.site.entries})"
         )
 
-    def finish(difference: MeanDifference, source: str, key: str, file: Path | None) -> PreparedMask:
+    def finish(
+        difference: MeanDifference, source: str, key: str, file: Path | None
+    ) -> PreparedMask:
         mask = binary_mask(difference.scores, top_k, options.selection, options.seed)
         edit = sadi_edit(mask, difference.values, delta, options.steering)
         return PreparedMask(difference, edit, mask.nonzero().tolist(), source, key, file)
@@ -130,6 +137,9 @@ def prepare(task: RunTask, model: SteerableModel) -> TaskSteering:
     }
     if options.element == "hidden":
         record["hidden_site"] = options.hidden_site
+    if delta == 0:
+        unsteered = Edit(torch.zeros(model.site.layers, model.site.width))
+        return TaskSteering(task, [unsteered], [], lambda _: 0, record)
     if options.mask:
         difference = load_mask(Path(options.mask))
         difference.check_fits(model.site, model.model_card["model_type"], options.mask)
@@ -144,7 +154,9 @@ def prepare(task: RunTask, model: SteerableModel) -> TaskSteering:
         source_task = load_task(options.mask_from, folders, task)
         benchmark = find_benchmark(source_task.name, folders)
         record["mask_from"] = source_task.name
-    recipe = load_recipe(options.recipe or benchmark.recipe or _default_recipe(source_task), folders)
+    recipe = load_recipe(
+        options.recipe or benchmark.recipe or _default_recipe(source_task), folders
+    )
     sources = find_sources(task, source_task, benchmark, options.folds)
     masks = []
     for source in sources.sources:
@@ -174,7 +186,7 @@ def _finished(
         }
         for mask in masks
     ]
-    return TaskSteering(task, masks, mask_of, record)
+    return TaskSteering(task, [mask.edit for mask in masks], masks, mask_of, record)
 
 
 def _default_recipe(task: RunTask) -> str:
@@ -182,7 +194,9 @@ def _default_recipe(task: RunTask) -> str:
         return "right_wrong"
     if task.output_type in ("generate_until", "loglikelihood"):
         return "other_target"
-    raise UserError(f"task {task.name} ({task.output_type}) has nothing to contrast; pass mask= or mask_from=")
+    raise UserError(
+        f"task {task.name} ({task.output_type}) has nothing to contrast; pass mask= or mask_from="
+    )
 
 
 def _pairs(
@@ -190,9 +204,7 @@ def _pairs(
 ) -> list[Pair]:
     wanted = options.n_pairs or benchmark.n_pairs or DEFAULT_N_PAIRS
     shots = task.num_fewshot if options.pairs_num_fewshot is None else options.pairs_num_fewshot
-    pairs = build_pairs(
-        task, recipe, source.documents, source.allowed, wanted, shots, options.seed
-    )
+    pairs = build_pairs(task, recipe, source.documents, source.allowed, wanted, shots, options.seed)
     if len(pairs) < (wanted if options.n_pairs else _FEWEST):
         raise UserError(
             f"task {task.name}: {source.label} makes {len(pairs)} contrastive pairs out of "
@@ -201,7 +213,10 @@ def _pairs(
         )
     if len(pairs) < wanted:
         logger.info(
-            "Task %s: %s makes %d contrastive pairs; all are used", task.name, source.label, len(pairs)
+            "Task %s: %s makes %d contrastive pairs; all are used",
+            task.name,
+            source.label,
+            len(pairs),
         )
     return pairs
 
@@ -216,7 +231,9 @@ def _mask(
 ) -> tuple[MeanDifference, str, Path | None]:
     """The mean difference of pairs, from the cache if it was measured before."""
     options = model.options
-    tokens = [TokenPair(model.encode(*pair.positive), model.encode(*pair.negative)) for pair in pairs]
+    tokens = [
+        TokenPair(model.encode(*pair.positive), model.encode(*pair.negative)) for pair in pairs
+    ]
     identities = [identity(task, pair.document) for pair in pairs]
     card: dict[str, Any] = {
         **model.model_card,

@@ -34,13 +34,19 @@ CHAT_TEMPLATE = (
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a word (and a sign), with <s>, </s> and a chat template."""
     alphabet = [chr(c) for c in range(33, 127)]
-    vocabulary = {w: i for i, w in enumerate(["<unk>", "<s>", "</s>", *dict.fromkeys(WORDS + alphabet)])}
+    vocabulary = {
+        w: i for i, w in enumerate(["<unk>", "<s>", "</s>", *dict.fromkeys(WORDS + alphabet)])
+    }
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
     )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+        tokenizer_object=inner,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
@@ -151,7 +157,11 @@ def tasks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         doc_to_choice=None,
         doc_to_target="{{question}}",
         metric_list=[
-            {"metric": "word_perplexity", "aggregation": "weighted_perplexity", "higher_is_better": False}
+            {
+                "metric": "word_perplexity",
+                "aggregation": "weighted_perplexity",
+                "higher_is_better": False,
+            }
         ],
     )
     return folder
@@ -164,7 +174,9 @@ LmEval = Callable[..., "subprocess.CompletedProcess[str]"]
 def lm_eval(tmp_path: Path, model_folder: Path, tasks_folder: Path) -> LmEval:
     """Run the plain ``lm_eval`` command on the tiny model: ``lm_eval("--tasks", …, top_k=2)``."""
 
-    def run(*options: str, model: str = "hf-sadi", **arguments: Any) -> subprocess.CompletedProcess[str]:
+    def run(
+        *options: str, model: str = "hf-sadi", **arguments: Any
+    ) -> subprocess.CompletedProcess[str]:
         arguments = {"pretrained": model_folder, **arguments}
         if model != "hf":
             arguments = {"cache_dir": tmp_path / "cache", "n_pairs": 12, **arguments}
