@@ -11,6 +11,7 @@ from tqdm import tqdm
 from sadi_lmeval.batches import batches
 from sadi_lmeval.forward import Forward
 from sadi_lmeval.positions import Points
+from sadi_lmeval.prefixes import Group, group_by_prefix
 from sadi_lmeval.sequences import Tree, pack
 from sadi_lmeval.sites import Site
 
@@ -50,43 +51,60 @@ def mean_difference(
         ``[layers, entries, entry_width]`` float32.
     """
     total = torch.zeros(site.layers, site.width, dtype=torch.float64)
-    rows: list[tuple[Tree, list[tuple[int, int]]]] = []
-    for pair in pairs:
-        rows += _packed(pair) if branching else _apart(pair)
+    dtype = next(forward.model.parameters()).dtype
+    shared = [pair.positive[: _shared(pair)] for pair in pairs]
+    groups = group_by_prefix(shared) if branching else [Group(0, list(range(len(pairs))))]
     with tqdm(total=len(pairs) * 2, desc=label, unit="text") as bar:
-        for batch in batches(rows, lambda row: row[0].length, most_rows, most_tokens):
-            ends = [(row, end, sign) for row, (_, ends) in enumerate(batch) for end, sign in ends]
-            points = Points.of([(r, end) for r, end, _ in ends], len(batch), forward.device)
-            dtype = next(forward.model.parameters()).dtype
-            inputs = pack([tree for tree, _ in batch], pad, dtype, forward.device)
-            values = forward.activations(inputs, points, site).cpu().double()
-            signs = torch.tensor([sign for _, _, sign in ends], dtype=torch.float64)
-            total += torch.einsum("n,nlw->lw", signs, values)
-            bar.update(len(ends))
+        for group in groups:
+            past = forward.prefix(shared[group.members[0]][: group.length])
+            rows: list[_Row] = []
+            for member in group.members:
+                pair = pairs[member]
+                rows += [_packed(pair, group.length)] if branching else _apart(pair)
+            for batch in batches(rows, lambda row: row.tree.length, most_rows, most_tokens):
+                ends = [(i, end, sign) for i, row in enumerate(batch) for end, sign in row.ends]
+                points = Points.of([(i, end) for i, end, _ in ends], len(batch), forward.device)
+                inputs = pack([row.tree for row in batch], pad, dtype, forward.device, past)
+                values = forward.activations(inputs, points, site).cpu().double()
+                signs = torch.tensor([sign for _, _, sign in ends], dtype=torch.float64)
+                total += torch.einsum("n,nlw->lw", signs, values)
+                bar.update(len(ends))
     mean = (total / len(pairs)).float()
     return mean.view(site.layers, site.entries, site.entry_width)
 
 
-def _packed(pair: TokenPair) -> list[tuple[Tree, list[tuple[int, int]]]]:
-    """Both texts in one row; the last token of each with its sign."""
+class _Row(NamedTuple):
+    """A packed row, and the last token of each of its texts with the text's sign."""
+
+    tree: Tree
+    ends: list[tuple[int, int]]
+
+
+def _shared(pair: TokenPair) -> int:
+    """Tokens that both texts of a pair begin with; each keeps at least one of its own."""
+    least = min(len(pair.positive), len(pair.negative)) - 1
     shared = 0
-    least = min(len(pair.positive), len(pair.negative))
     while shared < least and pair.positive[shared] == pair.negative[shared]:
         shared += 1
-    tree = Tree()
-    root = tree.add(pair.positive[:shared])
+    return shared
+
+
+def _packed(pair: TokenPair, past: int) -> _Row:
+    """Both texts in one row, what they share once."""
+    shared = _shared(pair)
+    tree = Tree(past=past)
+    root = tree.add(pair.positive[past:shared])
     ends = []
     for text, sign in ((pair.positive, 1), (pair.negative, -1)):
-        segment = tree.segments[tree.add(text[shared:], root)]
-        last = segment.start + len(segment.tokens) - 1 if segment.tokens else shared - 1
-        ends.append((last, sign))
-    return [(tree, ends)]
+        tree.add(text[shared:], root)
+        ends.append((tree.length - 1, sign))
+    return _Row(tree, ends)
 
 
-def _apart(pair: TokenPair) -> list[tuple[Tree, list[tuple[int, int]]]]:
+def _apart(pair: TokenPair) -> list[_Row]:
     rows = []
     for text, sign in ((pair.positive, 1), (pair.negative, -1)):
         tree = Tree()
         tree.add(text)
-        rows.append((tree, [(tree.length - 1, sign)]))
+        rows.append(_Row(tree, [(tree.length - 1, sign)]))
     return rows

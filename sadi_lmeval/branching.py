@@ -48,14 +48,14 @@ def _difference(model: nn.Module) -> str:
     forward = Forward(model)
     parameter = next(model.parameters())
     trunk, left, right = [5, 9, 7, 4, 8, 6], [3, 5, 4], [9, 3]
-    tree = Tree()
-    root = tree.add(trunk)
+    tree = Tree(past=3)
+    root = tree.add(trunk[3:])
     tree.add(left, root)
     tree.add(right, root)
     try:
         packed = forward.logits(
-            pack([tree], 0, parameter.dtype, forward.device),
-            Points.of([(0, 5), (0, 8), (0, 10)], 1, forward.device),
+            pack([tree], 0, parameter.dtype, forward.device, forward.prefix(trunk[:3])),
+            Points.of([(0, 2), (0, 5), (0, 7)], 1, forward.device),
         )
         plain = []
         for tokens, positions in ((trunk + left, [5, 8]), (trunk + right, [7])):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from sadi_lmeval.interventions.edit import Edits, reading
 from sadi_lmeval.positions import Points
-from sadi_lmeval.sequences import Batch
+from sadi_lmeval.sequences import Batch, Prefix
 from sadi_lmeval.sites import Site
 
 
@@ -57,8 +59,26 @@ class Forward:
         device = collected[0].device
         return torch.stack([values.to(device) for values in collected], dim=1)
 
-    def _run(self, batch: Batch, points: Points) -> Tensor:
-        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    def prefix(self, tokens: Sequence[int]) -> Prefix | None:
+        """Keys and values of tokens that many sequences begin with; None for no tokens."""
+        if not tokens:
+            return None
+        cache = DynamicCache()
+        ids = torch.tensor([list(tokens)], device=self.device)
+        nowhere = Points.of([], 1, self.device)
+        self._run(Batch(ids, None, None), nowhere, cache)
+        keys, values = [], []
+        for layer in cache.layers:
+            keys.append(layer.keys)
+            values.append(layer.values)
+        return Prefix(keys, values, len(tokens))
+
+    def _run(self, batch: Batch, points: Points, cache: DynamicCache | None = None) -> Tensor:
+        if batch.past is not None:
+            cache = _filled(batch.past, len(batch.input_ids))
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": cache is not None}
+        if cache is not None:
+            inputs["past_key_values"] = cache
         if batch.attention_mask is not None:
             inputs["attention_mask"] = batch.attention_mask
             inputs["position_ids"] = batch.position_ids
@@ -77,3 +97,11 @@ class Forward:
             stack.callback(head.register_forward_pre_hook(only_points).remove)
             logits: Tensor = self.model(**inputs).logits[0]
         return logits
+
+
+def _filled(past: Prefix, batch: int) -> DynamicCache:
+    """A cache that holds the prefix for every row; what the pass adds to it is thrown away."""
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(zip(past.keys, past.values, strict=True)):
+        cache.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), layer)
+    return cache

@@ -13,7 +13,8 @@ from sadi_lmeval.batches import batches
 from sadi_lmeval.forward import Forward, Steered
 from sadi_lmeval.interventions.edit import Edits
 from sadi_lmeval.positions import Points
-from sadi_lmeval.sequences import Tree, pack
+from sadi_lmeval.prefixes import Group, group_by_prefix
+from sadi_lmeval.sequences import Prefix, Tree, pack
 
 Score = tuple[float, bool]
 """(summed log-probability of the continuation, whether greedy decoding would produce it)."""
@@ -36,7 +37,7 @@ class _Row:
         scored: per request: its index, and the positions whose logits predict its tokens.
     """
 
-    tree: Tree = field(default_factory=Tree)
+    tree: Tree
     edited: list[tuple[int, int]] = field(default_factory=list)
     scored: list[tuple[int, list[int]]] = field(default_factory=list)
 
@@ -62,9 +63,10 @@ def log_likelihoods(
 ) -> list[Score]:
     """Score continuations, each after its prompt's last token was edited.
 
-    Only the last prompt token is edited. Requests of different tasks, folds and edits share
-    batches. The logits of a continuation's last token are never computed, nor are those of the
-    prompt.
+    Only the last prompt token is edited, so whatever comes before it is computed once: a prompt
+    for all its continuations, and what many prompts begin with for all of them. Requests of
+    different tasks, folds and edits share batches. No logits are computed but those that predict
+    a token of a continuation.
 
     Args:
         forward: the model.
@@ -77,28 +79,33 @@ def log_likelihoods(
         softmax_dtype: of the log-softmax; None: that of the logits.
         done: told the index and score of requests as soon as they are scored.
     """
-    rows = _rows(requests, branching)
     scores: list[Score] = [(0.0, False)] * len(requests)
-    for batch in batches(rows, lambda row: row.tree.length, most_rows, most_tokens):
-        found = _score(forward, batch, requests, edits, pad, softmax_dtype)
-        for index, score in found:
-            scores[index] = score
-        done(found)
+    contexts = [request.context for request in requests]
+    groups = group_by_prefix(contexts) if branching else [Group(0, list(range(len(requests))))]
+    for group in groups:
+        past = forward.prefix(contexts[group.members[0]][: group.length])
+        rows = _rows(requests, group, branching)
+        for batch in batches(rows, lambda row: row.tree.length, most_rows, most_tokens):
+            found = _score(forward, batch, requests, edits, past, pad, softmax_dtype)
+            for index, score in found:
+                scores[index] = score
+            done(found)
     return scores
 
 
-def _rows(requests: list[Continuation], branching: bool) -> list[_Row]:
+def _rows(requests: list[Continuation], group: Group, branching: bool) -> list[_Row]:
     """Pack requests that share a prompt (and, without branches, all but the last token)."""
     rows: dict[object, _Row] = {}
     prompts: dict[object, int] = {}  # (row, edit) -> segment of the last prompt token
     bodies: dict[object, list[int]] = {}  # (row, edit, body) -> positions that predict
-    for index, (context, tokens, edit) in enumerate(requests):
+    for index in group.members:
+        context, tokens, edit = requests[index]
         body = tokens[:-1]
         key: object = context if branching else (context, edit, body)
         row = rows.get(key)
         if row is None:
-            row = rows[key] = _Row()
-            row.tree.add(list(context[:-1]))
+            row = rows[key] = _Row(Tree(past=group.length))
+            row.tree.add(list(context[group.length : -1]))
         if (key, edit) not in prompts:
             prompts[key, edit] = row.tree.add([context[-1]], 0)
             row.edited.append((row.tree.segments[-1].start, edit))
@@ -119,12 +126,13 @@ def _score(
     batch: list[_Row],
     requests: list[Continuation],
     edits: Edits | None,
+    past: Prefix | None,
     pad: int,
     softmax_dtype: torch.dtype | None,
 ) -> list[tuple[int, Score]]:
     device = forward.device
     dtype = next(forward.model.parameters()).dtype
-    inputs = pack([row.tree for row in batch], pad, dtype, device)
+    inputs = pack([row.tree for row in batch], pad, dtype, device, past)
     steered = None
     if edits is not None:
         where = [(i, position, e) for i, row in enumerate(batch) for position, e in row.edited]

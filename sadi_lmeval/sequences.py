@@ -29,16 +29,35 @@ class Segment(NamedTuple):
     tokens: list[int]
 
 
+class Prefix(NamedTuple):
+    """Keys and values of tokens that stand before every row of a batch.
+
+    Attributes:
+        keys, values: of each layer, ``[1, kv_heads, length, head_dim]``.
+        length: how many tokens.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    length: int
+
+
 @dataclass
 class Tree:
-    """One packed row."""
+    """One packed row.
 
+    Attributes:
+        past: tokens before the root, which a key/value cache holds.
+        length: packed tokens, those before the root not counted.
+    """
+
+    past: int = 0
     segments: list[Segment] = field(default_factory=list)
     length: int = 0
 
     def add(self, tokens: list[int], parent: int = -1) -> int:
         """Continue segment ``parent`` and return the new segment's index."""
-        depth = 0
+        depth = self.past
         if parent >= 0:
             above = self.segments[parent]
             depth = above.depth + len(above.tokens)
@@ -49,7 +68,7 @@ class Tree:
     @property
     def is_path(self) -> bool:
         """Whether every segment continues the one before, so that no mask is needed."""
-        return all(s.parent == i - 1 for i, s in enumerate(self.segments))
+        return not self.past and all(s.parent == i - 1 for i, s in enumerate(self.segments))
 
     def visible(self) -> Tensor:
         """Which token (row) sees which (column), ``[length, length]`` bool."""
@@ -70,20 +89,29 @@ class Batch(NamedTuple):
 
     Attributes:
         input_ids: ``[batch, seq]``.
-        attention_mask: additive, ``[batch, 1, seq, seq]``, or None where every row is a path.
+        attention_mask: additive, ``[batch, 1, seq, past + seq]``, or None where every row is a
+            path from the first token.
         position_ids: ``[batch, seq]``, or None likewise.
+        past: what a key/value cache holds of the tokens before every row, or None.
     """
 
     input_ids: Tensor
     attention_mask: Tensor | None
     position_ids: Tensor | None
+    past: Prefix | None = None
 
 
-def pack(trees: list[Tree], pad: int, dtype: torch.dtype, device: torch.device) -> Batch:
+def pack(
+    trees: list[Tree],
+    pad: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    past: Prefix | None = None,
+) -> Batch:
     """Lay out trees as one right-padded batch.
 
     Args:
-        trees: at least one, none empty.
+        trees: at least one, none empty, all after the same ``past``.
         pad: the padding token.
         dtype: of the additive attention mask: the model's.
         device: where the tensors go.
@@ -102,6 +130,8 @@ def pack(trees: list[Tree], pad: int, dtype: torch.dtype, device: torch.device) 
             seen[row, : tree.length, : tree.length] = tree.visible()
     if paths:
         return Batch(ids.to(device), None, None)
+    if past is not None:
+        seen = torch.cat([seen.new_ones(len(trees), width, past.length), seen], dim=-1)
     lowest = torch.finfo(dtype).min
     mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, lowest).unsqueeze(1)
-    return Batch(ids.to(device), mask.to(device), positions.to(device))
+    return Batch(ids.to(device), mask.to(device), positions.to(device), past)

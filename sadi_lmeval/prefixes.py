@@ -1,0 +1,76 @@
+"""Prompts that begin alike: few-shot examples, a primer, a chat header, a shared passage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+_SHORTEST = 16
+"""Tokens below which sharing costs more than it saves."""
+_FEWEST = 4
+"""Prompts below which a shared beginning is not worth batches of its own."""
+
+
+class Group(NamedTuple):
+    """Sequences that share a beginning.
+
+    Attributes:
+        length: tokens that all members share and that are computed once; may be 0.
+        members: indices of the sequences.
+    """
+
+    length: int
+    members: list[int]
+
+
+def group_by_prefix(sequences: Sequence[Sequence[int]]) -> list[Group]:
+    """Split sequences into groups by beginnings that are worth computing once.
+
+    A group is split further where some of its members share at least as many tokens again as it
+    would gain by batching them with the others (5-shot prompts of several subjects share a
+    header, those of one subject share their examples). No sequence is shared to its end: at
+    least its last token is left.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: list(sequences[i]))
+    return _split(sequences, order, 0) if order else []
+
+
+def _split(sequences: Sequence[Sequence[int]], members: list[int], known: int) -> list[Group]:
+    """``members`` are sorted, and share their first ``known`` tokens, which are worth sharing."""
+    length = _common(sequences, members)
+    base = length if length >= _SHORTEST and len(members) > 1 else known
+    groups: list[Group] = []
+    rest: list[int] = []
+    run: list[int] = []
+    for member in [*members, -1]:
+        if run and (
+            member < 0 or _next(sequences[member], length) != _next(sequences[run[0]], length)
+        ):
+            inside = _common(sequences, run)
+            if len(run) >= _FEWEST and len(run) < len(members) and inside >= base + _SHORTEST:
+                groups += _split(sequences, run, base)
+            elif len(run) >= 2 * _FEWEST and len(run) < len(members):
+                groups_inside = _split(sequences, run, base)
+                groups += [g for g in groups_inside if g.length > base]
+                rest += [i for g in groups_inside if g.length == base for i in g.members]
+            else:
+                rest += run
+            run = []
+        run.append(member)
+    if rest:
+        groups.append(Group(base, rest))
+    return groups
+
+
+def _next(sequence: Sequence[int], position: int) -> int:
+    return sequence[position] if position < len(sequence) else -1
+
+
+def _common(sequences: Sequence[Sequence[int]], members: list[int]) -> int:
+    """Tokens that sorted members share, their last tokens excepted: first against last."""
+    first, last = sequences[members[0]], sequences[members[-1]]
+    most = min(len(sequences[i]) for i in members) - 1
+    length = 0
+    while length < most and first[length] == last[length]:
+        length += 1
+    return length
