@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -31,10 +30,10 @@ from sadi_lmeval.interventions.edit import Edit, Edits
 from sadi_lmeval.options import NAMES, parse, refuse_unknown
 from sadi_lmeval.prefill import steered_prefill
 from sadi_lmeval.response_cache import ResponseCache
-from sadi_lmeval.run_tasks import RunTask, load_task, note_tasks_of_the_run, tasks_of_the_run
+from sadi_lmeval.run_tasks import load_task, note_tasks_of_the_run, tasks_of_the_run
 from sadi_lmeval.scoring import Continuation, Score, log_likelihoods, truncated
 from sadi_lmeval.sites import Site, find_site
-from sadi_lmeval.steering import TaskSteering, prepare
+from sadi_lmeval.steering import TaskSteering, prepare, user_folders
 
 logger = logging.getLogger("lm_eval.sadi")
 
@@ -173,16 +172,12 @@ class SADI(HFLM):  # type: ignore[misc]
                 raise UserError(
                     "a request names no task, so there are no pairs to build a mask from"
                 )
-            task = noted.get(name) or self._load(name)
+            task = noted.get(name) or load_task(name, user_folders(self.options), None)
             steering = prepare(task, self)
             self._tasks[name] = steering
             self._first_edit[name] = len(edits)
             edits += steering.edits
         self._edits = Edits(self.site, edits, self.options.activations == "clean")
-
-    def _load(self, name: str) -> RunTask:
-        folders = [Path(self.options.include_path)] if self.options.include_path else []
-        return load_task(name, folders, None)
 
     def _steer(self, requests: list[Instance]) -> list[int]:
         """The index of the edit for each request; refuses leaks."""
@@ -261,14 +256,16 @@ class SADI(HFLM):  # type: ignore[misc]
         return [score for score in scores if score is not None]
 
     def _score(self, continuations: list[Continuation], done: Any) -> None:
-        longest = max((len(c.context) + len(c.tokens) for c in continuations), default=0)
+        if not continuations:
+            return
+        longest = max(len(c.context) + len(c.tokens) for c in continuations)
         rows, tokens = self._batch_bounds()
         log_likelihoods(
             self._forward,
             continuations,
             self._edits,
             pad=self.tokenizer.pad_token_id or 0,
-            branching=bool(continuations) and longest <= self._longest_branching_path,
+            branching=longest <= self._longest_branching_path,
             most_rows=rows,
             most_tokens=tokens,
             softmax_dtype=self.softmax_dtype,

@@ -11,8 +11,9 @@ this package, and this module then waits, as a finder on ``sys.meta_path``, for 
   ours too, under names that nobody else has taken.
 
 Where the harness discovers plugins itself, nothing is added; models and tasks are judged apart,
-since that came to them in different releases. An interpreter that never imports lm-eval pays one
-dictionary look-up an import.
+since that came to them at different times. Should a release do it under other names than those
+looked for here, both ways lead to the same classes and files, and a name is never given twice. An
+interpreter that never imports lm-eval pays one dictionary look-up an import.
 
 Setting the environment variable ``SADI_LMEVAL_NO_BRIDGE=1`` switches all of this off.
 
@@ -83,7 +84,8 @@ class AfterImport:
         self._asking.add(question)
         try:
             for finder in [finder for finder in sys.meta_path if finder is not self]:
-                spec = finder.find_spec(name, path, target)
+                find_spec = getattr(finder, "find_spec", None)  # old finders have `find_module`
+                spec: ModuleSpec | None = find_spec(name, path, target) if find_spec else None
                 if spec is not None:
                     self._wrap(name, spec.loader)
                     return spec
@@ -92,9 +94,8 @@ class AfterImport:
             self._asking.discard(question)
 
     def _wrap(self, name: str, loader: Any) -> None:
-        try:
-            run, own = loader.exec_module, vars(loader)
-        except (AttributeError, TypeError):  # no loader, or one that cannot be wrapped
+        run, own = getattr(loader, "exec_module", None), getattr(loader, "__dict__", None)
+        if run is None or not isinstance(own, dict):  # no loader, or a class: nothing to wrap
             return
 
         def exec_module(module: ModuleType) -> None:

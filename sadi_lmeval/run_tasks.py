@@ -27,6 +27,7 @@ Text = tuple[str, str]
 """(context, continuation) as the harness scores them."""
 
 _noted: dict[str, RunTask] = {}
+_managers: list[TaskManager] = []
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,10 @@ class RunTask:
 
     @contextmanager
     def few_shot_pool(self, without: list[Document], num_fewshot: int, seed: int) -> Iterator[None]:
-        """Draw few-shot examples with a generator of our own and never from ``without``.
+        """Draw the same few-shot examples for every prompt, and never from ``without``.
 
-        The task's sampler is as before afterwards, so the harness's draws do not change.
+        As all prompts begin with them, they are computed once. The task's sampler is as before
+        afterwards, so the harness's draws do not change.
         """
         sampler = getattr(self.task, "sampler", None)
         if sampler is None or not num_fewshot:
@@ -130,11 +132,23 @@ class RunTask:
         excluded = {digest(document) for document in without}
         pool = [d for d in self.few_shot_documents() if digest(d) not in excluded]
         before = sampler.rnd, sampler.df, sampler._loaded
-        sampler.rnd, sampler.df, sampler._loaded = Random(seed), pool, True
+        sampler.rnd, sampler.df, sampler._loaded = _Repeating(seed), pool, True
         try:
             yield
         finally:
             sampler.rnd, sampler.df, sampler._loaded = before
+
+
+class _Repeating(Random):
+    """A generator whose every sample starts from its seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.first = seed
+        super().__init__(seed)
+
+    def sample(self, population: Any, k: int, **keywords: Any) -> list[Any]:
+        self.seed(self.first)
+        return super().sample(population, k, **keywords)
 
 
 def digest(document: Document) -> str:
@@ -146,22 +160,37 @@ def digest(document: Document) -> str:
 def note_tasks_of_the_run() -> None:
     """Start noting down the tasks whose requests the harness builds from now on."""
     _noted.clear()
-    original: Callable[..., None] = Task.build_all_requests
-    if getattr(original, "_notes_tasks", False):
+    _managers.clear()
+    build: Callable[..., None] = Task.build_all_requests
+    load: Callable[..., Any] = TaskManager.load
+    if getattr(build, "_notes_tasks", False):
         return
 
-    @functools.wraps(original)
+    @functools.wraps(build)
     def build_all_requests(self: Task, **settings: Any) -> None:
         _noted[str(self.config.task)] = RunTask(self, settings)
-        original(self, **settings)
+        build(self, **settings)
+
+    @functools.wraps(load)
+    def load_tasks(self: TaskManager, *arguments: Any, **keywords: Any) -> Any:
+        _managers[:] = [self]
+        return load(self, *arguments, **keywords)
 
     build_all_requests._notes_tasks = True  # type: ignore[attr-defined]
     Task.build_all_requests = build_all_requests
+    TaskManager.load = load_tasks
 
 
 def tasks_of_the_run() -> dict[str, RunTask]:
     """The noted tasks by name, in the order in which their requests were built."""
     return dict(_noted)
+
+
+def included_folders() -> list[Path]:
+    """The folders of the run's ``--include_path``: benchmark and recipe files may stand there."""
+    included = _managers[0].include_path if _managers else None
+    paths = included if isinstance(included, (list, tuple)) else [included] if included else []
+    return [Path(path) for path in paths]
 
 
 def load_task(name: str, folders: list[Path], like: RunTask | None) -> RunTask:
@@ -172,7 +201,9 @@ def load_task(name: str, folders: list[Path], like: RunTask | None) -> RunTask:
     """
     if name in _noted:
         return _noted[name]
-    manager = TaskManager(include_path=[str(folder) for folder in folders] or None)
+    manager = _managers[0] if _managers else None
+    if manager is None or name not in manager.all_subtasks:
+        manager = TaskManager(include_path=[str(folder) for folder in folders] or None)
     if name not in manager.all_subtasks:
         raise UserError(f"unknown task {name!r}: {nearest(name, manager.all_subtasks)}")
     try:

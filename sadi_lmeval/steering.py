@@ -24,7 +24,7 @@ from sadi_lmeval.mask import MeanDifference, load_mask
 from sadi_lmeval.options import DEFAULT_N_PAIRS, Options
 from sadi_lmeval.pairs import Pair, build_pairs
 from sadi_lmeval.recipe import Recipe, load_recipe
-from sadi_lmeval.run_tasks import Document, RunTask, digest, load_task
+from sadi_lmeval.run_tasks import Document, RunTask, digest, included_folders, load_task
 from sadi_lmeval.sites import Site
 from sadi_lmeval.sources import Source, find_sources, identity, refuse_scored_documents
 
@@ -109,7 +109,7 @@ def prepare(task: RunTask, model: SteerableModel) -> TaskSteering:
         UserError: for whatever the user can mend: too few documents, an unfit mask file, …
     """
     options = model.options
-    folders = [Path(options.include_path)] if options.include_path else []
+    folders = user_folders(options)
     benchmark = find_benchmark(task.name, folders)
     top_k = options.top_k or benchmark.default_top_k(options.element)
     delta = benchmark.default_delta(options.element) if options.delta is None else options.delta
@@ -168,6 +168,12 @@ def prepare(task: RunTask, model: SteerableModel) -> TaskSteering:
         masks.append(finish(difference, f"{source_task.name} ({source.label})", key, file))
     record |= {"recipe": recipe.recipe, "pairs_from": sources.split, "folds": sources.folds}
     return _finished(task, masks, sources.mask_of, record)
+
+
+def user_folders(options: Options) -> list[Path]:
+    """Where the user's own benchmark and recipe files are, searched before ours."""
+    own = [Path(options.include_path)] if options.include_path else []
+    return [*own, *included_folders()]
 
 
 def _finished(

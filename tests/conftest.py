@@ -194,3 +194,42 @@ def lm_eval(tmp_path: Path, model_folder: Path, tasks_folder: Path) -> LmEval:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def task_manager(tasks_folder: Path) -> Any:
+    """The harness's task manager with the tiny tasks; indexing takes seconds, so once."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(tasks_folder))
+
+
+Evaluate = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def evaluate(tmp_path: Path, model_folder: Path, task_manager: Any) -> Evaluate:
+    """``lm_eval.simple_evaluate`` on the tiny model: ``evaluate("tiny_choice", top_k=2)``."""
+    import lm_eval
+
+    def run(
+        *tasks: str,
+        model: str = "hf-sadi",
+        limit: int | None = 10,
+        settings: dict[str, Any] | None = None,
+        **arguments: Any,
+    ) -> dict[str, Any]:
+        ours = {"cache_dir": str(tmp_path / "cache"), "n_pairs": 12} if model != "hf" else {}
+        results: dict[str, Any] = lm_eval.simple_evaluate(
+            model=model,
+            model_args={"pretrained": str(model_folder), **ours, **arguments},
+            tasks=list(tasks),
+            task_manager=task_manager,
+            device="cpu",
+            limit=limit,
+            bootstrap_iters=0,
+            **{"batch_size": 4, **(settings or {})},
+        )
+        return results
+
+    return run

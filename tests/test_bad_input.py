@@ -1,0 +1,157 @@
+"""A user's mistake costs one clear line, an exit code that is not zero, and writes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import BertConfig, BertForMaskedLM, MambaConfig, MambaForCausalLM
+
+from sadi_lmeval.errors import UserError
+
+GOOD = {"top_k": 2, "delta": 3}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"element": "heads"}, ["element=heads", "'head'"]),
+        ({"element": "layer"}, ["element=layer", "head, hidden, neuron"]),
+        ({"selection": "topabs"}, ["selection=topabs", "'top_abs'"]),
+        ({"steering": "fixd"}, ["'fixed'"]),
+        ({"activations": "clear"}, ["'clean'"]),
+        ({"top_k": 0}, ["top_k=0", "at least 1"]),
+        ({"top_k": -3}, ["top_k=-3"]),
+        ({"top_k": 2.5}, ["top_k=2.5", "whole number"]),
+        ({"delta": "big"}, ["delta=big", "finite number", "delta_weights"]),
+        ({"delta": float("nan")}, ["delta=nan"]),
+        ({"delta": float("inf")}, ["delta=inf"]),
+        ({"n_pairs": 0}, ["n_pairs=0"]),
+        ({"folds": 1}, ["folds=1", "at least 2"]),
+        ({"mask": "absent.safetensors"}, ["absent.safetensors", "no such file"]),
+        ({"include_path": "absent"}, ["absent", "no such folder"]),
+        ({"topk": 3}, ["'topk'", "'top_k'"]),
+        ({"elment": "head"}, ["'elment'", "'element'"]),
+        ({"attn_implementatoin": "eager"}, ["attn_implementation"]),
+        ({"element": "x", "top_k": 0, "delta": "y"}, ["element=x", "top_k=0", "delta=y"]),
+    ],
+)
+def test_a_faulty_argument_is_refused_before_the_model_is_loaded(
+    evaluate: Any, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], words: list[str]
+) -> None:
+    monkeypatch.setattr("sadi_lmeval.model.SADI._create_model", None)
+    with pytest.raises(UserError) as caught:
+        evaluate("tiny_choice", **arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "words"),
+    [
+        ("tiny_choice", {"recipe": "rightwrong"}, ["'rightwrong'", "'right_wrong'"]),
+        ("tiny_choice", {"top_k": 13}, ["top_k=13", "12 entries", "3 layers of 4"]),
+        ("tiny_choice", {"n_pairs": 71}, ["makes 70", "70 documents", "71 are needed"]),
+        ("tiny_folds", {"n_pairs": 26}, ["makes 25", "25 documents"]),
+        ("tiny_text", {"recipe": "right_wrong"}, ["contrasts choices", "other_target"]),
+        ("tiny_same_split", {}, ["'validation'", "the split that is scored", "folds=2"]),
+        ("tiny_rolling", {}, ["loglikelihood_rolling", "--model hf"]),
+        (
+            "tiny_choice",
+            {"mask_from": "tiny_choise"},
+            ["unknown task 'tiny_choise'", "tiny_choice"],
+        ),
+    ],
+)
+def test_what_the_task_cannot_do_is_said_in_one_line(
+    evaluate: Any, tmp_path: Path, task: str, arguments: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        evaluate(task, **{**GOOD, **arguments})
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+    assert not list((tmp_path / "cache").glob("*.safetensors"))
+
+
+def test_the_evaluated_split_can_be_cross_fitted_on_request(evaluate: Any) -> None:
+    found = evaluate("tiny_same_split", folds=2, **GOOD)["config"]["sadi"]["tiny_same_split"]
+    assert found["folds"] == 2
+
+
+def test_all_faults_of_a_recipe_file_are_told_at_once(evaluate: Any, tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text("recipe: mine\ncontrast: choices\nnegatives: all\ngolds: 1\n")
+    with pytest.raises(UserError) as caught:
+        evaluate("tiny_choice", recipe=str(file), **GOOD)
+    for word in ("bad.yaml", "'negatives'", "'golds'", "'choices'"):
+        assert word in str(caught.value)
+
+
+def test_a_damaged_or_foreign_mask_is_refused(evaluate: Any, tmp_path: Path) -> None:
+    own = evaluate("tiny_choice", **GOOD)["config"]["sadi"]["tiny_choice"]["masks"][0]["file"]
+    content = Path(own).read_bytes()
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(content[:-5])
+    with pytest.raises(UserError, match="damaged"):
+        evaluate("tiny_choice", mask=str(damaged), **GOOD)
+    damaged.write_bytes(b"not a mask")
+    with pytest.raises(UserError, match="not a mask"):
+        evaluate("tiny_choice", mask=str(damaged), **GOOD)
+    with pytest.raises(UserError, match="element head, but this run has neuron"):
+        evaluate("tiny_choice", mask=own, element="neuron", **GOOD)
+
+
+def test_a_mask_built_from_scored_documents_is_refused_and_says_which(evaluate: Any) -> None:
+    folds = evaluate("tiny_folds", **GOOD)["config"]["sadi"]["tiny_folds"]
+    own = folds["masks"][0]["file"]  # built from the second half of what is scored
+    with pytest.raises(UserError, match="was built from a document that task tiny_folds scores"):
+        evaluate("tiny_folds", limit=50, mask=own, **GOOD)
+
+
+def test_an_unwritable_cache_costs_a_warning_only(
+    evaluate: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    evaluate("tiny_choice", cache_dir=str(tmp_path / "file" / "masks"), **GOOD)
+    assert "cannot be written" in caplog.text
+    assert "cache_dir=FOLDER" in caplog.text
+
+
+def test_a_model_that_is_no_causal_language_model_is_refused(
+    evaluate: Any, tmp_path: Path, tokenizer: Any
+) -> None:
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    with pytest.raises(UserError, match="not a causal language model"):
+        evaluate("tiny_choice", pretrained=str(tmp_path / "bert"), **GOOD)
+
+
+def test_an_architecture_without_known_sites_is_refused(
+    evaluate: Any, tmp_path: Path, tokenizer: Any
+) -> None:
+    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1)
+    MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
+    tokenizer.save_pretrained(tmp_path / "mamba")
+    with pytest.raises(UserError, match=r"'mamba'.*known are .*llama"):
+        evaluate("tiny_choice", pretrained=str(tmp_path / "mamba"), **GOOD)
+
+
+def test_the_command_prints_one_line_and_no_traceback(lm_eval: Any, tmp_path: Path) -> None:
+    done = lm_eval("--tasks", "tiny_choice", "--output_path", str(tmp_path / "out"), top_k=0)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1] == (
+        "sadi-lmeval: error: top_k=0: must be a whole number of at least 1"
+    )
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "cache").exists()

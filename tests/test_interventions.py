@@ -1,0 +1,391 @@
+"""SADI's equations against a Llama written out in plain torch, one sequence at a time.
+
+:func:`oracle` shares no code with the package: no hooks, no batches, no packing. The tests of
+scoring and generation compare with it too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from conftest import tiny_llama
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from sadi_lmeval.forward import Forward, Steered
+from sadi_lmeval.interventions.edit import Edit, Edits
+from sadi_lmeval.interventions.sadi import binary_mask, sadi_edit
+from sadi_lmeval.options import Element, HiddenSite, Steering
+from sadi_lmeval.positions import Points
+from sadi_lmeval.sequences import Tree, pack
+from sadi_lmeval.sites import Site, find_site
+
+VOCAB = 60
+HEAD_DIM = 12
+SITES: list[tuple[Element, HiddenSite]] = [
+    ("head", "mlp"),
+    ("neuron", "mlp"),
+    ("hidden", "mlp"),
+    ("hidden", "residual"),
+]
+
+
+# ---------------------------------------------------------------------------- the oracle
+
+
+class Passed(NamedTuple):
+    """What an oracle pass computed: ``[seq, vocab]``, and A at one position, ``[layers, width]``."""
+
+    logits: Tensor
+    activations: Tensor
+
+
+def plain_pass(
+    model: LlamaForCausalLM,
+    tokens: list[int],
+    at: int,
+    where: str,
+    edit: Callable[[int, Tensor], Tensor] = lambda layer, a: a,
+) -> Passed:
+    """A Llama's forward pass; ``edit`` replaces the activations of position ``at``.
+
+    Args:
+        where: ``head``, ``neuron``, ``mlp`` or ``residual``.
+        edit: takes a layer and A ``[width]``; returns A'.
+    """
+    c, w = model.config, {k: v.double() for k, v in model.state_dict().items()}
+    length, dim = len(tokens), c.head_dim
+    shared = c.num_attention_heads // c.num_key_value_heads
+    seen: list[Tensor] = []
+
+    def site(name: str, layer: int, values: Tensor) -> Tensor:
+        if name != where:
+            return values
+        seen.append(values[at].clone())
+        values = values.clone()
+        values[at] = edit(layer, values[at])
+        return values
+
+    def norm(x: Tensor, weight: Tensor) -> Tensor:
+        return x / torch.sqrt((x * x).mean(-1, keepdim=True) + c.rms_norm_eps) * weight
+
+    def rotated(x: Tensor) -> Tensor:
+        """Rotary embedding of ``[seq, head_dim]``, the two halves as the pairs."""
+        half = dim // 2
+        out = torch.empty_like(x)
+        for position in range(length):
+            for i in range(half):
+                angle = position * 10000.0 ** (-2 * i / dim)
+                a, b = x[position, i], x[position, i + half]
+                out[position, i] = a * math.cos(angle) - b * math.sin(angle)
+                out[position, i + half] = b * math.cos(angle) + a * math.sin(angle)
+        return out
+
+    h = w["model.embed_tokens.weight"][tokens]
+    for layer in range(c.num_hidden_layers):
+        p = f"model.layers.{layer}."
+        x = norm(h, w[p + "input_layernorm.weight"])
+        q, k, v = (x @ w[f"{p}self_attn.{n}_proj.weight"].T for n in "qkv")
+        keys = [rotated(part) for part in k.split(dim, dim=-1)]
+        values = v.split(dim, dim=-1)
+        heads = []
+        for head, query in enumerate(q.split(dim, dim=-1)):
+            scores = rotated(query) @ keys[head // shared].T / math.sqrt(dim)
+            future = torch.ones(length, length).triu(1).bool()
+            weights = scores.masked_fill(future, -math.inf).softmax(-1)
+            heads.append(weights @ values[head // shared])
+        attended = site("head", layer, torch.cat(heads, -1))
+        h = h + attended @ w[p + "self_attn.o_proj.weight"].T
+        x = norm(h, w[p + "post_attention_layernorm.weight"])
+        gate = x @ w[p + "mlp.gate_proj.weight"].T
+        neurons = site("neuron", layer, gate / (1 + torch.exp(-gate)))
+        up = x @ w[p + "mlp.up_proj.weight"].T
+        h = h + site("mlp", layer, (neurons * up) @ w[p + "mlp.down_proj.weight"].T)
+        h = site("residual", layer, h)
+    logits = norm(h, w["model.norm.weight"]) @ w["lm_head.weight"].T
+    return Passed(logits, torch.stack(seen))
+
+
+def oracle(
+    model: LlamaForCausalLM,
+    tokens: list[int],
+    at: int,
+    where: str,
+    mask: Tensor,
+    delta: float,
+    clean: bool,
+    fixed: Tensor | None = None,
+) -> Tensor:
+    """A' = A + delta (A ⊙ M) at position ``at``; logits ``[seq, vocab]``.
+
+    Args:
+        mask: M, ``[layers, width]`` of zeros and ones.
+        clean: A and the whole site of every layer from an unsteered pass.
+        fixed: D, ``[layers, width]``, in A's place in the product (the ablation).
+    """
+    unsteered = plain_pass(model, tokens, at, where)
+    if delta == 0:
+        return unsteered.logits
+
+    def edit(layer: int, now: Tensor) -> Tensor:
+        a = unsteered.activations[layer] if clean else now
+        factor = a if fixed is None else fixed[layer].double()
+        return torch.stack(
+            [a[i] + delta * factor[i] if mask[layer, i] else a[i] for i in range(len(a))]
+        )
+
+    return plain_pass(model, tokens, at, where, edit).logits
+
+
+def oracle_score(logits: Tensor, context: int, continuation: list[int]) -> tuple[float, bool]:
+    """(sum of log-probabilities, whether each token is the most probable one)."""
+    total, greedy = 0.0, True
+    for i, token in enumerate(continuation):
+        row = logits[context - 1 + i].log_softmax(-1)
+        total += float(row[token])
+        greedy &= int(row.argmax()) == token
+    return total, greedy
+
+
+# ---------------------------------------------------------------------------- a family of edits
+
+
+class Family(NamedTuple):
+    """Three edits of one site (the second with delta 0), as the oracle and as we take them."""
+
+    where: str
+    site: Site
+    masks: list[Tensor]  # [layers, width], for the oracle
+    deltas: list[float]
+    difference: Tensor  # [layers, width]
+    steering: Steering
+    edits: Edits
+
+    def oracle(self, model: LlamaForCausalLM, tokens: list[int], at: int, edit: int) -> Tensor:
+        fixed = self.difference if self.steering == "fixed" else None
+        return oracle(
+            model, tokens, at, self.where, self.masks[edit], self.deltas[edit], self.edits.clean, fixed
+        )
+
+
+def make_model() -> LlamaForCausalLM:
+    """head_dim is not hidden_size / heads, and two query heads share each key/value head."""
+    return tiny_llama(VOCAB, head_dim=HEAD_DIM)
+
+
+def family(
+    model: LlamaForCausalLM,
+    element: Element,
+    hidden_site: HiddenSite,
+    clean: bool,
+    steering: Steering = "dynamic",
+) -> Family:
+    site = find_site(model, element, hidden_site)
+    generator = torch.Generator().manual_seed(3)
+    shape = (site.layers, site.entries, site.entry_width)
+    difference = torch.randn(shape, generator=generator)
+    deltas = [3.0, 0.0, -1.5]
+    chosen = [
+        torch.rand(shape[:2], generator=generator).flatten().argsort()[:5] for _ in deltas
+    ]
+    masks = []
+    for entries in chosen:
+        mask = torch.zeros(site.layers * site.entries, dtype=torch.bool)
+        mask[entries] = True
+        masks.append(mask.view(shape[:2]))
+    edits = [
+        sadi_edit(mask, difference, delta, steering)
+        for mask, delta in zip(masks, deltas, strict=True)
+    ]
+    wide = [mask.repeat_interleave(site.entry_width, dim=1) for mask in masks]
+    where = hidden_site if element == "hidden" else element
+    return Family(
+        where, site, wide, deltas, difference.flatten(1), steering, Edits(site, edits, clean)
+    )
+
+
+VARIANTS = [
+    pytest.param(element, hidden_site, clean, steering, id=f"{name}-{reading}-{steering}")
+    for (element, hidden_site), clean, steering in itertools.product(
+        SITES, (False, True), ("dynamic", "fixed")
+    )
+    for name in [hidden_site if element == "hidden" else element]
+    for reading in ["clean" if clean else "live"]
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    return make_model()
+
+
+TOKENS = [5, 9, 7, 4, 8, 33, 21]
+
+
+def steered_logits(model: LlamaForCausalLM, edits: Edits, edit: int, at: int) -> Tensor:
+    """Our logits at every position of TOKENS, ``[seq, vocab]``."""
+    cpu = torch.device("cpu")
+    tree = Tree()
+    tree.add(TOKENS)
+    everywhere = Points.of([(0, i) for i in range(len(TOKENS))], 1, cpu)
+    steered = Steered(edits, Points.of([(0, at)], 1, cpu), torch.tensor([edit]))
+    return Forward(model).logits(pack([tree], 0, torch.float32, cpu), everywhere, steered)
+
+
+# ---------------------------------------------------------------------------- tests
+
+
+def test_the_oracle_without_an_edit_is_the_model(model: LlamaForCausalLM) -> None:
+    logits = plain_pass(model, TOKENS, 0, "mlp").logits
+    with torch.no_grad():
+        expected = model(torch.tensor([TOKENS])).logits[0]
+    assert expected.std() > 0.5
+    torch.testing.assert_close(logits.float(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("element", "hidden_site", "clean", "steering"), VARIANTS)
+def test_steered_logits_equal_the_equations_written_out(
+    model: LlamaForCausalLM,
+    element: Element,
+    hidden_site: HiddenSite,
+    clean: bool,
+    steering: Steering,
+) -> None:
+    edits = family(model, element, hidden_site, clean, steering)
+    for edit, at in ((0, 3), (2, 0), (2, 6)):
+        ours = steered_logits(model, edits.edits, edit, at)
+        theirs = edits.oracle(model, TOKENS, at, edit)
+        torch.testing.assert_close(ours.double(), theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_live_and_clean_activations_are_different_readings(model: LlamaForCausalLM) -> None:
+    for element, hidden_site in SITES:
+        live, clean = (family(model, element, hidden_site, c).edits for c in (False, True))
+        gap = steered_logits(model, live, 0, 3) - steered_logits(model, clean, 0, 3)
+        assert gap.abs().max() > 1e-2, element
+
+
+def test_a_delta_changes_logits_from_the_edited_position_on_and_none_before(
+    model: LlamaForCausalLM,
+) -> None:
+    for element, hidden_site in SITES:
+        edits = family(model, element, hidden_site, clean=False).edits
+        gap = steered_logits(model, edits, 0, 3) - steered_logits(model, edits, 1, 3)
+        assert torch.equal(gap[:3], torch.zeros_like(gap[:3]))
+        assert (gap[3:].abs().amax(dim=-1) > 1e-2).all(), element
+
+
+@pytest.mark.parametrize("clean", [False, True])
+@pytest.mark.parametrize("steering", ["dynamic", "fixed"])
+def test_an_edit_of_delta_zero_changes_no_logit_bit(
+    model: LlamaForCausalLM, clean: bool, steering: Steering
+) -> None:
+    site = find_site(model, "head")
+    difference = torch.randn(site.layers, site.entries, site.entry_width)
+    everything = torch.ones(site.layers, site.entries, dtype=torch.bool)
+    edits = Edits(site, [sadi_edit(everything, difference, 0.0, steering)], clean)
+    with torch.no_grad():
+        plain = model(torch.tensor([TOKENS])).logits[0]
+    assert torch.equal(steered_logits(model, edits, 0, 3), plain)
+
+
+def test_a_delta_of_minus_one_silences_what_it_selects(model: LlamaForCausalLM) -> None:
+    """All attention outputs scaled by 1 + delta = 0: as if the projection gave nothing."""
+    site = find_site(model, "head")
+    everything = torch.ones(site.layers, site.entries, dtype=torch.bool)
+    difference = torch.ones(site.layers, site.entries, site.entry_width)
+    edits = Edits(site, [sadi_edit(everything, difference, -1.0, "dynamic")], clean=False)
+    silent = make_model()
+    with torch.no_grad():
+        for block in silent.model.layers:
+            block.self_attn.o_proj.weight.zero_()
+        expected = silent(torch.tensor([TOKENS[:1]])).logits[0, 0]
+    torch.testing.assert_close(steered_logits(model, edits, 0, 0)[0], expected)
+
+
+def test_an_edit_has_the_layers_of_its_mask_only(model: LlamaForCausalLM) -> None:
+    site = find_site(model, "neuron")
+    gain = torch.zeros(site.layers, site.width)
+    gain[1, 7] = 2.0
+    shift = torch.zeros_like(gain)
+    shift[2, 3] = 1.0
+    assert Edits(site, [Edit(gain)], clean=False).written_layers == [1]
+    assert Edits(site, [Edit(gain), Edit(0 * gain, shift)], clean=False).written_layers == [1, 2]
+    assert Edits(site, [Edit(gain)], clean=True).written_layers == [0, 1, 2]
+    assert Edits(site, [Edit(0 * gain)], clean=True).written_layers == []
+
+
+def test_sadi_edit_scales_a_head_as_a_whole_and_leaves_the_rest() -> None:
+    mask = torch.tensor([[True, False], [False, True]])
+    difference = torch.arange(12.0).view(2, 2, 3)
+    gain = sadi_edit(mask, difference, 9.0, "dynamic").gain
+    assert gain.tolist() == [[9, 9, 9, 0, 0, 0], [0, 0, 0, 9, 9, 9]]
+    fixed = sadi_edit(mask, difference, 2.0, "fixed")
+    assert not fixed.gain.any()
+    assert fixed.shift is not None
+    assert fixed.shift.tolist() == [[0, 2, 4, 0, 0, 0], [0, 0, 0, 18, 20, 22]]
+
+
+SCORES = torch.tensor([[0.5, -3.0, 2.0], [2.0, -0.1, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("selection", "top_k", "ones"),
+    [
+        ("top", 1, [(0, 2)]),
+        ("top", 2, [(0, 2), (1, 0)]),
+        ("top", 3, [(0, 2), (1, 0), (1, 2)]),
+        ("top_abs", 1, [(0, 1)]),
+        ("top_abs", 2, [(0, 1), (0, 2)]),
+        ("bottom", 2, [(0, 1), (1, 1)]),
+        ("bottom", 6, [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]),
+    ],
+)
+def test_the_mask_takes_the_k_entries_that_its_selection_names(
+    selection: str, top_k: int, ones: list[tuple[int, int]]
+) -> None:
+    mask = binary_mask(SCORES, top_k, selection, seed=0)  # type: ignore[arg-type]
+    assert mask.shape == SCORES.shape
+    assert [tuple(one) for one in mask.nonzero().tolist()] == ones
+
+
+@pytest.mark.parametrize("selection", ["top", "top_abs", "bottom", "random"])
+@pytest.mark.parametrize("top_k", [1, 2, 17, 59, 60])
+def test_the_mask_has_k_ones_over_all_layers_together(selection: str, top_k: int) -> None:
+    scores = torch.randn(4, 15, generator=torch.Generator().manual_seed(0))
+    mask = binary_mask(scores, top_k, selection, seed=1)  # type: ignore[arg-type]
+    assert mask.dtype == torch.bool
+    assert int(mask.sum()) == top_k
+
+
+@pytest.mark.parametrize("selection", ["top", "top_abs", "bottom"])
+def test_every_selected_score_is_at_least_as_extreme_as_every_other(selection: str) -> None:
+    scores = torch.randn(4, 15, generator=torch.Generator().manual_seed(0))
+    mask = binary_mask(scores, 9, selection, seed=0)  # type: ignore[arg-type]
+    key = {"top": scores, "top_abs": scores.abs(), "bottom": -scores}[selection]
+    assert key[mask].min() >= key[~mask].max()
+
+
+@pytest.mark.parametrize("selection", ["top", "top_abs", "bottom"])
+def test_of_equal_scores_the_earlier_layer_and_entry_wins(selection: str) -> None:
+    mask = binary_mask(torch.zeros(3, 700), 702, selection, seed=0)  # type: ignore[arg-type]
+    assert mask.flatten().tolist() == [True] * 702 + [False] * (2100 - 702)
+
+
+def test_a_random_mask_follows_from_its_seed_alone() -> None:
+    one = binary_mask(SCORES.repeat(4, 4), 10, "random", seed=7)
+    torch.rand(5)
+    other_scores = torch.zeros(8, 12)
+    assert torch.equal(one, binary_mask(other_scores, 10, "random", seed=7))
+    assert not torch.equal(one, binary_mask(other_scores, 10, "random", seed=8))
+
+
+def test_a_random_mask_leaves_the_generator_of_torch_alone() -> None:
+    before = torch.get_rng_state()
+    binary_mask(SCORES, 2, "random", seed=7)
+    assert torch.equal(before, torch.get_rng_state())

@@ -1,0 +1,197 @@
+"""``hf-sadi`` through the harness: its tasks, its options, its results file."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STEER = {"top_k": 3, "delta": 4}
+MULTIPLE_CHOICE = ("tiny_choice", "tiny_folds", "tiny_input", "tiny_empty")
+
+
+def scores(results: dict[str, Any], task: str) -> list[Any]:
+    """Every response to a task's requests, in document order."""
+    samples = sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
+    return [response[0] for sample in samples for response in sample["resps"]]
+
+
+def numbers(results: dict[str, Any], task: str) -> list[float]:
+    return [float(score[0]) for score in scores(results, task)]
+
+
+@pytest.mark.parametrize("task", [*MULTIPLE_CHOICE, "tiny_word"])
+def test_a_delta_of_zero_gives_the_scores_of_hf(evaluate: Any, task: str) -> None:
+    plain, zero = evaluate(task, model="hf"), evaluate(task, delta=0)
+    assert numbers(zero, task) == pytest.approx(numbers(plain, task), abs=1e-4)
+    assert [s[1] for s in scores(zero, task)] == [s[1] for s in scores(plain, task)]
+
+
+@pytest.mark.parametrize("task", ["tiny_text", "tiny_sum"])
+def test_a_delta_of_zero_generates_the_strings_of_hf(evaluate: Any, task: str) -> None:
+    assert scores(evaluate(task, delta=0), task) == scores(evaluate(task, model="hf"), task)
+
+
+@pytest.mark.parametrize("element", ["head", "neuron", "hidden"])
+@pytest.mark.parametrize("activations", ["live", "clean"])
+def test_steering_changes_scores_and_every_batch_size_agrees(
+    evaluate: Any, element: str, activations: str
+) -> None:
+    tasks = ("tiny_choice", "tiny_folds")
+    settings = {**STEER, "element": element, "activations": activations}
+    runs = [evaluate(*tasks, settings={"batch_size": size}, **settings) for size in (1, 8, "auto")]
+    for task in tasks:
+        assert numbers(runs[1], task) == pytest.approx(numbers(runs[0], task), abs=1e-4)
+        assert numbers(runs[2], task) == pytest.approx(numbers(runs[0], task), abs=1e-4)
+        plain = numbers(evaluate(task, model="hf"), task)
+        assert max(abs(a - b) for a, b in zip(plain, numbers(runs[0], task), strict=True)) > 0.01
+
+
+def test_steering_changes_generated_text(evaluate: Any) -> None:
+    plain = scores(evaluate("tiny_text", model="hf", limit=20), "tiny_text")
+    steered = scores(evaluate("tiny_text", limit=20, top_k=4, delta=30), "tiny_text")
+    assert plain != steered
+
+
+def test_two_tasks_use_two_masks_and_cross_fitted_tasks_one_a_fold(evaluate: Any) -> None:
+    found = evaluate("tiny_choice", "tiny_folds", **STEER)["config"]["sadi"]
+    keys = [mask["cache_key"] for task in found.values() for mask in task["masks"]]
+    assert [len(found[task]["masks"]) for task in ("tiny_choice", "tiny_folds")] == [1, 2]
+    assert len(set(keys)) == 3
+    assert found["tiny_choice"]["folds"] is None
+    assert found["tiny_folds"]["folds"] == 2
+
+
+def test_a_task_scores_the_same_alone_and_among_others(evaluate: Any) -> None:
+    together = evaluate(*MULTIPLE_CHOICE, **STEER)
+    for task in MULTIPLE_CHOICE:
+        alone = numbers(evaluate(task, **STEER), task)
+        assert numbers(together, task) == pytest.approx(alone, abs=1e-4)
+
+
+def test_a_document_is_scored_with_the_same_mask_whatever_the_limit(evaluate: Any) -> None:
+    few, many = (evaluate("tiny_folds", limit=n, **STEER) for n in (4, 40))
+    assert numbers(many, "tiny_folds")[:12] == pytest.approx(numbers(few, "tiny_folds"), abs=1e-4)
+    wanted = {"samples": {"tiny_folds": [0, 30, 40]}}
+    chosen = numbers(evaluate("tiny_folds", limit=None, settings=wanted, **STEER), "tiny_folds")
+    everything = numbers(evaluate("tiny_folds", limit=50, **STEER), "tiny_folds")
+    expected = [everything[3 * d + c] for d in (0, 30, 40) for c in range(3)]
+    assert chosen == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_results_say_how_a_task_was_steered(evaluate: Any) -> None:
+    found = evaluate("tiny_choice", element="neuron", **STEER)["config"]["sadi"]["tiny_choice"]
+    assert (found["element"], found["top_k"], found["delta"]) == ("neuron", 3, 4.0)
+    assert (found["recipe"], found["pairs_from"]) == ("right_wrong", "train")
+    [mask] = found["masks"]
+    assert mask["n_pairs"] == 12
+    assert len(mask["selected"]) == 3
+    assert all(layer < 3 and entry < 48 for layer, entry in mask["selected"])
+    assert Path(mask["file"]).is_file()
+    json.dumps(found)
+
+
+def test_a_second_run_builds_nothing_and_says_so(
+    evaluate: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = numbers(evaluate("tiny_choice", **STEER), "tiny_choice")
+    monkeypatch.setattr("sadi_lmeval.model.mean_difference", None)
+    with caplog.at_level(logging.INFO, logger="lm_eval.sadi"):
+        assert numbers(evaluate("tiny_choice", **STEER), "tiny_choice") == first
+    assert "nothing to build" in caplog.text
+    evaluate("tiny_choice", top_k=5, delta=1, selection="bottom")  # K and delta need no new pass
+    with pytest.raises(TypeError):
+        evaluate("tiny_choice", seed=1, **STEER)
+
+
+def test_a_saved_mask_steers_another_run(evaluate: Any, tmp_path: Path) -> None:
+    own = evaluate("tiny_choice", **STEER)
+    file = own["config"]["sadi"]["tiny_choice"]["masks"][0]["file"]
+    other = evaluate("tiny_choice", cache_dir=str(tmp_path / "none"), mask=file, **STEER)
+    assert numbers(other, "tiny_choice") == numbers(own, "tiny_choice")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_mask_from_another_task_is_that_tasks_mask(evaluate: Any) -> None:
+    found = evaluate("tiny_text", mask_from="tiny_choice", **STEER)["config"]["sadi"]["tiny_text"]
+    own = evaluate("tiny_choice", **STEER)["config"]["sadi"]["tiny_choice"]
+    assert found["masks"][0]["selected"] == own["masks"][0]["selected"]
+    assert found["mask_from"] == "tiny_choice"
+
+
+def test_use_cache_never_returns_another_settings_scores(evaluate: Any, tmp_path: Path) -> None:
+    cached = {"use_cache": str(tmp_path / "responses")}
+    evaluate("tiny_choice", "tiny_text", model="hf", settings=cached)
+    for arguments in (STEER, {"top_k": 3, "delta": 9}, {"top_k": 5, "delta": 4}, {"delta": 0}):
+        fresh = evaluate("tiny_choice", "tiny_text", **arguments)
+        for _ in range(2):  # the second time out of the cache
+            again = evaluate("tiny_choice", "tiny_text", settings=cached, **arguments)
+            assert numbers(again, "tiny_choice") == numbers(fresh, "tiny_choice")
+            assert scores(again, "tiny_text") == scores(fresh, "tiny_text")
+
+
+def test_use_cache_spares_the_model(
+    evaluate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = {"use_cache": str(tmp_path / "responses")}
+    first = evaluate("tiny_choice", settings=cached, **STEER)
+    monkeypatch.setattr("sadi_lmeval.scoring._score", None)
+    second = evaluate("tiny_choice", settings=cached, **STEER)
+    assert numbers(second, "tiny_choice") == numbers(first, "tiny_choice")
+
+
+def test_the_harness_options_work(evaluate: Any, tmp_path: Path) -> None:
+    settings = {
+        "num_fewshot": 2,
+        "apply_chat_template": True,
+        "system_instruction": "the cat",
+        "fewshot_as_multiturn": True,
+        "gen_kwargs": "max_gen_toks=3",
+        "log_samples": True,
+        "batch_size": "auto",
+    }
+    results = evaluate("tiny_choice", "tiny_text", settings=settings, **STEER)
+    sample = results["samples"]["tiny_choice"][0]
+    assert sample["arguments"][0][0].startswith("<s> system : the cat </s>")
+    assert results["results"]["tiny_text"]["exact_match,none"] >= 0
+
+
+def test_left_truncation_keeps_the_last_prompt_token(evaluate: Any) -> None:
+    short, tall = (evaluate("tiny_choice", max_length=n, **STEER) for n in (12, 200))
+    plain = evaluate("tiny_choice", model="hf", max_length=12)
+    zero = evaluate("tiny_choice", delta=0, max_length=12)
+    assert numbers(zero, "tiny_choice") == pytest.approx(numbers(plain, "tiny_choice"), abs=1e-4)
+    assert numbers(short, "tiny_choice") != numbers(tall, "tiny_choice")
+    one_by_one = evaluate("tiny_choice", max_length=12, settings={"batch_size": 1}, **STEER)
+    expected = numbers(short, "tiny_choice")
+    assert numbers(one_by_one, "tiny_choice") == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_benchmark_is_added_with_one_small_file(evaluate: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(
+        "benchmark: mine\ntasks: [tiny_*]\nrecipe: other_target\nfolds: 3\ntop_k: {head: 5}\n"
+    )
+    found = evaluate("tiny_folds", include_path=str(folder), recipe="right_wrong", n_pairs=8)
+    said = found["config"]["sadi"]["tiny_folds"]
+    assert (said["folds"], said["top_k"], said["recipe"]) == (3, 5, "right_wrong")
+    text = evaluate("tiny_text", include_path=str(folder), n_pairs=8)["config"]["sadi"]["tiny_text"]
+    assert text["recipe"] == "other_target"
+
+
+def test_the_plain_command_steers_and_writes_its_results(lm_eval: Any, tmp_path: Path) -> None:
+    output = tmp_path / "results"
+    done = lm_eval(
+        *("--tasks", "tiny_choice,tiny_folds", "--limit", "6", "--batch_size", "auto"),
+        *("--output_path", str(output), "--log_samples", "--seed", "7", "--cache_requests", "true"),
+        **STEER,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "|tiny_choice|" in done.stdout.replace(" ", "")
+    [file] = output.rglob("results_*.json")
+    said = json.loads(file.read_text())["config"]["sadi"]
+    assert set(said) == {"tiny_choice", "tiny_folds"}
