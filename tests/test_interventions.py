@@ -39,7 +39,7 @@ SITES: list[tuple[Element, HiddenSite]] = [
 
 
 class Passed(NamedTuple):
-    """What an oracle pass computed: ``[seq, vocab]``, and A at one position, ``[layers, width]``."""
+    """Logits ``[seq, vocab]``, and the activations A of one position, ``[layers, width]``."""
 
     logits: Tensor
     activations: Tensor
@@ -168,9 +168,8 @@ class Family(NamedTuple):
 
     def oracle(self, model: LlamaForCausalLM, tokens: list[int], at: int, edit: int) -> Tensor:
         fixed = self.difference if self.steering == "fixed" else None
-        return oracle(
-            model, tokens, at, self.where, self.masks[edit], self.deltas[edit], self.edits.clean, fixed
-        )
+        mask, delta = self.masks[edit], self.deltas[edit]
+        return oracle(model, tokens, at, self.where, mask, delta, self.edits.clean, fixed)
 
 
 def make_model() -> LlamaForCausalLM:
@@ -190,9 +189,7 @@ def family(
     shape = (site.layers, site.entries, site.entry_width)
     difference = torch.randn(shape, generator=generator)
     deltas = [3.0, 0.0, -1.5]
-    chosen = [
-        torch.rand(shape[:2], generator=generator).flatten().argsort()[:5] for _ in deltas
-    ]
+    chosen = [torch.rand(shape[:2], generator=generator).flatten().argsort()[:5] for _ in deltas]
     masks = []
     for entries in chosen:
         mask = torch.zeros(site.layers * site.entries, dtype=torch.bool)
