@@ -1,0 +1,108 @@
+"""Difference extraction against a plain loop over texts."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from test_interventions import SITES, VOCAB, make_model, plain_pass
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from sadi_lmeval.activations import TokenPair, mean_difference
+from sadi_lmeval.forward import Forward
+from sadi_lmeval.options import Element, HiddenSite
+from sadi_lmeval.sites import find_site
+
+PAIRS = [
+    TokenPair([5, 9, 7, 4, 8, 33], [5, 9, 7, 4, 8, 21, 3, 14]),  # a shared prompt
+    TokenPair([5, 9, 7], [5, 9, 7, 4]),  # one text begins the other
+    TokenPair([5, 9, 7, 4], [5, 9]),
+    TokenPair([11, 12, 13], [44, 3]),  # nothing is shared
+    TokenPair([50], [51]),
+    TokenPair([6, 6, 6], [6, 6, 6]),  # the same text twice
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    return make_model()
+
+
+def measure(
+    model: LlamaForCausalLM,
+    pairs: list[TokenPair],
+    element: Element,
+    hidden_site: HiddenSite = "mlp",
+    branching: bool = True,
+    most_rows: int | None = None,
+) -> Tensor:
+    site = find_site(model, element, hidden_site)
+    return mean_difference(Forward(model), site, pairs, 2, branching, most_rows, 30, "test")
+
+
+def plain_loop(model: LlamaForCausalLM, pairs: list[TokenPair], where: str) -> Tensor:
+    """(1/T) Σ (A_pos − A_neg) at the last tokens, one text at a time, ``[layers, width]``."""
+    total: Tensor | float = 0.0
+    for positive, negative in pairs:
+        total = total + plain_pass(model, positive, len(positive) - 1, where).activations
+        total = total - plain_pass(model, negative, len(negative) - 1, where).activations
+    assert isinstance(total, Tensor)
+    return total / len(pairs)
+
+
+@pytest.mark.parametrize(("element", "hidden_site"), SITES)
+def test_the_mean_difference_equals_a_plain_loop_in_every_layout(
+    model: LlamaForCausalLM, element: Element, hidden_site: HiddenSite
+) -> None:
+    where = hidden_site if element == "hidden" else element
+    expected = plain_loop(model, PAIRS, where).float()
+    assert expected.abs().max() > 0.1
+    site = find_site(model, element, hidden_site)
+    for branching in (True, False):
+        for most_rows in (1, 2, 5, None):
+            found = measure(model, PAIRS, element, hidden_site, branching, most_rows)
+            assert found.shape == (site.layers, site.entries, site.entry_width)
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found.flatten(1), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("branching", [False, True])
+def test_the_mean_difference_does_not_depend_on_the_order_of_the_pairs(
+    model: LlamaForCausalLM, branching: bool
+) -> None:
+    shuffled = list(PAIRS)
+    random.Random(1).shuffle(shuffled)
+    assert shuffled != PAIRS
+    one, other = (measure(model, p, "hidden", branching=branching) for p in (PAIRS, shuffled))
+    torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("branching", [False, True])
+def test_swapping_positive_and_negative_changes_the_sign(
+    model: LlamaForCausalLM, branching: bool
+) -> None:
+    swapped = [TokenPair(negative, positive) for positive, negative in PAIRS]
+    one, other = (measure(model, p, "neuron", branching=branching) for p in (PAIRS, swapped))
+    torch.testing.assert_close(one, -other, atol=1e-6, rtol=0)
+
+
+def test_pairs_of_the_same_text_have_no_difference(model: LlamaForCausalLM) -> None:
+    same = [TokenPair([5, 9, 7], [5, 9, 7]), TokenPair([4], [4])]
+    for branching in (True, False):
+        assert measure(model, same, "head", branching=branching).abs().max() < 1e-6
+
+
+def test_every_pair_counts_once(model: LlamaForCausalLM) -> None:
+    doubled = measure(model, PAIRS * 2, "head")
+    torch.testing.assert_close(doubled, measure(model, PAIRS, "head"), atol=1e-6, rtol=0)
+
+
+def test_extraction_changes_no_logit_bit_and_needs_no_gradients(model: LlamaForCausalLM) -> None:
+    ids = torch.arange(VOCAB)[None, :9]
+    with torch.no_grad():
+        before = model(ids).logits
+    assert not measure(model, PAIRS, "head").requires_grad
+    with torch.no_grad():
+        assert torch.equal(before, model(ids).logits)

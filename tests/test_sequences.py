@@ -1,0 +1,156 @@
+"""Packed rows: what each token sees, and that packing changes no logit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import tiny_llama
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from sadi_lmeval.batches import batches
+from sadi_lmeval.forward import Forward
+from sadi_lmeval.positions import Points
+from sadi_lmeval.sequences import Tree, pack
+
+CPU = torch.device("cpu")
+Shape = list[tuple[int, list[int]]]
+"""Segments: any number that says which earlier segment is continued, and the tokens."""
+
+tokens = st.lists(st.integers(0, 39), max_size=4)
+shapes = st.lists(st.tuples(st.integers(0, 1000), tokens), min_size=1, max_size=7)
+
+
+def grow(shape: Shape) -> tuple[Tree, list[int]]:
+    """The tree, and the parent of each segment (-1: none)."""
+    tree, parents = Tree(), []
+    for index, (number, run) in enumerate(shape):
+        parents.append(number % (index + 1) - 1 if index else -1)
+        assert tree.add(run, parents[-1]) == index
+    return tree, parents
+
+
+def paths(shape: Shape, parents: list[int]) -> list[list[int]]:
+    """For every packed token the packed tokens on its path from the root, itself the last."""
+    ends: list[list[int]] = []  # the path to the end of each segment
+    found: list[list[int]] = []
+    for (_, run), parent in zip(shape, parents, strict=True):
+        path = list(ends[parent]) if parent >= 0 else []
+        for _ in run:
+            path = [*path, len(found)]
+            found.append(path)
+        ends.append(path)
+    return found
+
+
+@given(shapes)
+@example([(0, []), (1, [3]), (1, []), (2, [4, 5])])
+@settings(derandomize=True, database=None, deadline=None, max_examples=200)
+def test_a_token_sees_its_ancestors_and_itself_and_nothing_else(shape: Shape) -> None:
+    tree, parents = grow(shape)
+    expected = torch.zeros(tree.length, tree.length, dtype=torch.bool)
+    for row, path in enumerate(paths(shape, parents)):
+        expected[row, path] = True
+    assert torch.equal(tree.visible(), expected)
+
+
+@given(shapes)
+@settings(derandomize=True, database=None, deadline=None, max_examples=200)
+def test_a_token_has_the_position_that_it_would_have_alone(shape: Shape) -> None:
+    tree, parents = grow(shape)
+    expected = [len(path) - 1 for path in paths(shape, parents)]
+    found = [s.depth + i for s in tree.segments for i in range(len(s.tokens))]
+    assert found == expected
+    assert tree.length == len(expected)
+
+
+@given(shapes)
+@settings(derandomize=True, database=None, deadline=None, max_examples=200)
+def test_only_a_row_in_which_every_token_sees_all_before_it_goes_without_a_mask(
+    shape: Shape,
+) -> None:
+    tree, _ = grow(shape)
+    if tree.is_path:
+        assert torch.equal(tree.visible(), torch.ones(tree.length, tree.length).tril().bool())
+
+
+def gpt2() -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=40, initializer_range=0.3, **sizes)).eval()
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return tiny_llama(40) if request.param == "llama" else gpt2()
+
+
+@given(st.lists(shapes.filter(lambda s: any(run for _, run in s)), min_size=1, max_size=3))
+@settings(derandomize=True, database=None, deadline=None, max_examples=15)
+def test_a_packed_batch_gives_every_token_the_logits_of_its_path_alone(
+    model: PreTrainedModel, several: list[Shape]
+) -> None:
+    grown = [grow(shape) for shape in several]
+    batch = pack([tree for tree, _ in grown], 2, torch.float32, CPU)
+    where, alone = [], []
+    for row, (shape, (_, parents)) in enumerate(zip(several, grown, strict=True)):
+        ids = [token for _, run in shape for token in run]
+        for position, path in enumerate(paths(shape, parents)):
+            where.append((row, position))
+            alone.append([ids[i] for i in path])
+    logits = Forward(model).logits(batch, Points.of(where, len(several), CPU))
+    with torch.no_grad():
+        expected = torch.stack([model(torch.tensor([path])).logits[0, -1] for path in alone])
+    assert logits.isfinite().all()
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_rows_are_padded_on_the_right_and_paths_bring_no_mask() -> None:
+    short, long = Tree(), Tree()
+    short.add([5])
+    long.add([6, 7], long.add([8]))
+    batch = pack([short, long], 2, torch.float32, CPU)
+    assert batch.input_ids.tolist() == [[5, 2, 2], [8, 6, 7]]
+    assert batch.attention_mask is None
+    assert batch.position_ids is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_mask_is_additive_and_every_padding_token_sees_something(dtype: torch.dtype) -> None:
+    tree, path = Tree(), Tree()
+    root = tree.add([5])
+    tree.add([6], root)
+    tree.add([7], root)
+    path.add([9])
+    mask = pack([tree, path], 2, dtype, CPU).attention_mask
+    assert mask is not None
+    assert mask.shape == (2, 1, 3, 3)
+    assert mask.dtype == dtype
+    assert mask.isfinite().all()
+    seen = mask[:, 0] == 0
+    assert seen[0].tolist() == [[True, False, False], [True, True, False], [True, False, True]]
+    assert seen[1].any(dim=-1).all()
+    assert seen[1, 0].tolist() == [True, False, False]
+
+
+@given(
+    st.lists(st.integers(1, 30), max_size=30),
+    st.one_of(st.none(), st.integers(1, 5)),
+    st.integers(1, 60),
+)
+@settings(derandomize=True, database=None, deadline=None, max_examples=200)
+def test_batches_hold_every_row_once_within_their_bounds(
+    lengths: list[int], most_rows: int | None, most_tokens: int
+) -> None:
+    rows = list(enumerate(lengths))
+    found = list(batches(rows, lambda row: row[1], most_rows, most_tokens))
+    assert sorted(row for batch in found for row in batch) == rows
+    assert all(found)
+    flat = [length for batch in found for _, length in batch]
+    assert flat == sorted(lengths, reverse=True)
+    for batch in found:
+        if most_rows is not None:
+            assert len(batch) <= most_rows
+        elif len(batch) > 1:
+            assert len(batch) * max(length for _, length in batch) <= most_tokens
