@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sadi_lmeval.errors import UserError, nearest
 from sadi_lmeval.folders import task_configs
 from sadi_lmeval.options import DEFAULT_DELTA, DEFAULT_TOP_K
+from sadi_lmeval.yaml_files import read_yaml, yaml_files
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def find_benchmark(task: str, folders: list[Path]) -> Benchmark:
     """
     by_pattern: Benchmark | None = None
     for folder in [*folders, task_configs()]:
-        for path in sorted(folder.rglob("*.yaml")):
+        for path in yaml_files(folder):
             found = read_benchmark(path)
             if found is None:
                 continue
@@ -75,8 +75,8 @@ def read_benchmark(path: Path) -> Benchmark | None:
         UserError: the file has the key ``benchmark`` but is faulty.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        content = read_yaml(path)
+    except UserError:
         return None  # a harness task with !function, for one
     if not isinstance(content, dict) or "benchmark" not in content:
         return None
@@ -92,6 +92,8 @@ def read_benchmark(path: Path) -> Benchmark | None:
 def _faults(content: dict[str, Any]) -> list[str]:
     names = {field.name for field in fields(Benchmark)}
     faults = [f"unknown key {k!r} ({nearest(str(k), names)})" for k in content if k not in names]
+    if not isinstance(content["benchmark"], str):
+        faults.append(f"benchmark must be a name, not {content['benchmark']!r}")
     if not _texts(content.get("tasks")):
         faults.append("tasks must be a list of harness task names")
     if "pairs_from" in content and not _texts(content["pairs_from"]):
@@ -108,9 +110,12 @@ def _faults(content: dict[str, Any]) -> list[str]:
             element not in DEFAULT_TOP_K
             or isinstance(number, bool)
             or not isinstance(number, int if key == "top_k" else (int, float))
+            or not math.isfinite(number)
+            or (key == "top_k" and number < 1)
             for element, number in value.items()
         ):
-            faults.append(f"{key} must map {', '.join(DEFAULT_TOP_K)} to numbers")
+            allowed = "(whole, at least 1)" if key == "top_k" else "(finite)"
+            faults.append(f"{key} must map {', '.join(DEFAULT_TOP_K)} to numbers {allowed}")
     return faults
 
 

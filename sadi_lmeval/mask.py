@@ -106,13 +106,16 @@ def load_mask(path: Path) -> MeanDifference:
                 )
             values = file.get_tensor("difference")
         card = json.loads(metadata["card"])
+        if not isinstance(card, dict):
+            raise TypeError("its card is not a mapping")
         intact = (
             metadata.get("card_sha256") == hashlib.sha256(metadata["card"].encode()).hexdigest()
-            and card.pop("sha256") == _digest(values)
             and values.dtype == torch.float32
+            and values.dim() == 3
             and list(values.shape) == card["shape"]
+            and card.pop("sha256") == _digest(values)
         )
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"mask {path}: damaged or not a mask file ({error})") from None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any, NamedTuple
 
+from jinja2 import TemplateError
 from lm_eval import utils as harness
 
 from sadi_lmeval.errors import UserError
@@ -48,7 +49,8 @@ def build_pairs(
     """
     random = Random(seed)
     order = random.sample(range(len(documents)), len(documents))
-    reserved = _few_shot_examples(task, documents, num_fewshot, wanted)
+    examples = _few_shot_examples(task, allowed, num_fewshot, seed)
+    reserved = {digest(document) for document in examples}
     made: list[tuple[int, str | None]] = []  # document, and the wrong answer where it is drawn
     for index in order:
         if len(made) == wanted:
@@ -67,7 +69,7 @@ def build_pairs(
             wrong = _other_target(task, documents, index, allowed, random)
         if answer.strip() and wrong is not None:
             made.append((index, wrong))
-    with task.few_shot_pool([documents[index] for index, _ in made], num_fewshot, seed):
+    with task.few_shot_pool(examples, seed):
         return [
             _pair(task, recipe, documents[index], wrong, num_fewshot, random)
             for index, wrong in made
@@ -75,18 +77,29 @@ def build_pairs(
 
 
 def _few_shot_examples(
-    task: RunTask, documents: Sequence[Document], num_fewshot: int, wanted: int
-) -> set[str]:
-    """Documents to keep out of the pairs because the few-shot examples need them.
+    task: RunTask, allowed: Callable[[Document], bool], num_fewshot: int, seed: int
+) -> list[Document]:
+    """The documents that every prompt of the pairs shows as examples, and one to spare.
 
-    Only where the examples' pool has few documents beside those that the pairs may take.
+    An example shows its answer and so helps to make the mask: like a pair's document it must be
+    none that the mask will score.
+
+    Raises:
+        UserError: too few are left.
     """
     if not num_fewshot:
-        return set()
+        return []
     pool = task.few_shot_documents()
-    if len(pool) >= wanted + num_fewshot or len(documents) > 10 * (wanted + len(pool)):
-        return set()
-    return {digest(document) for document in pool[:num_fewshot]}
+    examples: list[Document] = []
+    for document in pool if task.shows_first_examples else Random(seed).sample(pool, len(pool)):
+        if len(examples) <= num_fewshot and allowed(document):
+            examples.append(document)
+    if len(examples) < min(num_fewshot + 1, len(pool)) or not pool:
+        raise UserError(
+            f"task {task.name}: {len(examples)} few-shot examples are left that are not scored, "
+            f"but the pairs need {num_fewshot + 1}; pass pairs_num_fewshot=0"
+        )
+    return examples
 
 
 def _pair(
@@ -123,9 +136,7 @@ def gold_and_wrong(
     choices = task.task.doc_to_choice(document)
     gold: Any
     if recipe.gold is not None:
-        gold = ast.literal_eval(harness.apply_template(recipe.gold, document))
-        if isinstance(gold, list):
-            gold = [i for i, label in enumerate(gold) if label]
+        gold = _gold_of_template(recipe, document)
     elif getattr(task.task, "multiple_input", 0):
         gold = task.task.doc_to_text(document)
     else:
@@ -136,6 +147,25 @@ def gold_and_wrong(
     }
     indices = [i for i in range(len(choices)) if i in right]
     return indices, [i for i in range(len(choices)) if i not in right] if indices else []
+
+
+def _gold_of_template(recipe: Recipe, document: Document) -> int | list[int]:
+    try:
+        gold = ast.literal_eval(harness.apply_template(recipe.gold, document))
+    except (TemplateError, ValueError, SyntaxError, TypeError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"recipe {recipe.recipe}: its gold template {recipe.gold!r} must give an index or a "
+            f"0/1 list ({reason})"
+        ) from None
+    if isinstance(gold, list):
+        return [index for index, label in enumerate(gold) if label]
+    if isinstance(gold, bool) or not isinstance(gold, int):
+        raise UserError(
+            f"recipe {recipe.recipe}: its gold template {recipe.gold!r} gave {gold!r}, but an "
+            "index or a 0/1 list is needed"
+        )
+    return gold
 
 
 def target(task: RunTask, document: Document) -> str:
@@ -170,6 +200,8 @@ def _answers(task: RunTask, document: Document) -> set[str]:
     return {str(a).strip().lower() for a in every}
 
 
+_LONGEST_NUMBER = 1000
+"""Signs; longer ones are no answers, and Python refuses to read some of them."""
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -183,13 +215,23 @@ def with_wrong_number(text: str, random: Random) -> str | None:
         return None
     match = matches[-1]
     written = match.group().rstrip(",")
-    places = len(written.partition(".")[2])
-    step = 10**-places
-    value = float(written.replace(",", ""))
-    reach = max(3, round(abs(value) / step * 0.2))
+    if len(written) > _LONGEST_NUMBER:
+        return None
+    digits, _, decimals = written.lstrip("-").replace(",", "").partition(".")
+    value = int(digits + decimals) * (-1 if written.startswith("-") else 1)
+    reach = max(3, abs(value) // 5)
     offset = random.choice([-1, 1]) * random.randint(1, reach)
-    wrong = value + offset * step
-    if value >= 0 > wrong:
-        wrong = value - offset * step
-    new = f"{wrong:{',' if ',' in written else ''}.{places}f}"
+    negative = written.startswith("-")
+    wrong = value + offset
+    if (wrong < 0) != negative:
+        wrong = value - offset
+    text_of = str(abs(wrong)).zfill(len(decimals) + 1)
+    whole = text_of[: len(text_of) - len(decimals)]
+    new = (
+        f"{'-' if wrong < 0 else ''}{int(whole):,}"
+        if "," in written
+        else (f"{'-' if wrong < 0 else ''}{whole}")
+    )
+    if decimals:
+        new += "." + text_of[len(text_of) - len(decimals) :]
     return text[: match.start()] + new + text[match.start() + len(written) :]

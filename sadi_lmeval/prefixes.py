@@ -10,6 +10,9 @@ _SHORTEST = 16
 _FEWEST = 4
 """Prompts below which a shared beginning is not worth batches of its own."""
 
+_DEEPEST = 64
+"""Splits within splits after which a group is left as it is."""
+
 
 class Group(NamedTuple):
     """Sequences that share a beginning.
@@ -35,7 +38,9 @@ def group_by_prefix(sequences: Sequence[Sequence[int]]) -> list[Group]:
     return _split(sequences, order, 0) if order else []
 
 
-def _split(sequences: Sequence[Sequence[int]], members: list[int], known: int) -> list[Group]:
+def _split(
+    sequences: Sequence[Sequence[int]], members: list[int], known: int, level: int = 0
+) -> list[Group]:
     """``members`` are sorted, and share their first ``known`` tokens, which are worth sharing."""
     length = _common(sequences, members)
     base = length if length >= _SHORTEST and len(members) > 1 else known
@@ -47,10 +52,16 @@ def _split(sequences: Sequence[Sequence[int]], members: list[int], known: int) -
             member < 0 or _next(sequences[member], length) != _next(sequences[run[0]], length)
         ):
             inside = _common(sequences, run)
-            if len(run) >= _FEWEST and len(run) < len(members) and inside >= base + _SHORTEST:
-                groups += _split(sequences, run, base)
-            elif len(run) >= 2 * _FEWEST and len(run) < len(members):
-                groups_inside = _split(sequences, run, base)
+            deep = level == _DEEPEST
+            if (
+                not deep
+                and len(run) >= _FEWEST
+                and len(run) < len(members)
+                and inside >= base + _SHORTEST
+            ):
+                groups += _split(sequences, run, base, level + 1)
+            elif not deep and len(run) >= 2 * _FEWEST and len(run) < len(members):
+                groups_inside = _split(sequences, run, base, level + 1)
                 groups += [g for g in groups_inside if g.length > base]
                 rest += [i for g in groups_inside if g.length == base for i in g.members]
             else:

@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
 from sadi_lmeval.errors import UserError, nearest
 from sadi_lmeval.folders import contrastive_sets
+from sadi_lmeval.yaml_files import read_yaml, yaml_files
 
 Contrast = Literal["choice", "other_target", "wrong_number"]
 
@@ -59,7 +58,7 @@ def load_recipe(name: str, folders: list[Path]) -> Recipe:
         return _read(path)
     known: dict[str, Path] = {}
     for folder in [*folders, contrastive_sets()]:
-        for path in sorted(folder.rglob("*.yaml")):
+        for path in yaml_files(folder):
             content = _content(path)
             if isinstance(content, dict) and "recipe" in content and "contrast" in content:
                 known.setdefault(str(content["recipe"]), path)
@@ -70,18 +69,13 @@ def load_recipe(name: str, folders: list[Path]) -> Recipe:
 
 def _content(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        return read_yaml(path)
+    except UserError:
         return None  # another tool's file: a harness task with !function, for one
 
 
 def _read(path: Path) -> Recipe:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"recipe file {path}: not valid YAML ({str(error).splitlines()[0]})"
-        ) from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"recipe file {path}: must be a mapping with the keys recipe and contrast")
     names = {field.name for field in fields(Recipe)}

@@ -17,6 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from lm_eval.api.samplers import FirstNSampler
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
@@ -118,21 +119,24 @@ class RunTask:
         sampler = getattr(self.task, "sampler", None)
         return [] if sampler is None else list(sampler.fewshot_docs())
 
+    @property
+    def shows_first_examples(self) -> bool:
+        """Whether the task shows the first documents of its pool (MMLU), not random ones."""
+        return isinstance(getattr(self.task, "sampler", None), FirstNSampler)
+
     @contextmanager
-    def few_shot_pool(self, without: list[Document], num_fewshot: int, seed: int) -> Iterator[None]:
-        """Draw the same few-shot examples for every prompt, and never from ``without``.
+    def few_shot_pool(self, examples: list[Document], seed: int) -> Iterator[None]:
+        """Draw the few-shot examples of every prompt from ``examples``, always the same ones.
 
         As all prompts begin with them, they are computed once. The task's sampler is as before
         afterwards, so the harness's draws do not change.
         """
         sampler = getattr(self.task, "sampler", None)
-        if sampler is None or not num_fewshot:
+        if sampler is None or not examples:
             yield
             return
-        excluded = {digest(document) for document in without}
-        pool = [d for d in self.few_shot_documents() if digest(d) not in excluded]
         before = sampler.rnd, sampler.df, sampler._loaded
-        sampler.rnd, sampler.df, sampler._loaded = _Repeating(seed), pool, True
+        sampler.rnd, sampler.df, sampler._loaded = _Repeating(seed), examples, True
         try:
             yield
         finally:

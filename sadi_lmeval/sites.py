@@ -178,7 +178,8 @@ def _look(model: nn.Module, layers: int) -> Architecture | None:
             if n.startswith(mlps[0] + ".")
             and n.rpartition(".")[2] in ("act_fn", "act", "activation_fn")
         ]
-        return Architecture(name, heads[0], mlps[0], neurons[0] if len(neurons) == 1 else None)
+        single = len(neurons) == 1 and not any("expert" in n for n in inside)
+        return Architecture(name, heads[0], mlps[0], neurons[0] if single else None)
     return None
 
 

@@ -190,12 +190,15 @@ def refuse_scored_documents(
     Raises:
         UserError: naming the first such document.
     """
-    identities = [(document, identity(evaluated, document)) for document in documents]
-    identifying = Known.of(known_as for _, known_as in identities).questions
     contents, questions = set(_texts(card, "documents")), set(_texts(card, "questions"))
-    for document, known_as in identities:
-        asked = known_as.question in questions and known_as.question in identifying
-        if known_as.content in contents or asked:
+    identifying: frozenset[str] | None = None
+    for document in documents:
+        known_as = identity(evaluated, document)
+        asked = known_as.question in questions
+        if asked and identifying is None:  # over the whole split, whatever part of it is scored
+            whole = (identity(evaluated, other) for other in evaluated.evaluated())
+            identifying = Known.of(whole).questions
+        if known_as.content in contents or (asked and known_as.question in (identifying or ())):
             text = " ".join(evaluated.question(document).split())
             raise UserError(
                 f"mask {source} was built from a document that task {evaluated.name} scores: "

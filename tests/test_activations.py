@@ -23,6 +23,11 @@ PAIRS = [
     TokenPair([50], [51]),
     TokenPair([6, 6, 6], [6, 6, 6]),  # the same text twice
 ]
+BEGINNING = [(7 * i + 3) % 60 for i in range(20)]
+SAME_BEGINNING = [
+    TokenPair([*BEGINNING, *positive], [*BEGINNING, *negative])
+    for positive, negative in (([5], [6]), ([5, 9, 7], [5, 9]), ([], [8]), ([1, 2], [3]))
+]
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +71,24 @@ def test_the_mean_difference_equals_a_plain_loop_in_every_layout(
             assert found.shape == (site.layers, site.entries, site.entry_width)
             assert found.dtype == torch.float32
             torch.testing.assert_close(found.flatten(1), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("element", "hidden_site"), SITES)
+def test_the_mean_difference_equals_a_plain_loop_where_texts_begin_alike(
+    model: LlamaForCausalLM, element: Element, hidden_site: HiddenSite
+) -> None:
+    pairs = SAME_BEGINNING + PAIRS
+    where = hidden_site if element == "hidden" else element
+    expected = plain_loop(model, pairs, where).float()
+    for most_rows in (1, None):
+        widest: list[int] = []
+        handle = model.model.embed_tokens.register_forward_hook(
+            lambda m, arguments, out, widest=widest: widest.append(out.shape[1])
+        )
+        found = measure(model, pairs, element, hidden_site, True, most_rows)
+        handle.remove()
+        torch.testing.assert_close(found.flatten(1), expected, atol=1e-5, rtol=1e-5)
+        assert sum(width >= 16 for width in widest) == 1  # what they begin with, once
 
 
 @pytest.mark.parametrize("branching", [False, True])

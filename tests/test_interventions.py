@@ -76,14 +76,13 @@ def plain_pass(
 
     def rotated(x: Tensor) -> Tensor:
         """Rotary embedding of ``[seq, head_dim]``, the two halves as the pairs."""
-        half = dim // 2
+        half, positions = dim // 2, torch.arange(length).double()
         out = torch.empty_like(x)
-        for position in range(length):
-            for i in range(half):
-                angle = position * 10000.0 ** (-2 * i / dim)
-                a, b = x[position, i], x[position, i + half]
-                out[position, i] = a * math.cos(angle) - b * math.sin(angle)
-                out[position, i + half] = b * math.cos(angle) + a * math.sin(angle)
+        for i in range(half):
+            angle = positions * 10000.0 ** (-2 * i / dim)
+            a, b = x[:, i], x[:, i + half]
+            out[:, i] = a * angle.cos() - b * angle.sin()
+            out[:, i + half] = b * angle.cos() + a * angle.sin()
         return out
 
     h = w["model.embed_tokens.weight"][tokens]

@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from test_interventions import VARIANTS, Family, family, make_model
+from test_interventions import SITES, VARIANTS, Family, family, make_model
+from test_scoring import watching
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import DynamicCache, LlamaForCausalLM
 
-from sadi_lmeval.interventions.edit import Edits
+from sadi_lmeval.interventions.edit import Edit, Edits
 from sadi_lmeval.options import Element, HiddenSite, Steering
 from sadi_lmeval.prefill import steered_prefill
+from sadi_lmeval.sites import find_site
 
 PROMPTS = [[5, 9, 7, 4, 8, 33, 21], [11], [5, 9, 7]]
 STEPS = 4
@@ -94,3 +96,93 @@ def test_the_way_the_prompt_is_processed_does_not_matter(
     edits = family(model, "head", "mlp", clean)
     tokens, logits = generate(model, edits.edits, **options)
     assert_steered_as_the_oracle_says(model, edits, 0, tokens, logits)
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_an_edit_of_delta_zero_changes_no_logit_bit_of_a_generation(
+    model: LlamaForCausalLM, clean: bool
+) -> None:
+    edits = family(model, "head", "mlp", clean).edits
+    nothing = Edits(edits.site, [Edit(torch.zeros_like(edits.gain[0]))], clean)
+    tokens, logits = generate(model, nothing)
+    plain_tokens, plain_logits = generate(model, None)
+    assert torch.equal(tokens, plain_tokens)
+    assert torch.equal(logits, plain_logits)
+
+
+def test_a_delta_changes_the_logits_of_the_first_generated_token(model: LlamaForCausalLM) -> None:
+    for element, hidden_site in SITES:
+        for clean in (False, True):
+            steered = generate(model, family(model, element, hidden_site, clean).edits)[1]
+            gap = (steered[0] - generate(model, None)[1][0]).abs().amax(dim=-1)
+            assert (gap > 1e-2).all(), (element, hidden_site, clean)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize(("element", "hidden_site"), SITES)
+def test_only_masked_entries_of_the_last_prompt_token_are_touched(
+    model: LlamaForCausalLM, element: Element, hidden_site: HiddenSite, use_cache: bool
+) -> None:
+    """In the first layer, fed with the same tokens steered and unsteered: bit for bit."""
+    site = find_site(model, element, hidden_site)
+    gain = torch.zeros(site.layers, site.width)
+    gain[0, [1, 5]] = 3.0
+    edits = Edits(site, [Edit(gain)], clean=False)
+    ids, mask = padded(PROMPTS)
+    forced = torch.tensor([[3, 14], [15, 9], [26, 5]])
+    full = torch.cat([mask, torch.ones_like(forced)], dim=-1)
+
+    def prefill_and_two_steps() -> None:
+        cache = DynamicCache() if use_cache else None
+        for step in range(3):
+            seen = torch.cat([ids, forced[:, :step]], dim=-1)
+            with torch.no_grad():
+                model(
+                    input_ids=seen[:, -1:] if use_cache and step else seen,
+                    attention_mask=full[:, : seen.shape[1]],
+                    past_key_values=cache,
+                    use_cache=use_cache,
+                )
+
+    with watching(model, site) as passes:
+        prefill_and_two_steps()
+        with steered_prefill(model, edits, 0, ids, mask):
+            prefill_and_two_steps()
+    assert len(passes) == 6
+    last = ids.shape[1] - 1
+    for step, (plain, steered) in enumerate(zip(passes[:3], passes[3:], strict=True)):
+        before, after = plain.layers[0], steered.layers[0]
+        touched = {tuple(place) for place in (before != after).nonzero().tolist()}
+        if step and use_cache:
+            assert not touched
+        else:
+            assert touched == {(row, last, entry) for row in range(3) for entry in (1, 5)}
+            expected = before[:, last, [1, 5]] * 4
+            torch.testing.assert_close(after[:, last, [1, 5]], expected)
+
+
+@pytest.mark.parametrize("clean", [False, True])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_several_sequences_of_a_prompt_are_each_steered_as_its_one_would_be(
+    model: LlamaForCausalLM, clean: bool, beams: int
+) -> None:
+    edits = family(model, "head", "mlp", clean).edits
+    alone = generate(model, edits)[1][0]
+    options = {"num_return_sequences": 2, "num_beams": beams, "do_sample": beams == 1}
+    together = generate(model, edits, **options)[1][0]
+    expected = alone.repeat_interleave(2, dim=0)
+    torch.testing.assert_close(together, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_prompts_in_a_batch_are_steered_as_alone(model: LlamaForCausalLM) -> None:
+    for clean in (False, True):
+        edits = family(model, "neuron", "mlp", clean).edits
+        together = generate(model, edits)[1][0]
+        alone = [generate(model, edits, prompts=[prompt])[1][0, 0] for prompt in PROMPTS]
+        torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=1e-4)
+
+
+def test_the_generation_after_a_steered_one_is_unsteered(model: LlamaForCausalLM) -> None:
+    before = generate(model, None)[1]
+    generate(model, family(model, "head", "mlp", True).edits)
+    assert torch.equal(before, generate(model, None)[1])

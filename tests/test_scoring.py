@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
+import torch
 from conftest import tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from sadi_lmeval.forward import Forward
 from sadi_lmeval.interventions.edit import Edit, Edits
 from sadi_lmeval.options import Element, HiddenSite, Steering
 from sadi_lmeval.scoring import Continuation, Score, log_likelihoods, truncated
-from sadi_lmeval.sites import Site
+from sadi_lmeval.sites import Site, find_site
 
 A, B, C = (5, 9, 7, 4, 8, 33, 21), (11,), (5, 9, 7)
 REQUESTS = [
@@ -32,6 +33,12 @@ REQUESTS = [
     Continuation(C, (4, 8, 33, 21, 3), 0),  # with C the same text as A and (3,)
     Continuation(C, (50, 51), 2),
     Continuation(C, (50, 51), 2),  # twice the same request
+]
+BEGINNING = tuple((7 * i + 3) % 60 for i in range(20))
+SAME_BEGINNING = [
+    Continuation((*BEGINNING, *end), continuation, edit)
+    for end in ((5,), (5, 9), (11, 12, 13), (44, 5, 6, 7), ())
+    for continuation, edit in (((3,), 0), ((3, 14, 2), 0), ((3, 14), 1), ((8, 9), 2))
 ]
 
 
@@ -57,15 +64,17 @@ def assert_close(ours: list[Score], theirs: list[Score], tolerance: float) -> No
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
 
 
-def oracle_scores(model: LlamaForCausalLM, edits: Family) -> list[Score]:
+def oracle_scores(
+    model: LlamaForCausalLM, edits: Family, requests: list[Continuation] = REQUESTS
+) -> list[Score]:
     known: dict[tuple[tuple[int, ...], tuple[int, ...], int], Score] = {}
-    for context, continuation, edit in REQUESTS:
+    for context, continuation, edit in requests:
         if (context, continuation, edit) not in known:
             logits = edits.oracle(model, [*context, *continuation], len(context) - 1, edit)
             known[context, continuation, edit] = oracle_score(
                 logits, len(context), list(continuation)
             )
-    return [known[request] for request in REQUESTS]
+    return [known[request] for request in requests]
 
 
 @pytest.mark.parametrize(("element", "hidden_site", "clean", "steering"), VARIANTS)
@@ -82,6 +91,23 @@ def test_scores_equal_the_equations_written_out_in_every_layout(
         for most_rows in (1, 3, None):
             ours = score(model, REQUESTS, edits.edits, branching, most_rows)
             assert_close(ours, expected, 1e-4)
+
+
+@pytest.mark.parametrize(("element", "hidden_site"), SITES)
+@pytest.mark.parametrize("clean", [False, True])
+def test_scores_equal_the_equations_where_prompts_begin_alike(
+    model: LlamaForCausalLM, element: Element, hidden_site: HiddenSite, clean: bool
+) -> None:
+    edits = family(model, element, hidden_site, clean)
+    expected = oracle_scores(model, edits, SAME_BEGINNING)
+    for most_rows in (1, None):
+        with watching(model, edits.site) as passes:
+            ours = score(model, SAME_BEGINNING, edits.edits, True, most_rows)
+        assert_close(ours, expected, 1e-4)
+        first = passes[0].ids.flatten().tolist()
+        assert 16 <= len(first) < 20  # what they begin with, computed once and alone
+        assert tuple(first) == BEGINNING[: len(first)]
+    assert_close(score(model, SAME_BEGINNING, edits.edits, False), expected, 1e-4)
 
 
 @pytest.mark.parametrize(("element", "hidden_site"), SITES)
@@ -170,6 +196,18 @@ def test_is_greedy_says_whether_decoding_would_produce_the_continuation(
         assert [greedy for _, greedy in found] == [True, False, False]
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+def test_the_softmax_has_the_type_that_was_asked_for(
+    model: LlamaForCausalLM, dtype: torch.dtype | None
+) -> None:
+    with torch.no_grad():
+        logits = model(torch.tensor([A])).logits[0, -1]
+    found = score(model, [Continuation(A, (3,), 0)], None, softmax_dtype=dtype)[0][0]
+    assert found == pytest.approx(float(logits.log_softmax(-1)[3]), rel=1e-5)
+    is_a_float32 = float(torch.tensor(found)) == found
+    assert is_a_float32 == (dtype is None)
+
+
 # ------------------------------------------------------------------ what is not to be touched
 
 
@@ -210,6 +248,64 @@ def watching(model: nn.Module, site: Site) -> Iterator[list[Captured]]:
 
         stack.callback(model.register_forward_pre_hook(begin, with_kwargs=True).remove)
         yield passes
+
+
+@pytest.mark.parametrize(("element", "hidden_site"), SITES)
+@pytest.mark.parametrize("clean", [False, True])
+@pytest.mark.parametrize("branching", [False, True])
+@pytest.mark.parametrize("requests", [REQUESTS, SAME_BEGINNING], ids=["mixed", "alike"])
+def test_only_masked_entries_of_last_prompt_tokens_are_touched(
+    model: LlamaForCausalLM,
+    element: Element,
+    hidden_site: HiddenSite,
+    clean: bool,
+    branching: bool,
+    requests: list[Continuation],
+) -> None:
+    """In the first layer, whose input no edit has changed: bit for bit."""
+    site = find_site(model, element, hidden_site)
+    gains = torch.zeros(2, site.layers, site.width)
+    gains[0, 0, [1, 5]] = 3.0
+    gains[1, 0, [2]] = -2.0
+    edits = Edits(site, [Edit(gains[0]), Edit(gains[1])], clean)
+    requests = [Continuation(c, t, e % 2) for c, t, e in requests]
+    with watching(model, site) as passes:
+        score(model, requests, None, branching, most_rows=100)
+        plain = passes[-1]
+        score(model, requests, edits, branching, most_rows=100)
+        steered = passes[-1]
+    assert torch.equal(plain.ids, steered.ids)
+    before, after = plain.layers[0], steered.layers[0]
+    touched: dict[tuple[int, int], set[int]] = {}
+    for row, position, entry in (before != after).nonzero().tolist():
+        touched.setdefault((row, position), set()).add(entry)
+        factor = -1.0 if entry == 2 else 4.0
+        value = factor * float(before[row, position, entry])
+        assert float(after[row, position, entry]) == pytest.approx(value, rel=1e-5)
+    found = sorted(
+        (int(steered.ids[row, position]), sorted(entries))
+        for (row, position), entries in touched.items()
+    )
+    rows = {(c, e) if branching else (c, e, t[:-1]) for c, t, e in requests}
+    assert found == sorted((row[0][-1], [2] if row[1] else [1, 5]) for row in rows)
+    if not branching:
+        for row, position in touched:
+            ids = steered.ids[row].tolist()
+            assert tuple(ids[: position + 1]) in {r.context for r in requests}
+
+
+def test_a_prompt_is_computed_once_and_no_logits_but_those_that_are_read(
+    model: LlamaForCausalLM,
+) -> None:
+    requests = [Continuation(A, (t, 3), 0) for t in range(10, 20)]
+    site = find_site(model, "head")
+    shapes: list[tuple[int, ...]] = []
+    handle = model.lm_head.register_forward_hook(lambda m, a, out: shapes.append(out.shape))
+    with watching(model, site) as passes:
+        score(model, requests, None, branching=True)
+    handle.remove()
+    assert sum(p.ids.numel() for p in passes) == len(A) + 10
+    assert sum(shape[-2] for shape in shapes) == 1 + 10
 
 
 # ------------------------------------------------------------------ truncation

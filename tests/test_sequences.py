@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from sadi_lmeval.batches import batches
 from sadi_lmeval.forward import Forward
 from sadi_lmeval.positions import Points
+from sadi_lmeval.prefixes import group_by_prefix
 from sadi_lmeval.sequences import Tree, pack
 
 CPU = torch.device("cpu")
@@ -154,3 +155,69 @@ def test_batches_hold_every_row_once_within_their_bounds(
             assert len(batch) <= most_rows
         elif len(batch) > 1:
             assert len(batch) * max(length for _, length in batch) <= most_tokens
+
+
+@given(st.lists(shapes.filter(lambda s: any(run for _, run in s)), min_size=1, max_size=2))
+@settings(derandomize=True, database=None, deadline=None, max_examples=8)
+def test_rows_after_a_shared_beginning_give_the_logits_of_the_whole(
+    model: PreTrainedModel, several: list[Shape]
+) -> None:
+    beginning = [3, 9, 4, 4, 7]
+    trees, where, alone = [], [], []
+    for row, shape in enumerate(several):
+        tree, parents = Tree(past=len(beginning)), []
+        for index, (number, run) in enumerate(shape):
+            parents.append(number % (index + 1) - 1 if index else -1)
+            tree.add(run, parents[-1])
+        trees.append(tree)
+        ids = [token for _, run in shape for token in run]
+        for position, path in enumerate(paths(shape, parents)):
+            where.append((row, position))
+            alone.append(beginning + [ids[i] for i in path])
+    forward = Forward(model)
+    batch = pack(trees, 2, torch.float32, CPU, forward.prefix(beginning))
+    logits = forward.logits(batch, Points.of(where, len(several), CPU))
+    with torch.no_grad():
+        expected = torch.stack([model(torch.tensor([path])).logits[0, -1] for path in alone])
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
+
+
+@given(
+    st.lists(
+        st.builds(
+            lambda a, b, end: [1] * a + [2] * b + end,
+            st.sampled_from([0, 3, 17, 40]),
+            st.sampled_from([0, 5, 20]),
+            st.lists(st.integers(1, 3), min_size=1, max_size=4),
+        ),
+        max_size=40,
+    )
+)
+@settings(derandomize=True, database=None, deadline=None, max_examples=200)
+def test_groups_hold_every_sequence_once_and_share_less_than_any_of_them(
+    sequences: list[list[int]],
+) -> None:
+    groups = group_by_prefix(sequences)
+    assert sorted(i for group in groups for i in group.members) == list(range(len(sequences)))
+    for group in groups:
+        members = [sequences[i] for i in group.members]
+        assert len({tuple(member[: group.length]) for member in members}) == 1
+        assert all(group.length < len(member) for member in members)
+
+
+def test_what_enough_sequences_begin_with_is_shared() -> None:
+    one, other = list(range(30)), list(range(50, 80))
+    sequences = [[*one, 40 + i] for i in range(5)] + [[*other, 40 + i] for i in range(5)]
+    groups = group_by_prefix([*sequences, [1, 2, 3]])
+    assert sorted((g.length, sorted(g.members)) for g in groups) == [
+        (0, [10]),
+        (30, [0, 1, 2, 3, 4]),
+        (30, [5, 6, 7, 8, 9]),
+    ]
+
+
+def test_sequences_that_part_one_after_the_other_are_grouped_too() -> None:
+    """Each of them differs from all longer ones at a place of its own."""
+    sequences = [[0] * i + [1, 1] for i in range(1500)]
+    groups = group_by_prefix(sequences)
+    assert sorted(i for group in groups for i in group.members) == list(range(1500))

@@ -1,0 +1,244 @@
+"""Benchmark files: which one covers a task, and every fault told at once."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from test_recipe import values
+
+from sadi_lmeval.benchmark import Benchmark, find_benchmark, read_benchmark
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.folders import task_configs
+from sadi_lmeval.options import DEFAULT_DELTA, DEFAULT_TOP_K
+from sadi_lmeval.recipe import load_recipe
+
+
+def write(folder: Path, name: str, **content: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    path.write_text(yaml.safe_dump({"benchmark": name, **content}), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("task", "recipe"),
+    [
+        ("truthfulqa_mc1", "right_wrong"),
+        ("truthfulqa_mc2", "right_wrong_mc2"),
+        ("boolq", "right_wrong"),
+        ("xnli_en", "right_wrong"),
+        ("mmlu_abstract_algebra", "right_wrong"),
+        ("triviaqa", "other_target"),
+        ("gsm8k", "wrong_number"),
+    ],
+)
+def test_the_paper_s_benchmarks_have_their_recipes(task: str, recipe: str) -> None:
+    assert find_benchmark(task, []).recipe == recipe
+
+
+def test_mmlu_never_takes_pairs_from_its_test_split() -> None:
+    assert find_benchmark("mmlu_virology", []).pairs_from == ("dev", "validation")
+
+
+def test_every_benchmark_of_the_package_is_sound_and_names_a_recipe_that_is_there() -> None:
+    found = [read_benchmark(path) for path in sorted(task_configs().rglob("*.yaml"))]
+    assert sum(benchmark is not None for benchmark in found) >= 6
+    for benchmark in found:
+        if benchmark is not None and benchmark.recipe is not None:
+            load_recipe(benchmark.recipe, [])
+
+
+def test_a_task_that_no_file_names_gets_the_defaults() -> None:
+    found = find_benchmark("nobody_knows", [])
+    assert found == Benchmark(benchmark="nobody_knows", tasks=("nobody_knows",))
+    for element in ("head", "neuron", "hidden"):
+        assert found.default_top_k(element) == DEFAULT_TOP_K[element]
+        assert found.default_delta(element) == DEFAULT_DELTA[element]
+
+
+def test_a_file_s_defaults_count_for_the_elements_that_it_names(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", tasks=["x"], top_k={"head": 2}, delta={"neuron": 3})
+    found = read_benchmark(path)
+    assert found is not None
+    assert [found.default_top_k(e) for e in ("head", "neuron")] == [2, DEFAULT_TOP_K["neuron"]]
+    assert [found.default_delta(e) for e in ("head", "neuron")] == [DEFAULT_DELTA["head"], 3]
+
+
+def test_the_user_s_folder_wins_over_the_package_and_the_first_over_the_second(
+    tmp_path: Path,
+) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        write(folder / "below", f"{folder.name}.yaml", tasks=["boolq"])
+    assert find_benchmark("boolq", folders).benchmark == "one.yaml"
+    assert find_benchmark("boolq", folders[::-1]).benchmark == "two.yaml"
+    assert find_benchmark("copa", folders) == find_benchmark("copa", [])
+
+
+def test_a_name_counts_more_than_a_pattern_in_a_folder(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", tasks=["tiny_*"])
+    write(tmp_path, "b.yaml", tasks=["other", "tiny_sum"])
+    write(tmp_path, "c.yaml", tasks=["tiny_s*"])
+    assert find_benchmark("tiny_sum", [tmp_path]).benchmark == "b.yaml"
+    assert find_benchmark("tiny_some", [tmp_path]).benchmark == "a.yaml"
+    assert find_benchmark("tiny", [tmp_path]).benchmark == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "task", "covered"),
+    [
+        ("mmlu_*", "mmlu_law", True),
+        ("mmlu_*", "my_mmlu_law", False),
+        ("mmlu_?", "mmlu_law", False),
+        ("MMLU_*", "mmlu_law", False),
+        ("xnli_[de]*", "xnli_en", True),
+        ("mmlu.law", "mmlu_law", False),
+    ],
+)
+def test_patterns_cover_whole_names_in_their_case(
+    tmp_path: Path, pattern: str, task: str, covered: bool
+) -> None:
+    write(tmp_path, "mine.yaml", tasks=[pattern])
+    assert (find_benchmark(task, [tmp_path]).benchmark == "mine.yaml") == covered
+
+
+def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "bad.yaml",
+        task=["x"],
+        recipe=["right_wrong"],
+        pairs_from="train",
+        folds=1,
+        n_pairs="many",
+        top_k={"heads": 3},
+        delta={"head": "strong"},
+    )
+    with pytest.raises(UserError) as caught:
+        find_benchmark("anything", [tmp_path])
+    said = str(caught.value)
+    assert "\n" not in said
+    for words in (
+        str(path),
+        "unknown key 'task' (did you mean 'tasks'?)",
+        "tasks must be a list",
+        "recipe must be a name",
+        "pairs_from must be a list",
+        "folds must be a whole number of at least 2, not 1",
+        "n_pairs must be a whole number of at least 1, not 'many'",
+        "top_k must map head, neuron, hidden to numbers",
+        "delta must map head, neuron, hidden to numbers",
+    ):
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"folds": 2.0},
+        {"folds": True},
+        {"n_pairs": 0},
+        {"tasks": []},
+        {"tasks": "boolq"},
+        {"tasks": [1]},
+        {"top_k": {"head": 0}},
+        {"top_k": {"head": -5}},
+        {"top_k": {"head": 1.5}},
+        {"top_k": {"head": True}},
+        {"delta": {"head": math.nan}},
+        {"delta": {"head": math.inf}},
+        {"delta": {"head": False}},
+        {"delta": 9},
+        {"benchmark": ["a", "list"]},
+    ],
+    ids=str,
+)
+def test_a_value_that_the_command_line_would_refuse_is_refused(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    path = write(tmp_path, "bad.yaml", **{"tasks": ["x"], **content})
+    with pytest.raises(UserError) as caught:
+        read_benchmark(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "task: x\nprocess_docs: !function utils.process", "- [", "recipe: r\ncontrast: choice"],
+)
+def test_files_of_other_kinds_are_passed_over(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "other.yaml"
+    path.write_text(text)
+    assert read_benchmark(path) is None
+    assert find_benchmark("boolq", [tmp_path]) == find_benchmark("boolq", [])
+
+
+KEYS = ["tasks", "recipe", "pairs_from", "folds", "n_pairs", "top_k", "delta", "taks"]
+numbers = st.one_of(st.integers(-3, 300), st.floats(), values)
+contents = st.fixed_dictionaries(
+    {"benchmark": st.one_of(st.text(max_size=5), values)},
+    optional={
+        "tasks": st.one_of(st.lists(st.text(max_size=5), max_size=3), values),
+        "recipe": values,
+        "pairs_from": st.one_of(st.lists(st.text(max_size=5), max_size=2), values),
+        "folds": numbers,
+        "n_pairs": numbers,
+        "top_k": st.dictionaries(st.sampled_from(["head", "neuron", "hiden"]), numbers, max_size=2),
+        "delta": st.one_of(
+            st.dictionaries(st.sampled_from(["head", "hidden"]), numbers, max_size=2), values
+        ),
+        "taks": values,
+    },
+).map(yaml.safe_dump)
+
+
+@given(contents)
+@example("benchmark: b\ntasks: [x]\nrecipe: 2001-99-99")
+@example("task: a harness task\nmetadata: {date: 2001-99-99}")
+@example("task: a harness task\nmetadata: {version: 0x_}")
+@example("benchmark: b\ntasks: [x]\nrecipe: !!bool x")
+@example("a: " + "[" * 5000)
+@settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=200,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_whatever_a_file_says_it_is_sound_or_passed_over_or_refused_in_one_line(
+    tmp_path: Path, text: str
+) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text(text, encoding="utf-8")
+    found: Benchmark | str | None
+    try:
+        found = read_benchmark(path)
+    except UserError as error:
+        found = str(error)
+    if found is None:
+        return
+    if isinstance(found, str):
+        assert str(path) in found
+        assert "\n" not in found
+        return
+    assert isinstance(found.benchmark, str)
+    assert found.tasks
+    assert all(isinstance(name, str) for name in (*found.tasks, *found.pairs_from))
+    assert found.recipe is None or isinstance(found.recipe, str)
+    assert found.folds >= 2
+    assert found.n_pairs is None or found.n_pairs >= 1
+    for element in ("head", "neuron", "hidden"):
+        assert found.default_top_k(element) >= 1
+        assert math.isfinite(found.default_delta(element))
+
+
+def test_a_folder_that_is_called_like_a_file_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "folder.yaml").mkdir()
+    write(tmp_path, "mine.yaml", tasks=["x"])
+    assert find_benchmark("x", [tmp_path]).benchmark == "mine.yaml"

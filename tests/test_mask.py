@@ -1,0 +1,245 @@
+"""Mask files: what is written comes back, and nothing else is taken for it."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_llama
+from safetensors.torch import save_file
+
+from sadi_lmeval import mask as mask_module
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.mask import MeanDifference, load_mask, save_mask
+from sadi_lmeval.sites import find_site
+
+VALUES = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
+CARD: dict[str, Any] = {
+    "model_type": "llama",
+    "element": "head",
+    "shape": [3, 4, 8],
+    "task": "tiny – ünïcode",
+    "documents": ["a", "b"],
+    "n_pairs": 2,
+}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "of" / "a" / "new" / "folder.safetensors"
+    save_mask(MeanDifference(VALUES, CARD), path)
+    return path
+
+
+def test_a_mask_comes_back_as_it_was_saved(saved: Path) -> None:
+    loaded = load_mask(saved)
+    assert torch.equal(loaded.values, VALUES)
+    assert loaded.values.dtype == torch.float32
+    assert loaded.card == CARD
+
+
+def test_values_that_are_not_contiguous_come_back_too(tmp_path: Path) -> None:
+    values = torch.randn(8, 4, 3).transpose(0, 2)
+    path = tmp_path / "mask"
+    save_mask(MeanDifference(values, CARD), path)
+    assert torch.equal(load_mask(path).values, values)
+
+
+def test_saving_twice_replaces_the_file_and_leaves_nothing_else(saved: Path) -> None:
+    other = MeanDifference(VALUES + 1, CARD)
+    save_mask(other, saved)
+    assert torch.equal(load_mask(saved).values, other.values)
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_the_score_of_a_head_is_the_mean_over_its_activations() -> None:
+    scores = MeanDifference(VALUES, CARD).scores
+    assert scores.shape == (3, 4)
+    for layer in range(3):
+        for head in range(4):
+            mean = sum(VALUES[layer, head].tolist()) / 8
+            assert float(scores[layer, head]) == pytest.approx(mean, abs=1e-6)
+
+
+def refused(path: Path) -> str:
+    """What is said of the file: one line that names it."""
+    with pytest.raises(UserError) as caught:
+        load_mask(path)
+    said = str(caught.value)
+    assert str(path) in said
+    assert len(said.splitlines()) == 1
+    return said
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 8, 9, 0.1, 0.5, 0.99, -1])
+def test_a_truncated_file_is_refused(saved: Path, kept: float) -> None:
+    content = saved.read_bytes()
+    end = int(kept * len(content)) if isinstance(kept, float) else kept
+    saved.write_bytes(content[:end])
+    refused(saved)
+
+
+def test_a_file_with_more_at_its_end_is_refused(saved: Path) -> None:
+    saved.write_bytes(saved.read_bytes() + b"\0" * 4)
+    refused(saved)
+
+
+def test_a_flipped_bit_is_refused_unless_it_changes_nothing_that_is_read(saved: Path) -> None:
+    content, random_ = saved.read_bytes(), random.Random(0)
+    header = int.from_bytes(content[:8], "little") + 8
+    places = [random_.randrange(header) for _ in range(40)]
+    places += [random_.randrange(header, len(content)) for _ in range(20)]
+    found = []
+    for place in places:
+        bit = random_.randrange(8)
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << bit
+        saved.write_bytes(bytes(flipped))
+        try:
+            loaded = load_mask(saved)
+        except UserError:
+            found.append(place)
+        else:
+            assert place < header
+            assert torch.equal(loaded.values, VALUES), (place, bit)
+            assert loaded.card == CARD, (place, bit)
+    assert len(found) > 50
+
+
+def test_every_flipped_bit_of_the_values_is_refused(saved: Path) -> None:
+    content = saved.read_bytes()
+    for place in range(len(content) - 32, len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1
+        saved.write_bytes(bytes(flipped))
+        assert "damaged" in refused(saved)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"\0" * 100, b"\x80\x04]q\x00.", b"PK\x03\x04" + b"\0" * 60]
+)
+def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "mask.safetensors"
+    path.write_bytes(content)
+    refused(path)
+
+
+def test_a_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
+    path = tmp_path / "mask.pt"
+    torch.save({"difference": VALUES}, path)
+    refused(path)
+
+
+def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
+    refused(tmp_path)
+    refused(tmp_path / "missing.safetensors")
+
+
+def test_safetensors_of_another_kind_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mask.safetensors"
+    save_file({"difference": VALUES}, path)
+    assert "not a mask of this package" in refused(path)
+    save_file({"difference": VALUES}, path, {"format": "sadi-lmeval 2"})
+    assert "'sadi-lmeval 1'" in refused(path)
+    save_file({"weight": VALUES}, path, {"format": "sadi-lmeval 1"})
+    refused(path)
+
+
+def forged(card: Any, values: torch.Tensor, path: Path) -> None:
+    """A file whose checksum of the card is right, whatever the card says."""
+    text = card if isinstance(card, str) else json.dumps(card)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    metadata = {"format": "sadi-lmeval 1", "card": text, "card_sha256": digest}
+    save_file({"difference": values}, path, metadata)
+
+
+@pytest.mark.parametrize(
+    "card", ["{}", "[]", "null", '"text"', "7", "not json", '{"sha256": 3}', "[" * 100_000]
+)
+def test_a_card_that_is_none_is_refused(tmp_path: Path, card: str) -> None:
+    path = tmp_path / "mask.safetensors"
+    forged(card, VALUES, path)
+    refused(path)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [VALUES.double(), VALUES[:2], VALUES.flatten(), torch.tensor(1.0), VALUES[:0]],
+    ids=["float64", "layers", "flat", "scalar", "empty"],
+)
+def test_values_of_another_type_or_shape_than_the_card_says_are_refused(
+    tmp_path: Path, values: torch.Tensor
+) -> None:
+    path = tmp_path / "mask.safetensors"
+    digest = hashlib.sha256(values.numpy().tobytes()).hexdigest()
+    forged({**CARD, "sha256": digest}, values, path)
+    refused(path)
+
+
+def test_a_huge_file_is_not_opened(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mask_module, "_LARGEST", 100)
+    assert "larger than" in refused(saved)
+
+
+def test_a_mask_fits_the_model_and_element_that_it_was_made_for() -> None:
+    site = find_site(tiny_llama(40), "head")
+    MeanDifference(VALUES, CARD).check_fits(site, "llama", "mine.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "gpt2"}, ["model_type gpt2", "llama"]),
+        ({"element": "neuron"}, ["element neuron", "head"]),
+        ({"shape": [2, 4, 8]}, ["shape [2, 4, 8]", "[3, 4, 8]"]),
+        ({"shape": [3, 8, 4]}, ["shape [3, 8, 4]", "[3, 4, 8]"]),
+        ({"shape": None}, ["shape None"]),
+    ],
+)
+def test_a_mask_of_another_architecture_element_or_shape_is_refused(
+    changes: dict[str, Any], words: list[str]
+) -> None:
+    site = find_site(tiny_llama(40), "head")
+    with pytest.raises(UserError) as caught:
+        MeanDifference(VALUES, {**CARD, **changes}).check_fits(site, "llama", "mine.safetensors")
+    assert all(word in str(caught.value) for word in ["mine.safetensors", *words])
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_failed_write_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, failing, full)
+    with pytest.raises(OSError, match="No space left"):
+        save_mask(MeanDifference(VALUES, CARD), tmp_path / "mask.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_older_file_as_it_was(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_mask(MeanDifference(VALUES + 1, CARD), saved)
+    monkeypatch.undo()
+    assert torch.equal(load_mask(saved).values, VALUES)
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_a_card_that_is_no_json_writes_no_file(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        save_mask(MeanDifference(VALUES, {"element": object()}), tmp_path / "mask.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,469 @@
+"""Contrastive pairs: written as the harness writes its requests, seeded, and never leaking."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import datasets
+import pytest
+import yaml
+from conftest import CHAT_TEMPLATE
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from jinja2 import Template
+from lm_eval.tasks import TaskManager
+
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.pairs import Pair, build_pairs, gold_and_wrong, target, with_wrong_number
+from sadi_lmeval.recipe import Recipe
+from sadi_lmeval.run_tasks import Document, RunTask, digest
+
+CHOICE = Recipe("right_wrong", "choice")
+OTHER = Recipe("other_target", "other_target")
+NUMBER = Recipe("wrong_number", "wrong_number")
+TASKS = [
+    ("tiny_choice", CHOICE),
+    ("tiny_folds", CHOICE),
+    ("tiny_input", CHOICE),
+    ("tiny_empty", CHOICE),
+    ("tiny_text", OTHER),
+    ("tiny_word", OTHER),
+    ("tiny_sum", NUMBER),
+    ("tiny_sum", OTHER),
+]
+
+
+def chat_template(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    rendered = Template(CHAT_TEMPLATE).render(
+        messages=messages, add_generation_prompt=add_generation_prompt
+    )
+    return str(rendered)
+
+
+PLAIN: dict[str, Any] = {}
+CHAT = {
+    "apply_chat_template": True,
+    "chat_template": chat_template,
+    "system_instruction": "be good",
+    "fewshot_as_multiturn": True,
+}
+
+
+def load(folder: Path, name: str, num_fewshot: int = 0, **settings: Any) -> RunTask:
+    """A task of a folder, as the harness makes it for a run."""
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
+        task = manager.load([name])["tasks"][name]
+    task.set_config("num_fewshot", num_fewshot)
+    task.set_fewshot_seed(1234)
+    return RunTask(task, settings)
+
+
+def make_task(
+    folder: Path,
+    name: str,
+    splits: dict[str, list[Document]],
+    num_fewshot: int = 0,
+    **config: Any,
+) -> RunTask:
+    """A multiple-choice task over rows of our own, unless ``config`` says otherwise."""
+    files = {}
+    for split, rows in splits.items():
+        files[split] = str(folder / f"{name}-{split}.jsonl")
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        Path(files[split]).write_text(text, encoding="utf-8")
+    content = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": files},
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}} ?",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "label",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        **config,
+    }
+    for split, part in (("training", "train"), ("validation", "validation"), ("test", "test")):
+        if part in splits:
+            content.setdefault(f"{split}_split", part)
+    content = {key: value for key, value in content.items() if value is not None}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    return load(folder, name, num_fewshot)
+
+
+def everything(document: Document) -> bool:
+    return True
+
+
+def draw(
+    task: RunTask,
+    recipe: Recipe,
+    wanted: int = 12,
+    num_fewshot: int = 0,
+    seed: int = 0,
+    documents: list[Document] | None = None,
+    allowed: Callable[[Document], bool] = everything,
+) -> list[Pair]:
+    documents = task.evaluated() if documents is None else documents
+    return build_pairs(task, recipe, documents, allowed, wanted, num_fewshot, seed)
+
+
+def harness_requests(task: RunTask) -> dict[str, list[tuple[Any, ...]]]:
+    """The arguments of all requests that the harness makes for each evaluated document."""
+    settings = {k: v for k, v in task.settings.items() if k != "world_size"}
+    task.task.build_all_requests(**settings)
+    found: dict[str, list[tuple[Any, ...]]] = {}
+    for instance in task.task.instances:
+        found.setdefault(digest(instance.doc), []).append(instance.args)
+    return found
+
+
+# ------------------------------------------------------------------ the texts
+
+
+@pytest.mark.parametrize("settings", [PLAIN, CHAT], ids=["plain", "chat"])
+@pytest.mark.parametrize(("name", "recipe"), TASKS)
+def test_a_pair_is_written_as_the_harness_writes_its_requests(
+    tasks_folder: Path, name: str, recipe: Recipe, settings: dict[str, Any]
+) -> None:
+    task = load(tasks_folder, name, **settings)
+    requests = harness_requests(task)
+    pairs = draw(task, recipe)
+    assert len(pairs) == 12
+    delimiter = "" if settings else " "
+    for positive, negative, document in pairs:
+        theirs = requests[digest(document)]
+        if recipe is CHOICE and name != "tiny_input":
+            label = document["label"]
+            assert positive == theirs[label]
+            assert negative in [theirs[i] for i in range(3) if i != label]
+        elif recipe is CHOICE:
+            label = document["label"]
+            assert positive == theirs[label]
+            assert negative in [theirs[i] for i in range(3) if i != label]
+            assert positive[1] == negative[1]
+        elif name == "tiny_word":
+            assert positive == theirs[0]
+            assert negative[1].startswith(" ")
+        else:
+            answer = document["answer" if name == "tiny_text" else "working"]
+            assert positive == (theirs[0][0], delimiter + answer)
+
+
+@pytest.mark.parametrize("num_fewshot", [0, 2])
+@pytest.mark.parametrize(("name", "recipe"), TASKS)
+def test_both_texts_of_a_pair_share_their_prompt_and_differ_in_the_answer(
+    tasks_folder: Path, name: str, recipe: Recipe, num_fewshot: int
+) -> None:
+    task = load(tasks_folder, name, num_fewshot)
+    for positive, negative, _ in draw(task, recipe, num_fewshot=num_fewshot):
+        if name == "tiny_input":
+            assert positive[0] != negative[0]
+            assert positive[1] == negative[1]
+        else:
+            assert positive[0] == negative[0]
+            assert positive[1] != negative[1]
+        assert positive[0].count("\n\n") == num_fewshot
+
+
+def test_a_few_shot_prompt_ends_as_the_prompt_without_examples(tasks_folder: Path) -> None:
+    task = load(tasks_folder, "tiny_choice", 2)
+    for pair in draw(task, CHOICE, num_fewshot=2):
+        last = pair.positive[0].split("\n\n")[-1]
+        assert last == f"{pair.document['question']} answer :"
+
+
+def test_every_gold_and_every_wrong_choice_is_drawn_at_times(tmp_path: Path) -> None:
+    row = {"question": "q", "choices": ["a", "b", "c", "d", "e"], "labels": [0, 1, 0, 1, 0]}
+    rows = [{**row, "question": f"q {i}", "label": 1} for i in range(60)]
+    task = make_task(tmp_path, "many", {"validation": rows})
+    pairs = draw(task, Recipe("mc2", "choice", gold="{{ labels }}"), wanted=60)
+    assert {pair.positive[1] for pair in pairs} == {" b", " d"}
+    assert {pair.negative[1] for pair in pairs} == {" a", " c", " e"}
+
+
+@pytest.mark.parametrize(
+    ("gold", "right", "wrong"),
+    [
+        (None, [2], [0, 1]),
+        ("{{ label }}", [2], [0, 1]),
+        ("{{ [label, 0] }}", [0], [1, 2]),  # a list is one of 0 and 1 over the choices
+        ("{{ [0, 1, 1] }}", [1, 2], [0]),
+        ("1", [1], [0, 2]),
+        ("7", [], []),
+        ("{{ [0, 0, 0] }}", [], []),
+    ],
+)
+def test_gold_and_wrong_choices_follow_from_the_recipe_or_the_task(
+    tmp_path: Path, gold: str | None, right: list[int], wrong: list[int]
+) -> None:
+    row = {"question": "q", "choices": ["a", "b", "c"], "label": 2}
+    task = make_task(tmp_path, "gold", {"validation": [row]})
+    assert gold_and_wrong(task, Recipe("r", "choice", gold=gold), row) == (right, wrong)
+
+
+def test_a_gold_answer_given_as_text_or_as_a_list_is_understood(tmp_path: Path) -> None:
+    row = {"question": "q", "choices": ["a", "b", "c"], "label": 0, "gold": "b", "golds": [0, 2]}
+    task = make_task(tmp_path, "text", {"validation": [row]}, doc_to_target="gold")
+    assert gold_and_wrong(task, CHOICE, row) == ([1], [0, 2])
+    task = make_task(tmp_path, "list", {"validation": [row]}, doc_to_target="golds")
+    assert gold_and_wrong(task, CHOICE, row) == ([0, 2], [1])
+
+
+@pytest.mark.parametrize("gold", ["{{ nothing }}", "{{ question }}", "{{ label", "[0, 1"])
+def test_a_gold_template_that_gives_no_index_is_the_user_s_error(tmp_path: Path, gold: str) -> None:
+    row = {"question": "what is it", "choices": ["a", "b", "c"], "label": 2}
+    task = make_task(tmp_path, "gold", {"validation": [row]})
+    with pytest.raises(UserError) as caught:
+        gold_and_wrong(task, Recipe("mine", "choice", gold=gold), row)
+    assert "mine" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_task_without_choices_is_told_what_to_do(tasks_folder: Path) -> None:
+    task = load(tasks_folder, "tiny_text")
+    with pytest.raises(UserError, match=r"tiny_text has none; pass recipe=other_target"):
+        draw(task, CHOICE)
+
+
+# ------------------------------------------------------------------ the draw
+
+
+@pytest.mark.parametrize("num_fewshot", [0, 2])
+@pytest.mark.parametrize(("name", "recipe"), TASKS)
+def test_the_same_seed_draws_the_same_pairs_and_another_does_not(
+    tasks_folder: Path, name: str, recipe: Recipe, num_fewshot: int
+) -> None:
+    one = draw(load(tasks_folder, name, num_fewshot), recipe, num_fewshot=num_fewshot)
+    random.seed(99)
+    task = load(tasks_folder, name, num_fewshot)
+    task.task.set_fewshot_seed(77)
+    assert draw(task, recipe, num_fewshot=num_fewshot) == one
+    assert draw(task, recipe, num_fewshot=num_fewshot) == one
+    assert draw(task, recipe, num_fewshot=num_fewshot, seed=1) != one
+
+
+def test_more_pairs_with_the_same_seed_are_of_the_same_documents_first(
+    tasks_folder: Path,
+) -> None:
+    task = load(tasks_folder, "tiny_choice")
+    few, many = (draw(task, CHOICE, wanted=wanted) for wanted in (5, 20))
+    assert [pair.document for pair in many[:5]] == [pair.document for pair in few]
+
+
+def test_no_document_makes_two_pairs_and_all_are_used_if_need_be(tasks_folder: Path) -> None:
+    task = load(tasks_folder, "tiny_choice")
+    pairs = draw(task, CHOICE, wanted=1000)
+    assert len(pairs) == 50
+    assert len({digest(pair.document) for pair in pairs}) == 50
+
+
+@pytest.mark.parametrize(("name", "recipe"), TASKS)
+def test_a_document_that_is_not_allowed_gives_neither_a_prompt_nor_an_answer(
+    tasks_folder: Path, name: str, recipe: Recipe
+) -> None:
+    task = load(tasks_folder, name)
+    documents = task.evaluated()
+    allowed = {digest(document) for document in documents[::2]}
+    pairs = draw(task, recipe, 1000, allowed=lambda document: digest(document) in allowed)
+    assert 20 <= len(pairs) <= 25
+    assert {digest(pair.document) for pair in pairs} <= allowed
+    if recipe is OTHER:
+        answers = {target(task, document) for document in documents[::2]}
+        assert {pair.negative[1].strip() for pair in pairs} <= {a.strip() for a in answers}
+
+
+def test_documents_that_make_no_pair_are_passed_over(tmp_path: Path) -> None:
+    rows = [
+        {"question": f"q{i}", "choices": ["a", "b"], "label": label}
+        for i, label in enumerate([0, 5, 1, -1])
+    ]
+    task = make_task(tmp_path, "some", {"validation": rows})
+    assert sorted(p.document["question"] for p in draw(task, CHOICE)) == ["q0", "q2"]
+
+
+def test_an_answer_without_a_number_makes_no_pair_of_numbers(tmp_path: Path) -> None:
+    rows = [{"question": f"q{i}", "answer": a} for i, a in enumerate(["is 5", "none", "", "7"])]
+    options = {"output_type": "generate_until", "doc_to_choice": None, "doc_to_target": "answer"}
+    metrics = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
+    task = make_task(tmp_path, "sums", {"validation": rows}, metric_list=metrics, **options)
+    assert sorted(p.document["question"] for p in draw(task, NUMBER)) == ["q0", "q3"]
+
+
+def test_another_document_s_answer_is_none_of_this_document_s(tmp_path: Path) -> None:
+    rows = [
+        {"question": f"q{i}", "answers": answers}
+        for i, answers in enumerate([["Red", "crimson"], ["red"], ["CRIMSON "], ["blue"], [""]])
+    ]
+    options = {"output_type": "generate_until", "doc_to_choice": None, "doc_to_target": "answers"}
+    metrics = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
+    task = make_task(tmp_path, "open", {"validation": rows}, metric_list=metrics, **options)
+    for seed in range(10):
+        for positive, negative, document in draw(task, OTHER, seed=seed):
+            own = {answer.strip().lower() for answer in document["answers"]}
+            assert positive[1].strip().lower() in own
+            assert negative[1].strip()
+            assert negative[1].strip().lower() not in own
+
+
+# ------------------------------------------------------------------ few-shot examples
+
+
+def examples(pair: Pair) -> list[str]:
+    return pair.positive[0].split("\n\n")[:-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"), [("tiny_choice", CHOICE), ("tiny_folds", CHOICE), ("tiny_text", OTHER)]
+)
+@pytest.mark.parametrize("wanted", [12, 40])
+def test_few_shot_examples_are_never_documents_of_the_pairs(
+    tasks_folder: Path, name: str, recipe: Recipe, wanted: int
+) -> None:
+    task = load(tasks_folder, name, 3)
+    documents = task.few_shot_documents()
+    pairs = draw(task, recipe, wanted, num_fewshot=3, documents=documents)
+    assert len(pairs) == wanted
+    questions = [f"{pair.document['question']} answer :" for pair in pairs]
+    for pair in pairs:
+        assert len(examples(pair)) == 3
+        for shown in examples(pair):
+            assert not any(shown.startswith(question) for question in questions)
+
+
+@pytest.mark.parametrize("wanted", [66, 67, 68, 69, 70, 150])
+@pytest.mark.parametrize("name", ["tiny_choice", "tiny_sum"])
+def test_examples_are_left_where_the_pairs_would_take_every_document(
+    tasks_folder: Path, name: str, wanted: int
+) -> None:
+    """The training split has 70 documents, and the examples come from it too."""
+    recipe = CHOICE if name == "tiny_choice" else NUMBER
+    task = load(tasks_folder, name, 2)
+    documents = task.documents("train")
+    pairs = draw(task, recipe, wanted, num_fewshot=2, documents=documents)
+    assert len(pairs) >= 60
+    assert all(len(examples(pair)) == 2 for pair in pairs)
+    questions = [f"{pair.document['question']} answer :" for pair in pairs]
+    for shown in examples(pairs[0]):
+        assert not any(shown.startswith(question) for question in questions)
+
+
+def state(task: RunTask) -> tuple[Any, ...]:
+    """What the harness's own draws depend on."""
+    sampler = task.task.sampler
+    return sampler.rnd.getstate(), list(sampler.fewshot_docs()), random.getstate()
+
+
+def test_the_harness_draws_the_same_examples_before_and_after_pairs(tasks_folder: Path) -> None:
+    def contexts(task: RunTask) -> list[Any]:
+        return list(harness_requests(task).values())
+
+    untouched = contexts(load(tasks_folder, "tiny_choice", 3))
+    task = load(tasks_folder, "tiny_choice", 3)
+    rnd, before = task.task.sampler.rnd, state(task)
+    draw(task, CHOICE, num_fewshot=3)
+    assert task.task.sampler.rnd is rnd
+    assert state(task) == before
+    assert contexts(task) == untouched
+
+
+def test_the_sampler_is_restored_after_an_error(
+    tasks_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = load(tasks_folder, "tiny_choice", 3)
+    rnd, before = task.task.sampler.rnd, state(task)
+
+    def fail(*arguments: Any, **keywords: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(task.task, "construct_requests", fail)
+    with pytest.raises(KeyboardInterrupt):
+        draw(task, CHOICE, num_fewshot=3)
+    assert task.task.sampler.rnd is rnd
+    assert state(task) == before
+
+
+# ------------------------------------------------------------------ wrong numbers
+
+
+def grouped(number: int) -> str:
+    return f"{number:,}"
+
+
+numbers = st.builds(
+    lambda sign, whole, form, places, fraction: (
+        sign + form(whole) + (f".{fraction:0{places}d}"[: places + 1] if places else "")
+    ),
+    st.sampled_from(["", "-"]),
+    st.one_of(st.integers(0, 30), st.integers(0, 10**9)),
+    st.sampled_from([str, grouped]),
+    st.integers(0, 4),
+    st.integers(0, 9),
+)
+words = st.text(st.characters(exclude_categories=["N", "C"], exclude_characters="-,."), max_size=8)
+seeds = st.integers(0, 2**16)
+
+
+@given(words, numbers, words, numbers, words, seeds)
+@example("", "", "", "-1", "", 0)
+@example("", "", "", "-1", "", 3)
+@example("", "", "", "-0", "", 0)
+@settings(derandomize=True, database=None, deadline=None, max_examples=500)
+def test_a_wrong_number_is_another_number_of_the_same_form_and_the_last_alone(
+    start: str, first: str, middle: str, last: str, end: str, seed: int
+) -> None:
+    assume(middle or not first)
+    before = f"{start}{first}{middle} "
+    found = with_wrong_number(f"{before}{last}{end}", Random(seed))
+    assert found is not None
+    assert found.startswith(before)
+    assert found.endswith(end)
+    new = found[len(before) : len(found) - len(end)]
+    assert re.fullmatch(r"-?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?", new), new
+    old_value, new_value = (float(text.replace(",", "")) for text in (last, new))
+    assert old_value != new_value
+    assert len(new.partition(".")[2]) == len(last.partition(".")[2])
+    assert ("," in new) == ("," in last and abs(new_value) >= 1000)
+    if old_value:
+        assert new.startswith("-") == last.startswith("-")
+    else:
+        assert not new.startswith("-") or last.startswith("-")
+
+
+@given(st.text(st.sampled_from("0123456789-,. $ax"), max_size=20), seeds)
+@settings(derandomize=True, database=None, deadline=None, max_examples=500)
+def test_whatever_a_text_says_its_last_number_alone_is_replaced(text: str, seed: int) -> None:
+    found = with_wrong_number(text, Random(seed))
+    if not any(sign.isdigit() for sign in text):
+        assert found is None
+        return
+    assert found is not None
+    assert found != text
+    tail = re.search(r"[^0-9]*$", text)
+    assert tail is not None
+    assert found.endswith(tail.group())
+    untouched = re.sub(r"[0-9.,-]*$", "", text[: tail.start()])
+    assert found.startswith(untouched)
+
+
+def test_a_wrong_number_is_near_and_follows_from_the_generator() -> None:
+    assert with_wrong_number("x 1000 y", Random(5)) == with_wrong_number("x 1000 y", Random(5))
+    found = {with_wrong_number("1000", Random(seed)) for seed in range(300)}
+    values = sorted(int(str(text)) for text in found)
+    assert values[0] >= 800
+    assert values[-1] <= 1200
+    assert len(values) > 100
+
+
+def test_a_number_of_hundreds_of_digits_is_replaced_too() -> None:
+    text = "so it is " + "7" * 400
+    found = with_wrong_number(text, Random(0))
+    assert found is not None
+    assert found != text

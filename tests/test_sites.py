@@ -1,0 +1,260 @@
+"""Where activations are read and scaled: every listed architecture, and those that are not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_llama
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from sadi_lmeval import sites
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.forward import Forward, Steered
+from sadi_lmeval.hooks import visiting
+from sadi_lmeval.interventions.edit import Edit, Edits, reading
+from sadi_lmeval.options import Element, HiddenSite
+from sadi_lmeval.positions import Points
+from sadi_lmeval.sequences import Tree, pack
+from sadi_lmeval.sites import ARCHITECTURES, Architecture, find_site, register
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "n_inner": 48,
+    "ffn_dim": 48,
+    "ffn_hidden_size": 48,
+    "moe_intermediate_size": 48,
+    "num_local_experts": 2,
+    "num_experts": 2,
+    "word_embed_proj_dim": 32,
+    "rotary_dim": 4,
+    "num_experts_per_tok": 2,
+}
+MIXTURES = ("mixtral", "qwen3_moe")
+ELEMENTS: list[tuple[Element, HiddenSite]] = [
+    ("head", "mlp"),
+    ("neuron", "mlp"),
+    ("hidden", "mlp"),
+    ("hidden", "residual"),
+]
+IDS = [5, 9, 7, 4, 8, 33]
+CPU = torch.device("cpu")
+
+
+def tiny(kind: str, **changes: Any) -> PreTrainedModel:
+    """A model of any type: 2 layers of 32, 4 heads, random weights large enough to matter."""
+    known = AutoConfig.for_model(kind)
+    sizes = {name: size for name, size in SIZES.items() if hasattr(known, name)}
+    if kind != "falcon" and hasattr(known, "head_dim"):
+        sizes["head_dim"] = 8
+    config = AutoConfig.for_model(kind, **{**sizes, **changes})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.3)
+    return model
+
+
+def logits(model: PreTrainedModel, edits: Edits | None = None, at: int = 3) -> Tensor:
+    """Logits at every position of IDS, ``[seq, vocab]``."""
+    tree = Tree()
+    tree.add(IDS)
+    everywhere = Points.of([(0, i) for i in range(len(IDS))], 1, CPU)
+    steered = None
+    if edits is not None:
+        steered = Steered(edits, Points.of([(0, at)], 1, CPU), torch.tensor([0]))
+    return Forward(model).logits(pack([tree], 0, torch.float32, CPU), everywhere, steered)
+
+
+@pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
+def test_every_listed_architecture_has_its_sites(kind: str) -> None:
+    model = tiny(kind)
+    found = find_site(model, "head")
+    assert (found.layers, found.entries, found.entry_width) == (2, 4, 8)
+    for hidden_site in ("mlp", "residual"):
+        found = find_site(model, "hidden", hidden_site)
+        assert (found.layers, found.entries, found.entry_width) == (2, 32, 1)
+    if kind not in MIXTURES:
+        found = find_site(model, "neuron")
+        assert (found.layers, found.entry_width) == (2, 1)
+        assert found.entries in (48, 128)  # BLOOM and MPT take 4 times the hidden size
+
+
+@pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
+def test_every_site_of_every_listed_architecture_steers(kind: str) -> None:
+    """From the edited position on, and in the first layer as in the last."""
+    model = tiny(kind)
+    plain = logits(model)
+    for element, hidden_site in ELEMENTS:
+        if element == "neuron" and kind in MIXTURES:
+            continue
+        site = find_site(model, element, hidden_site)
+        for layer in (0, 1):
+            gain = torch.zeros(site.layers, site.width)
+            gain[layer, ::2] = 2.0  # not all: a norm would undo that
+            gap = (logits(model, Edits(site, [Edit(gain)], False)) - plain).abs().amax(dim=-1)
+            where = (element, hidden_site, layer)
+            assert gap[:3].max() < 1e-5, where
+            assert gap[3] > 1e-3, where
+            if layer == 0:
+                assert (gap[4:] > 1e-4).all(), where
+
+
+@pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
+def test_the_mlp_s_output_is_its_own_contribution_without_the_residual(kind: str) -> None:
+    """Of an MLP whose weights are all zero there is nothing to read.
+
+    Not even where the block then adds to what the MLP gave in place, as Falcon's does.
+    """
+    model = tiny(kind)
+    site = find_site(model, "hidden")
+    everywhere = Points.of([(0, i) for i in range(len(IDS))], 1, CPU)
+    with torch.no_grad():
+        for module in site.modules:
+            for parameter in module.parameters():
+                parameter.zero_()
+        with reading(site, everywhere) as collected:
+            model(torch.tensor([IDS]))
+    assert len(collected) == 2
+    assert not any(activations.any() for activations in collected)
+
+
+@pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
+def test_the_residual_is_what_the_next_block_gets(kind: str) -> None:
+    model = tiny(kind)
+    site = find_site(model, "hidden", "residual")
+    out: list[Tensor] = []
+    into: list[Tensor] = []
+
+    def before(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        into.append(arguments[0] if arguments else keywords["hidden_states"])
+
+    handle = site.modules[1].register_forward_pre_hook(before, with_kwargs=True)
+    with visiting({0: site.modules[0]}, "output", lambda _, a: out.append(a)), torch.no_grad():
+        model(torch.tensor([IDS]))
+    handle.remove()
+    assert torch.equal(out[0], into[0])
+
+
+def test_head_dim_comes_from_the_config_and_not_from_the_hidden_size() -> None:
+    site = find_site(tiny_llama(40, head_dim=12), "head")
+    assert (site.entries, site.entry_width, site.width) == (4, 12, 48)
+
+
+@pytest.mark.parametrize("shared", [1, 2, 4])
+def test_there_are_as_many_heads_as_queries_however_few_keys(shared: int) -> None:
+    site = find_site(tiny_llama(40, num_key_value_heads=shared), "head")
+    assert (site.entries, site.entry_width) == (4, 8)
+
+
+def test_a_head_s_entries_are_the_output_of_that_head() -> None:
+    """With the values of one key/value head at zero, the query heads that share it are silent."""
+    model = tiny_llama(40, head_dim=12)
+    site = find_site(model, "head")
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.self_attn.v_proj.weight[12:24] = 0  # the second of two
+    seen: list[Tensor] = []
+    with visiting(dict(enumerate(site.modules)), site.side, lambda _, a: seen.append(a)):
+        model(torch.tensor([IDS]))
+    for activations in seen:
+        heads = activations.view(1, len(IDS), site.entries, site.entry_width)
+        assert not heads[:, :, 2:].any()
+        assert heads[:, :, :2].abs().amin(dim=-1).amin() > 0
+
+
+@pytest.mark.parametrize("kind", ["starcoder2", "nemotron", "gpt_bigcode"])
+def test_an_unlisted_architecture_is_found_by_looking(kind: str) -> None:
+    assert kind not in ARCHITECTURES
+    model = tiny(kind)
+    plain = logits(model)
+    for element, width in (("head", 32), ("neuron", 48), ("hidden", 32)):
+        site = find_site(model, element)  # type: ignore[arg-type]
+        assert (site.layers, site.width) == (2, width)
+        gain = torch.full((2, width), 2.0)
+        assert (logits(model, Edits(site, [Edit(gain)], False)) - plain).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["mamba", "xglm"])
+@pytest.mark.parametrize("element", ["head", "neuron", "hidden"])
+def test_an_architecture_without_known_sites_is_refused_with_a_list(
+    kind: str, element: Element
+) -> None:
+    with pytest.raises(UserError) as caught:
+        find_site(tiny(kind), element)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert repr(kind) in said
+    assert all(name in said for name in ARCHITECTURES)
+    assert "sadi_lmeval.sites.register" in said
+
+
+@pytest.mark.parametrize("kind", [*MIXTURES, "qwen2_moe"])
+def test_a_neuron_of_several_experts_is_refused(kind: str) -> None:
+    with pytest.raises(UserError, match=r"several experts.*element=head or element=hidden"):
+        find_site(tiny(kind), "neuron")
+
+
+@pytest.mark.parametrize("kind", ["olmoe", "phimoe"])
+@pytest.mark.parametrize("experts_per_token", [1, 2])
+def test_a_neuron_of_several_experts_is_refused_in_an_unlisted_architecture(
+    kind: str, experts_per_token: int
+) -> None:
+    model = tiny(kind, num_experts_per_tok=experts_per_token)
+    with pytest.raises(UserError, match=r"several experts.*element=head or element=hidden"):
+        find_site(model, "neuron")
+
+
+def test_a_registered_architecture_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sites, "ARCHITECTURES", dict(ARCHITECTURES))
+    register("xglm", Architecture("model.layers", "self_attn.out_proj", "fc2", "activation_fn"))
+    found = find_site(tiny("xglm", num_layers=2, attention_heads=4, d_model=32), "head")
+    assert (found.layers, found.entries, found.entry_width) == (2, 4, 8)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        Architecture("model.blocks", "self_attn.o_proj", "mlp", "mlp.act_fn"),
+        Architecture("model.layers", "attention.o_proj", "mlp", "mlp.act_fn"),
+    ],
+)
+def test_a_module_that_is_not_there_is_named_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, architecture: Architecture
+) -> None:
+    monkeypatch.setitem(sites.ARCHITECTURES, "llama", architecture)
+    with pytest.raises(UserError, match=r"'llama'.*sadi_lmeval\.sites\.register") as caught:
+        find_site(tiny_llama(40), "head")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_module_that_takes_no_part_in_the_pass_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_llama(40)
+    for block in model.model.layers:
+        block.idle = nn.Linear(2, 2)
+    idle = Architecture("model.layers", "self_attn.o_proj", "idle", "mlp.act_fn")
+    monkeypatch.setitem(sites.ARCHITECTURES, "llama", idle)
+    with pytest.raises(UserError, match="seen in 0 of 3 layers"):
+        find_site(model, "hidden")
+
+
+def test_heads_that_do_not_make_the_width_are_refused() -> None:
+    model = tiny_llama(40)
+    model.config.num_attention_heads = 3
+    with pytest.raises(UserError, match="3 heads of 8 do not make the width 32"):
+        find_site(model, "head")
