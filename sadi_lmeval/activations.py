@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sadi_lmeval.batches import batches
+from sadi_lmeval.batches import Bounds, batches
 from sadi_lmeval.forward import Forward
 from sadi_lmeval.positions import Points
 from sadi_lmeval.prefixes import Group, group_by_prefix
@@ -29,8 +29,7 @@ def mean_difference(
     pairs: list[TokenPair],
     pad: int,
     branching: bool,
-    most_rows: int | None,
-    most_tokens: int,
+    bounds: Bounds,
     label: str,
 ) -> Tensor:
     """D = (1/T) Σ (A_pos,i − A_neg,i), at the last token of each text, in every layer.
@@ -44,14 +43,13 @@ def mean_difference(
         pairs: T pairs, at least one.
         pad: the padding token.
         branching: whether the model takes packed rows with branches.
-        most_rows, most_tokens: the size of a batch, see :func:`batches`.
+        bounds: the size of a batch.
         label: for the progress bar.
 
     Returns:
         ``[layers, entries, entry_width]`` float32.
     """
     total = torch.zeros(site.layers, site.width, dtype=torch.float64)
-    dtype = next(forward.model.parameters()).dtype
     shared = [pair.positive[: _shared(pair)] for pair in pairs]
     groups = group_by_prefix(shared) if branching else [Group(0, list(range(len(pairs))))]
     with tqdm(total=len(pairs) * 2, desc=label, unit="text") as bar:
@@ -61,10 +59,10 @@ def mean_difference(
             for member in group.members:
                 pair = pairs[member]
                 rows += [_packed(pair, group.length)] if branching else _apart(pair)
-            for batch in batches(rows, lambda row: row.tree.length, most_rows, most_tokens):
+            for batch in batches(rows, bounds):
                 ends = [(i, end, sign) for i, row in enumerate(batch) for end, sign in row.ends]
                 points = Points.of([(i, end) for i, end, _ in ends], len(batch), forward.device)
-                inputs = pack([row.tree for row in batch], pad, dtype, forward.device, past)
+                inputs = pack([row.tree for row in batch], pad, forward.dtype, forward.device, past)
                 values = forward.activations(inputs, points, site).cpu().double()
                 signs = torch.tensor([sign for _, _, sign in ends], dtype=torch.float64)
                 total += torch.einsum("n,nlw->lw", signs, values)
@@ -78,6 +76,11 @@ class _Row(NamedTuple):
 
     tree: Tree
     ends: list[tuple[int, int]]
+    scored: int = 0  # nothing is read off logits
+
+    @property
+    def length(self) -> int:
+        return self.tree.length
 
 
 def _shared(pair: TokenPair) -> int:

@@ -2,36 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TypeVar
-
-T = TypeVar("T")
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 
-def batches(
-    rows: list[T], length: Callable[[T], int], most_rows: int | None, most_tokens: int
-) -> Iterator[list[T]]:
-    """Gather rows, the longest first, so that little is padding and what fails fails early.
+class Sized(Protocol):
+    """What a batch is measured by."""
 
-    Args:
-        rows: any order.
-        length: tokens of a row.
-        most_rows: rows a batch, or None for no bound.
-        most_tokens: padded tokens a batch; a single longer row is a batch of its own. It does
-            not bind where ``most_rows`` is given: then the user has said what fits.
+    @property
+    def length(self) -> int:
+        """Tokens."""
+
+    @property
+    def scored(self) -> int:
+        """Positions whose logits are needed."""
+
+
+T = TypeVar("T", bound=Sized)
+
+
+class Bounds(NamedTuple):
+    """The most that a batch holds. A single row that is larger is a batch of its own.
+
+    Attributes:
+        rows: rows, or None for any number.
+        tokens: padded tokens.
+        scored: positions with logits.
+        start: what beginning another batch costs, in tokens: padding up to it is worth it.
     """
-    batch: list[T] = []
-    longest = 0
-    for row in sorted(rows, key=length, reverse=True):
-        longest = longest or length(row)
-        full = (
-            len(batch) >= most_rows
-            if most_rows is not None
-            else bool(batch) and (len(batch) + 1) * longest > most_tokens
-        )
-        if full:
-            yield batch
-            batch, longest = [], length(row)
-        batch.append(row)
-    if batch:
-        yield batch
+
+    rows: int | None
+    tokens: int
+    scored: int
+    start: int = 32
+
+
+def batches(rows: Sequence[T], bounds: Bounds) -> Iterator[list[T]]:
+    """Gather rows so that the fewest tokens are computed, padding and starts counted.
+
+    The longest come first, so that what fails fails early.
+    """
+    ordered = sorted(rows, key=lambda row: row.length)
+    cheapest = [0]  # tokens for the first n rows
+    begins = [0]  # where the last batch of the first n rows begins
+    for end in range(1, len(ordered) + 1):
+        options: list[tuple[int, int]] = []
+        scored = 0
+        longest = ordered[end - 1].length
+        for begin in range(end - 1, -1, -1):
+            count = end - begin
+            scored += ordered[begin].scored
+            if count > 1 and (
+                (bounds.rows is not None and count > bounds.rows)
+                or count * longest > bounds.tokens
+                or scored > bounds.scored
+            ):
+                break
+            options.append((cheapest[begin] + count * longest + bounds.start, begin))
+        best, begin = min(options)
+        cheapest.append(best)
+        begins.append(begin)
+    end = len(ordered)
+    while end:
+        yield ordered[begins[end] : end][::-1]
+        end = begins[end]

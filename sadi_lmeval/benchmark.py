@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from sadi_lmeval.errors import UserError, nearest
 from sadi_lmeval.folders import task_configs
-from sadi_lmeval.options import DEFAULT_DELTA, DEFAULT_TOP_K
+from sadi_lmeval.options import DEFAULT_TOP_K
 from sadi_lmeval.yaml_files import read_yaml, yaml_files
 
 
@@ -26,7 +26,8 @@ class Benchmark:
             validation split if the test split is scored, else cross-fitting.
         folds: the number of folds where a task is cross-fitted.
         n_pairs: how many pairs a mask is built from.
-        top_k, delta: K and delta per element, in place of the general defaults.
+        top_k, delta: K and delta per element, where the user gives none; what is named here is
+            not tuned.
     """
 
     benchmark: str
@@ -35,14 +36,8 @@ class Benchmark:
     pairs_from: tuple[str, ...] = ()
     folds: int = 2
     n_pairs: int | None = None
-    top_k: dict[str, int] | None = None
-    delta: dict[str, float] | None = None
-
-    def default_top_k(self, element: str) -> int:
-        return (self.top_k or {}).get(element, DEFAULT_TOP_K[element])
-
-    def default_delta(self, element: str) -> float:
-        return (self.delta or {}).get(element, DEFAULT_DELTA[element])
+    top_k: dict[str, int] = field(default_factory=dict)
+    delta: dict[str, float] = field(default_factory=dict)
 
 
 def find_benchmark(task: str, folders: list[Path]) -> Benchmark:
@@ -90,7 +85,7 @@ def read_benchmark(path: Path) -> Benchmark | None:
 
 
 def _faults(content: dict[str, Any]) -> list[str]:
-    names = {field.name for field in fields(Benchmark)}
+    names = {each.name for each in fields(Benchmark)}
     faults = [f"unknown key {k!r} ({nearest(str(k), names)})" for k in content if k not in names]
     if not isinstance(content["benchmark"], str):
         faults.append(f"benchmark must be a name, not {content['benchmark']!r}")

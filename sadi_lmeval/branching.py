@@ -1,13 +1,13 @@
-"""Whether a model can take packed rows with branches, found out by trying."""
+"""What of a model's forward pass can be shared and skipped, found out by trying."""
 
 from __future__ import annotations
 
 import logging
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sadi_lmeval.forward import Forward
+from sadi_lmeval.forward import Forward, Resumed
 from sadi_lmeval.positions import Points
 from sadi_lmeval.sequences import Tree, pack
 
@@ -43,10 +43,33 @@ def longest_branching_path(model: nn.Module) -> int:
     return min([int(w) for w in windows if w], default=1 << 62)
 
 
+def can_resume(model: nn.Module) -> bool:
+    """Whether a pass may begin at any decoder block with what an earlier pass gave it."""
+    forward = Forward(model)
+    tree, points = Tree(), Points.of([(0, 3), (0, 4)], 1, forward.device)
+    tree.add([3, 9, 7, 4, 8])
+    try:
+        batch = pack([tree], 0, forward.dtype, forward.device)
+        starts = range(1, len(forward.blocks))
+        trunk, _ = forward.trunk(batch, points, starts)
+        gaps = [
+            _gap(
+                forward.logits(batch, points, resumed=Resumed(start, trunk.states[start])),
+                trunk.logits,
+            )
+            for start in starts
+        ]
+        reason = next((gap for gap in gaps if gap), "")
+    except Exception as error:  # any failure of the trial means: from the first layer
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if reason:
+        logger.info("Layers below the first edited one are not skipped (%s)", reason)
+    return not reason
+
+
 def _difference(model: nn.Module) -> str:
     """Why packed rows do not work, or an empty string if they equal plain ones."""
     forward = Forward(model)
-    parameter = next(model.parameters())
     trunk, left, right = [5, 9, 7, 4, 8, 6], [3, 5, 4], [9, 3]
     tree = Tree(past=3)
     root = tree.add(trunk[3:])
@@ -54,21 +77,25 @@ def _difference(model: nn.Module) -> str:
     tree.add(right, root)
     try:
         packed = forward.logits(
-            pack([tree], 0, parameter.dtype, forward.device, forward.prefix(trunk[:3])),
+            pack([tree], 0, forward.dtype, forward.device, forward.prefix(trunk[:3])),
             Points.of([(0, 2), (0, 5), (0, 7)], 1, forward.device),
         )
         plain = []
         for tokens, positions in ((trunk + left, [5, 8]), (trunk + right, [7])):
             path = Tree()
             path.add(tokens)
-            batch = pack([path], 0, parameter.dtype, forward.device)
+            batch = pack([path], 0, forward.dtype, forward.device)
             points = Points.of([(0, p) for p in positions], 1, forward.device)
             plain.append(forward.logits(batch, points))
     except Exception as error:  # any failure of the trial means: the plain way
-        return f"the model does not take an attention mask of its own: {str(error).splitlines()[0]}"
-    gap = float((packed.float() - torch.cat(plain).float()).abs().max())
-    scale = float(torch.cat(plain).float().std())
-    allowed = 1e-3 if parameter.dtype == torch.float32 else 0.1
-    if not gap <= allowed * max(scale, 1.0):
-        return f"packed rows differ from plain ones by {gap:.1e}"
-    return ""
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"the model does not take an attention mask of its own: {reason}"
+    return _gap(packed, torch.cat(plain))
+
+
+def _gap(found: Tensor, expected: Tensor) -> str:
+    """How far logits are apart, or an empty string where it is rounding alone."""
+    gap = float((found.float() - expected.float()).abs().max())
+    scale = float(expected.float().std())
+    allowed = 1e-3 if expected.dtype == torch.float32 else 0.1
+    return "" if gap <= allowed * max(scale, 1.0) else f"logits differ by {gap:.1e}"

@@ -2,26 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
+from sadi_lmeval.hooks import keeping, passing_over
 from sadi_lmeval.interventions.edit import Edits, reading
 from sadi_lmeval.positions import Points
-from sadi_lmeval.sequences import Batch, Prefix
-from sadi_lmeval.sites import Site
+from sadi_lmeval.sequences import Batch, Past, Tree, pack
+from sadi_lmeval.sites import Site, decoder_blocks
 
 
 class Steered(NamedTuple):
-    """Where a batch is edited: edit ``which[i]`` of ``edits`` at point i."""
+    """Where a batch is edited: edit ``which[i]`` of ``edits`` at point i.
+
+    Attributes:
+        clean: unsteered activations ``[k, layers, width]``, where they are known and the edits
+            need them.
+        of_point: the row of ``clean`` for each point, ``[n]``.
+    """
 
     edits: Edits
     points: Points
     which: Tensor
+    clean: Tensor | None = None
+    of_point: Tensor | None = None
+
+
+class Resumed(NamedTuple):
+    """Where a pass begins: ``states`` ``[batch, seq, hidden]`` go into block ``layer``."""
+
+    layer: int
+    states: Tensor
+
+
+class Trunk(NamedTuple):
+    """What an unsteered pass leaves for steered ones to go on from.
+
+    Attributes:
+        logits: ``[n, vocab]`` at the points.
+        past: keys and values of every token, those of the batch's own past included.
+        states: what goes into the decoder blocks that were asked for,
+            ``[batch, seq, hidden]`` each.
+    """
+
+    logits: Tensor
+    past: Past
+    states: dict[int, Tensor]
 
 
 class Forward:
@@ -35,20 +68,37 @@ class Forward:
         """
         self.model = model
         self.autocast = autocast
-        self.device = next(model.parameters()).device
+        parameter = next(model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self._in_tuple = False
+        self._last_prefix: tuple[Sequence[int], Past | None] = ((), None)
 
-    def logits(self, batch: Batch, points: Points, steered: Steered | None = None) -> Tensor:
+    @cached_property
+    def blocks(self) -> list[nn.Module]:
+        return decoder_blocks(self.model)
+
+    def logits(
+        self,
+        batch: Batch,
+        points: Points,
+        steered: Steered | None = None,
+        resumed: Resumed | None = None,
+    ) -> Tensor:
         """Logits ``[n, vocab]`` at n points, steered if asked.
 
-        With clean activations an unsteered pass comes first (paper, reference code: the values
-        of a plain forward pass are scaled and written back).
+        With clean activations that are not known, an unsteered pass comes first (paper, reference
+        code: the values of a plain forward pass are scaled and written back).
         """
-        if steered is None:
-            return self._run(batch, points)
-        clean = None
-        if steered.edits.clean and steered.edits.layers:
-            clean = self.activations(batch, steered.points, steered.edits.site)
-        with steered.edits.at(steered.points, steered.which, clean):
+        with ExitStack() as stack:
+            if steered is not None:
+                edits, points_of, which, clean, of_point = steered
+                if clean is None and edits.clean and edits.layers:
+                    clean = self.activations(batch, points_of, edits.site)
+                    of_point = None
+                stack.enter_context(edits.at(points_of, which, clean, of_point))
+            if resumed is not None and resumed.layer:
+                over = self.blocks[: resumed.layer]
+                stack.enter_context(passing_over(over, resumed.states, self._in_tuple))
             return self._run(batch, points)
 
     def activations(self, batch: Batch, points: Points, site: Site) -> Tensor:
@@ -59,23 +109,62 @@ class Forward:
         device = collected[0].device
         return torch.stack([values.to(device) for values in collected], dim=1)
 
-    def prefix(self, tokens: Sequence[int]) -> Prefix | None:
-        """Keys and values of tokens that many sequences begin with; None for no tokens."""
+    def trunk(
+        self,
+        batch: Batch,
+        points: Points,
+        starts: Iterable[int],
+        sites: Sequence[Site | None] = (),
+        read: Points | None = None,
+    ) -> tuple[Trunk, list[Tensor | None]]:
+        """An unsteered pass that keeps what passes from blocks ``starts`` onwards begin with.
+
+        Returns:
+            the trunk, and for each of ``sites`` that is not None its activations at the k points
+            ``read``, ``[k, layers, width]``.
+        """
+        cache = _cache(batch.past, len(batch.input_ids))
+        wanted = {start: self.blocks[start - 1] for start in starts if start}
+        with ExitStack() as stack:
+            collected = [
+                stack.enter_context(reading(site, read)) if site is not None and read else None
+                for site in sites
+            ]
+            kept = stack.enter_context(keeping(wanted))
+            logits = self._run(batch, points, cache)
+        if kept.in_tuple:
+            self._in_tuple = kept.in_tuple[0]
+        activations = [
+            None if values is None else torch.stack([v.to(values[0].device) for v in values], 1)
+            for values in collected
+        ]
+        return Trunk(logits, _past(cache), kept.states), activations
+
+    def prefix(self, tokens: Sequence[int]) -> Past | None:
+        """Keys and values of tokens that many sequences begin with; None for no tokens.
+
+        What the last prefix began with too is taken from it.
+        """
         if not tokens:
             return None
-        cache = DynamicCache()
-        ids = torch.tensor([list(tokens)], device=self.device)
-        nowhere = Points.of([], 1, self.device)
-        self._run(Batch(ids, None, None), nowhere, cache)
-        keys, values = [], []
-        for layer in cache.layers:
-            keys.append(layer.keys)
-            values.append(layer.values)
-        return Prefix(keys, values, len(tokens))
+        before, past = self._last_prefix
+        known = 0
+        while known < min(len(before), len(tokens)) and before[known] == tokens[known]:
+            known += 1
+        if past is not None and known == len(tokens):
+            return past.up_to(known)
+        tree = Tree(past=known)
+        tree.add(list(tokens[known:]))
+        kept = past.up_to(known) if past is not None and known else None
+        batch = pack([tree], 0, self.dtype, self.device, kept)
+        cache = _cache(kept, 1)
+        self._run(batch, Points.of([], 1, self.device), cache)
+        self._last_prefix = tokens, _past(cache)
+        return self._last_prefix[1]
 
     def _run(self, batch: Batch, points: Points, cache: DynamicCache | None = None) -> Tensor:
-        if batch.past is not None:
-            cache = _filled(batch.past, len(batch.input_ids))
+        if cache is None and batch.past is not None:
+            cache = _cache(batch.past, len(batch.input_ids))
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": cache is not None}
         if cache is not None:
             inputs["past_key_values"] = cache
@@ -99,9 +188,26 @@ class Forward:
         return logits
 
 
-def _filled(past: Prefix, batch: int) -> DynamicCache:
-    """A cache that holds the prefix for every row; what the pass adds to it is thrown away."""
+def _cache(past: Past | None, batch: int) -> DynamicCache:
+    """A cache that holds ``past`` for every row; what a pass adds to it does not change ``past``.
+
+    The tensors are views: a pass makes longer ones in their place.
+    """
     cache = DynamicCache()
-    for layer, (keys, values) in enumerate(zip(past.keys, past.values, strict=True)):
-        cache.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), layer)
+    if past is None:
+        return cache
+    for keys, values in zip(past.keys, past.values, strict=True):
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys = keys.expand(batch, -1, -1, -1)
+        layer.values = values.expand(batch, -1, -1, -1)
+        cache.layers.append(layer)
     return cache
+
+
+def _past(cache: DynamicCache) -> Past:
+    keys, values = [], []
+    for layer in cache.layers:
+        keys.append(layer.keys)
+        values.append(layer.values)
+    return Past(keys, values, keys[0].shape[-2])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -50,3 +50,58 @@ def _after(layer: int, visit: Visit) -> Callable[[nn.Module, tuple[Any, ...], An
         return visit(layer, output)
 
     return hook
+
+
+class Outputs(NamedTuple):
+    """What decoder blocks gave in one forward pass.
+
+    Attributes:
+        states: of each block that was kept, ``[batch, seq, hidden]``.
+        in_tuple: whether the blocks give them as the first part of a tuple.
+    """
+
+    states: dict[int, Tensor]
+    in_tuple: list[bool]
+
+
+@contextmanager
+def keeping(modules: Mapping[int, nn.Module]) -> Iterator[Outputs]:
+    """Keep the outputs of ``modules`` until the block is left in any way."""
+    kept = Outputs({}, [])
+
+    def keeper(layer: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            kept.in_tuple.append(isinstance(output, tuple))
+            kept.states[layer] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    with ExitStack() as stack:
+        for layer, module in modules.items():
+            stack.callback(module.register_forward_hook(keeper(layer)).remove)
+        yield kept
+
+
+@contextmanager
+def passing_over(modules: Sequence[nn.Module], states: Tensor, in_tuple: bool) -> Iterator[None]:
+    """Give ``states`` out of each of ``modules`` without running it, until the block is left.
+
+    Args:
+        modules: consecutive decoder blocks.
+        states: ``[batch, seq, hidden]``: what the last of them would give.
+        in_tuple: whether the blocks give their states as the first part of a tuple.
+    """
+    output = (states, None) if in_tuple else states
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(_restore, module, module.__dict__.get("forward"))
+            module.forward = lambda *arguments, **keywords: output
+        yield
+
+
+def _restore(module: nn.Module, before: Callable[..., Any] | None) -> None:
+    """Undo an assignment to ``forward``: an earlier one comes back, else the class's own."""
+    if before is None:
+        module.__dict__.pop("forward", None)
+    else:
+        module.forward = before

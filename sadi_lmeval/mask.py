@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from sadi_lmeval.atomic import write_atomically
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.sites import Site
 
@@ -75,17 +74,7 @@ def save_mask(difference: MeanDifference, path: Path) -> None:
         "card": card,
         "card_sha256": hashlib.sha256(card.encode()).hexdigest(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(save({"difference": difference.values.contiguous()}, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_atomically(path, save({"difference": difference.values.contiguous()}, metadata))
 
 
 def load_mask(path: Path) -> MeanDifference:

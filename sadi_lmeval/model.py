@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NoReturn
 
 import torch
@@ -22,24 +22,43 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from sadi_lmeval.activations import TokenPair, mean_difference
-from sadi_lmeval.branching import longest_branching_path
+from sadi_lmeval.batches import Bounds
+from sadi_lmeval.branching import can_resume, longest_branching_path
 from sadi_lmeval.cache import weights_digest
 from sadi_lmeval.errors import UserError, show_user_errors_as_one_line
 from sadi_lmeval.forward import Forward
+from sadi_lmeval.grid import Done, grid_log_likelihoods
 from sadi_lmeval.interventions.edit import Edit, Edits
-from sadi_lmeval.options import NAMES, parse, refuse_unknown
+from sadi_lmeval.options import (
+    NAMES,
+    Element,
+    HiddenSite,
+    check_top_k,
+    largest_top_k,
+    parse,
+    refuse_unknown,
+)
+from sadi_lmeval.packing import UNSTEERED, Continuation
+from sadi_lmeval.plan import user_folders
 from sadi_lmeval.prefill import steered_prefill
 from sadi_lmeval.response_cache import ResponseCache
 from sadi_lmeval.run_tasks import load_task, note_tasks_of_the_run, tasks_of_the_run
-from sadi_lmeval.scoring import Continuation, Score, log_likelihoods, truncated
-from sadi_lmeval.sites import Site, find_site
-from sadi_lmeval.steering import TaskSteering, prepare, user_folders
+from sadi_lmeval.scoring import Score, log_likelihoods, truncated
+from sadi_lmeval.sites import Site, entries_in, find_site
+from sadi_lmeval.steering import TaskSteering, prepare
 
 logger = logging.getLogger("lm_eval.sadi")
 
-_AUTO_TOKENS = {"cpu": 2048}
+_AUTO_TOKENS = {"cpu": 512}
 """Padded tokens a batch under ``--batch_size auto``, by device type."""
 _AUTO_TOKENS_ELSEWHERE = 16384
+_LOGITS = {"cpu": 1 << 23}
+"""Logits a batch, by device type. On a CPU a larger result gets fresh memory in every pass, which
+takes longer than to compute it."""
+_LOGITS_ELSEWHERE = 1 << 28
+_START = {"cpu": 32}
+"""What a batch costs beside its tokens, in tokens, by device type."""
+_START_ELSEWHERE = 512
 _AUTO_GENERATION_ROWS = {"cpu": 8}
 
 
@@ -63,6 +82,7 @@ class SADI(HFLM):  # type: ignore[misc]
         self._tasks: dict[str, TaskSteering] = {}
         self._edits: Edits | None = None
         self._first_edit: dict[str, int] = {}
+        self._generated_edit = UNSTEERED
         super().__init__(pretrained, delta=delta_weights, **arguments)
         self.cache_hook: ResponseCache = ResponseCache(None)
 
@@ -83,10 +103,13 @@ class SADI(HFLM):  # type: ignore[misc]
                 "language model; SADI steers decoder-only models"
             )
         refuse_unknown(self._arguments, HFLM.__init__, config)
+        entries = entries_in(config, self.options.element)
+        if entries is not None:
+            check_top_k(largest_top_k(self.options), *entries, self.options.element)
 
-    @cached_property
-    def site(self) -> Site:
-        return find_site(self.model, self.options.element, self.options.hidden_site)
+    @cache  # noqa: B019 - a run has one model
+    def site(self, element: Element, hidden_site: HiddenSite) -> Site:
+        return find_site(self.model, element, hidden_site)
 
     @cached_property
     def model_card(self) -> dict[str, Any]:
@@ -109,10 +132,22 @@ class SADI(HFLM):  # type: ignore[misc]
     def _longest_branching_path(self) -> int:
         return longest_branching_path(self.model)
 
-    def _batch_bounds(self) -> tuple[int | None, int]:
-        """Rows and padded tokens a batch."""
-        rows = None if self.batch_size == "auto" else int(self.batch_size)
-        return rows, _AUTO_TOKENS.get(self.device.type, _AUTO_TOKENS_ELSEWHERE)
+    @cached_property
+    def _can_resume(self) -> bool:
+        return can_resume(self.model)
+
+    @property
+    def _bounds(self) -> Bounds:
+        """The most that a batch of scoring holds: under a fixed size never more tokens than ``hf``
+        would have at that size, under ``auto`` a budget of tokens."""
+        kind = self.device.type
+        vocabulary = int(self.model.get_output_embeddings().weight.shape[0])
+        scored = max(1, _LOGITS.get(kind, _LOGITS_ELSEWHERE) // vocabulary)
+        start = _START.get(kind, _START_ELSEWHERE)
+        if self.batch_size == "auto":
+            return Bounds(None, _AUTO_TOKENS.get(kind, _AUTO_TOKENS_ELSEWHERE), scored, start)
+        rows = int(self.batch_size)
+        return Bounds(rows, rows * self.max_length, scored, start)
 
     def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
         """Rows a batch for ``--batch_size auto`` in generation.
@@ -140,24 +175,42 @@ class SADI(HFLM):  # type: ignore[misc]
             return tokens[:1], tokens[1:]
         return [self.prefix_token_id], tokens
 
-    def measure(self, pairs: list[TokenPair], label: str) -> Tensor:
+    def continuation(self, context: str, continuation: str) -> Continuation:
+        """A request as it is scored: tokenized, and cut from the left to the model's length."""
+        return Continuation(*truncated(*self._encode(context, continuation), self.max_length))
+
+    def score_grid(
+        self, requests: Sequence[Continuation], families: Sequence[Edits], done: Done
+    ) -> None:
+        longest = max(len(r.context) + len(r.tokens) for r in requests)
+        grid_log_likelihoods(
+            self._forward,
+            requests,
+            families,
+            pad=self.tokenizer.pad_token_id or 0,
+            branching=longest <= self._longest_branching_path,
+            resuming=self._can_resume,
+            bounds=self._bounds,
+            softmax_dtype=self.softmax_dtype,
+            done=done,
+        )
+
+    def measure(self, site: Site, pairs: list[TokenPair], label: str) -> Tensor:
         longest = max(len(text) for pair in pairs for text in pair)
-        rows, tokens = self._batch_bounds()
         return mean_difference(
             self._forward,
-            self.site,
+            site,
             pairs,
             pad=self.tokenizer.pad_token_id or 0,
             branching=longest <= self._longest_branching_path,
-            most_rows=rows,
-            most_tokens=tokens,
+            bounds=self._bounds,
             label=label,
         )
 
     def _prepare(self, requests: list[Instance]) -> None:
         """Build the masks of every task of the run before the first request is answered."""
         noted = tasks_of_the_run()
-        for task in noted.values():
+        for task in noted.values() if self.options.method != "none" else []:
             if task.output_type == "loglikelihood_rolling":
                 _refuse_rolling(task.name)
         names = list(dict.fromkeys([*noted, *(r.task_name for r in requests)]))
@@ -173,14 +226,17 @@ class SADI(HFLM):  # type: ignore[misc]
                     "a request names no task, so there are no pairs to build a mask from"
                 )
             task = noted.get(name) or load_task(name, user_folders(self.options), None)
-            steering = prepare(task, self)
+            steering = prepare(task, self, self.options)
             self._tasks[name] = steering
             self._first_edit[name] = len(edits)
             edits += steering.edits
-        self._edits = Edits(self.site, edits, self.options.activations == "clean")
+        self._edits = None
+        if edits:
+            site = self.site(self.options.element, self.options.hidden_site)
+            self._edits = Edits(site, edits, self.options.activations == "clean")
 
     def _steer(self, requests: list[Instance]) -> list[int]:
-        """The index of the edit for each request; refuses leaks."""
+        """The index of the edit for each request, or ``UNSTEERED``; refuses leaks."""
         self._prepare(requests)
         documents: dict[str, list[dict[str, Any]]] = {}
         of_document: dict[tuple[str, int], int] = {}
@@ -189,20 +245,16 @@ class SADI(HFLM):  # type: ignore[misc]
             if (name, id(request.doc)) not in of_document:
                 documents.setdefault(name, []).append(request.doc)
                 mask = self._tasks[name].mask_of(request.doc)
-                of_document[name, id(request.doc)] = self._first_edit[name] + mask
+                edit = mask if mask == UNSTEERED else self._first_edit[name] + mask
+                of_document[name, id(request.doc)] = edit
         for name, scored in documents.items():
             self._tasks[name].guard(scored)
         return [of_document[request.task_name, id(request.doc)] for request in requests]
 
     def _steering_digest(self, edit: int) -> str:
         """What a cached response depends on beside its request."""
-        assert self._edits is not None
-        content = hashlib.sha256()
-        parts = [self._edits.gain[edit]]
-        if self._edits.shift is not None:
-            parts.append(self._edits.shift[edit])
-        for part in parts:
-            content.update(part.contiguous().numpy().tobytes())
+        steered = self._edits is not None and edit != UNSTEERED
+        content = hashlib.sha256(self._edits.digest(edit).encode() if steered else b"unsteered")
         content.update(repr((self.model_card, self.options, self.max_length)).encode())
         return content.hexdigest()
 
@@ -231,11 +283,8 @@ class SADI(HFLM):  # type: ignore[misc]
             if known is not None:
                 scores[index] = known
                 continue
-            context, tokens = self._encode(*request.args)
             left.append(index)
-            continuations.append(
-                Continuation(*truncated(context, tokens, self.max_length), which[index])
-            )
+            continuations.append(self.continuation(*request.args)._replace(edit=which[index]))
         bar = tqdm(
             total=len(requests),
             initial=len(requests) - len(left),
@@ -259,15 +308,13 @@ class SADI(HFLM):  # type: ignore[misc]
         if not continuations:
             return
         longest = max(len(c.context) + len(c.tokens) for c in continuations)
-        rows, tokens = self._batch_bounds()
         log_likelihoods(
             self._forward,
             continuations,
             self._edits,
             pad=self.tokenizer.pad_token_id or 0,
             branching=longest <= self._longest_branching_path,
-            most_rows=rows,
-            most_tokens=tokens,
+            bounds=self._bounds,
             softmax_dtype=self.softmax_dtype,
             done=done,
         )
@@ -276,7 +323,9 @@ class SADI(HFLM):  # type: ignore[misc]
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
         """Refused: a rolling log-likelihood has no prompt whose last token could be steered."""
-        _refuse_rolling(str(requests[0].task_name if requests else ""))
+        if self.options.method != "none":
+            _refuse_rolling(str(requests[0].task_name if requests else ""))
+        return super().loglikelihood_rolling(requests, disable_tqdm)  # type: ignore[no-any-return]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generate after each prompt; only the prefill's last prompt token is steered."""
@@ -302,17 +351,17 @@ class SADI(HFLM):  # type: ignore[misc]
 
     @contextmanager
     def _generating(self, edit: int) -> Iterator[None]:
-        self._generated_edit: int | None = edit
+        self._generated_edit = edit
         try:
             yield
         finally:
-            self._generated_edit = None
+            self._generated_edit = UNSTEERED
 
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any
     ) -> Any:
-        edit = getattr(self, "_generated_edit", None)
-        if edit is None or self._edits is None:
+        edit = self._generated_edit
+        if edit == UNSTEERED or self._edits is None:
             return super()._model_generate(context, max_length, stop, **kwargs)
         mask = kwargs.get("attention_mask", torch.ones_like(context))
         with steered_prefill(self.model, self._edits, edit, context, mask):
@@ -330,5 +379,5 @@ class SADI(HFLM):  # type: ignore[misc]
 def _refuse_rolling(name: str) -> NoReturn:
     raise UserError(
         f"task {name} asks for loglikelihood_rolling, which has no prompt whose last token could "
-        "be steered; score it with --model hf"
+        "be steered; score it with method=none or --model hf"
     )

@@ -10,29 +10,40 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sadi_lmeval.errors import UserError, nearest
+from sadi_lmeval.settings import REFERENCE, Grid, read_grid
 
+Method = Literal["sadi", "none"]
 Element = Literal["head", "neuron", "hidden"]
 HiddenSite = Literal["mlp", "residual"]
 Selection = Literal["top", "top_abs", "bottom", "random"]
 Steering = Literal["dynamic", "fixed"]
 Activations = Literal["live", "clean"]
+Objective = Literal["auto", "metric", "likelihood", "exact_match"]
+Auto = Literal["auto"]
 
 DEFAULT_TOP_K: dict[str, int] = {"head": 6, "neuron": 100, "hidden": 10}
-"""K where neither the user nor the benchmark says: the middle of the reference code's grids."""
+"""K where the user gives delta alone: the middle of the reference code's grids."""
 DEFAULT_DELTA: dict[str, float] = {"head": 9.0, "neuron": 9.0, "hidden": 9.0}
-"""delta where neither the user nor the benchmark says (strength 10 of the reference code)."""
+"""delta where the user gives K alone (strength 10 of the reference code)."""
 DEFAULT_N_PAIRS = 150
 """Contrastive pairs per mask; the paper's figure 4 finds about 150 enough."""
+DEFAULT_N_TUNE = 100
+"""Held-out documents that K and delta are chosen on."""
 
 
 @dataclass(frozen=True)
 class Options:
     """How to steer; ``None`` means that the benchmark's task config or the default decides."""
 
+    method: Method = "sadi"
     element: Element = "head"
     hidden_site: HiddenSite = "mlp"
-    top_k: int | None = None
-    delta: float | None = None
+    top_k: int | Auto | None = None
+    delta: float | Auto | None = None
+    grid: Grid | None = None
+    max_settings: int = 1000
+    n_tune: int | None = None
+    objective: Objective = "auto"
     selection: Selection = "top"
     steering: Steering = "dynamic"
     activations: Activations = "live"
@@ -50,13 +61,23 @@ class Options:
 NAMES = frozenset(field.name for field in fields(Options))
 
 _CHOICES: dict[str, tuple[str, ...]] = {
+    "method": get_args(Method),
     "element": get_args(Element),
     "hidden_site": get_args(HiddenSite),
     "selection": get_args(Selection),
     "steering": get_args(Steering),
     "activations": get_args(Activations),
+    "objective": get_args(Objective),
 }
-_LEAST: dict[str, int] = {"top_k": 1, "n_pairs": 1, "folds": 2, "pairs_num_fewshot": 0, "seed": 0}
+_LEAST: dict[str, int] = {
+    "top_k": 1,
+    "max_settings": 1,
+    "n_pairs": 1,
+    "n_tune": 1,
+    "folds": 2,
+    "pairs_num_fewshot": 0,
+    "seed": 0,
+}
 _TEXTS = ("recipe", "mask", "mask_from", "cache_dir", "include_path")
 
 # What transformers' ``from_pretrained`` takes beside its signature; the harness hands unknown
@@ -116,7 +137,14 @@ def parse(arguments: dict[str, Any]) -> Options:
     for name, value in arguments.items():
         if value is None:
             continue
-        if name in _CHOICES:
+        if name in ("top_k", "delta") and value == "auto":
+            values[name] = value
+        elif name == "grid":
+            try:
+                values[name] = read_grid(value)
+            except UserError as error:
+                faults.append(str(error))
+        elif name in _CHOICES:
             if value in _CHOICES[name]:
                 values[name] = value
             else:
@@ -124,14 +152,17 @@ def parse(arguments: dict[str, Any]) -> Options:
         elif name in _LEAST:
             number = _whole(value)
             if number is None or number < _LEAST[name]:
-                faults.append(f"{name}={value}: must be a whole number of at least {_LEAST[name]}")
+                auto = " or auto" if name == "top_k" else ""
+                faults.append(
+                    f"{name}={value}: must be a whole number of at least {_LEAST[name]}{auto}"
+                )
             else:
                 values[name] = number
         elif name == "delta":
             number_or_none = _finite(value)
             if number_or_none is None:
                 faults.append(
-                    f"delta={value}: must be a finite number (steering strength; "
+                    f"delta={value}: must be a finite number or auto (steering strength; "
                     "for the harness's delta weights pass delta_weights=PATH)"
                 )
             else:
@@ -145,9 +176,63 @@ def parse(arguments: dict[str, Any]) -> Options:
             faults.append(f"mask={values['mask']}: no such file")
     if "include_path" in values and not Path(values["include_path"]).is_dir():
         faults.append(f"include_path={values['include_path']}: no such folder")
+    if "grid" in values and not {values.get("top_k", "auto"), values.get("delta", "auto")} & {
+        "auto"
+    }:
+        faults.append("grid= was given with a fixed top_k and delta: pass either")
     if faults:
         raise UserError("; ".join(faults))
-    return Options(**values)
+    options = Options(**values)
+    if tuned(options) and len(grid(options).settings) > options.max_settings:
+        raise UserError(
+            f"grid of {len(grid(options).settings)} settings: at most max_settings="
+            f"{options.max_settings} are tried; pass a smaller grid= or a larger max_settings="
+        )
+    return options
+
+
+def tuned(options: Options) -> bool:
+    """Whether the arguments leave K or delta to be chosen on held-out documents."""
+    given = options.top_k, options.delta
+    return "auto" in given or given == (None, None) or options.grid is not None
+
+
+def grid(options: Options, entries: int | None = None) -> Grid:
+    """The settings to choose from: the user's grid or the reference code's, a number that the
+    user fixed in place of its list.
+
+    Args:
+        options: the user's.
+        entries: of the model, where known: the reference code's grid goes no further.
+    """
+    chosen = options.grid or REFERENCE[options.element]
+    if options.grid is None and entries is not None:
+        chosen = chosen._replace(top_k=tuple(k for k in chosen.top_k if k <= entries))
+    if isinstance(options.top_k, int):
+        chosen = chosen._replace(top_k=(options.top_k,))
+    if isinstance(options.delta, (int, float)):
+        chosen = chosen._replace(delta=(options.delta,))
+    return chosen
+
+
+def largest_top_k(options: Options) -> int:
+    """The largest K that the user asks for; 0 where it is left to us."""
+    if options.grid is not None:
+        return max(grid(options).top_k)
+    return options.top_k if isinstance(options.top_k, int) else 0
+
+
+def check_top_k(top_k: int, layers: int, entries: int, element: str) -> None:
+    """Refuse to steer more entries than a model has.
+
+    Raises:
+        UserError: naming both numbers.
+    """
+    if top_k > layers * entries:
+        raise UserError(
+            f"top_k={top_k}: this model has {layers * entries} entries of element {element} "
+            f"({layers} layers of {entries})"
+        )
 
 
 def refuse_unknown(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
 from typing import Any, NamedTuple
 
@@ -74,6 +74,53 @@ def build_pairs(
             _pair(task, recipe, documents[index], wrong, num_fewshot, random)
             for index, wrong in made
         ]
+
+
+def usable_documents(
+    task: RunTask,
+    recipe: Recipe,
+    documents: Sequence[Document],
+    allowed: Callable[[Document], bool],
+    num_fewshot: int,
+    seed: int,
+) -> Iterator[Document]:
+    """Documents that could make a pair, each question once, in the order of the draw."""
+    examples = _few_shot_examples(task, allowed, num_fewshot, seed)
+    reserved = {digest(document) for document in examples}
+    seen: set[str] = set()
+    for index in Random(seed).sample(range(len(documents)), len(documents)):
+        document = documents[index]
+        known_as = digest(document)
+        if known_as in reserved or known_as in seen or not allowed(document):
+            continue
+        seen.add(known_as)
+        if recipe.contrast == "choice":
+            if all(gold_and_wrong(task, recipe, document)):
+                yield document
+        elif target(task, document).strip():
+            yield document
+
+
+def scored_texts(
+    task: RunTask,
+    documents: Sequence[Document],
+    allowed: Callable[[Document], bool],
+    num_fewshot: int,
+    seed: int,
+) -> list[list[Text]]:
+    """What the harness would score for documents; of a generation task its target, forced.
+
+    The few-shot examples are those of the pairs.
+    """
+    examples = _few_shot_examples(task, allowed, num_fewshot, seed)
+    with task.few_shot_pool(examples, seed):
+        found = [task.texts(document, num_fewshot) for document in documents]
+    if task.output_type != "generate_until":
+        return found
+    return [
+        [(context, task.target_delimiter() + target(task, document))]
+        for [(context, _)], document in zip(found, documents, strict=True)
+    ]
 
 
 def _few_shot_examples(

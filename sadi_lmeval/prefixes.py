@@ -32,10 +32,17 @@ def group_by_prefix(sequences: Sequence[Sequence[int]]) -> list[Group]:
     A group is split further where some of its members share at least as many tokens again as it
     would gain by batching them with the others (5-shot prompts of several subjects share a
     header, those of one subject share their examples). No sequence is shared to its end: at
-    least its last token is left.
+    least its last token is left. Equal sequences count as one: they stand in one row anyway.
     """
-    order = sorted(range(len(sequences)), key=lambda i: list(sequences[i]))
-    return _split(sequences, order, 0) if order else []
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for index, sequence in enumerate(sequences):
+        alike.setdefault(tuple(sequence), []).append(index)
+    distinct = sorted(alike)
+    groups = _split(distinct, list(range(len(distinct))), 0) if distinct else []
+    return [
+        Group(group.length, [i for member in group.members for i in alike[distinct[member]]])
+        for group in groups
+    ]
 
 
 def _split(

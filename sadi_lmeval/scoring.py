@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from sadi_lmeval.batches import batches
+from sadi_lmeval.batches import Bounds, batches
 from sadi_lmeval.forward import Forward, Steered
 from sadi_lmeval.interventions.edit import Edits
+from sadi_lmeval.likelihood import Likelihood, likelihood
+from sadi_lmeval.packing import UNSTEERED, Continuation, Row, pack_requests
 from sadi_lmeval.positions import Points
 from sadi_lmeval.prefixes import Group, group_by_prefix
-from sadi_lmeval.sequences import Prefix, Tree, pack
+from sadi_lmeval.sequences import Past, pack
 
 Score = tuple[float, bool]
 """(summed log-probability of the continuation, whether greedy decoding would produce it)."""
-
-
-class Continuation(NamedTuple):
-    """A continuation to score after a prompt, and the edit that its prompt gets."""
-
-    context: tuple[int, ...]
-    tokens: tuple[int, ...]
-    edit: int
-
-
-@dataclass
-class _Row:
-    """A packed row.
-
-    Attributes:
-        edited: (position, edit) of each last prompt token.
-        scored: per request: its index, and the positions whose logits predict its tokens.
-    """
-
-    tree: Tree
-    edited: list[tuple[int, int]] = field(default_factory=list)
-    scored: list[tuple[int, list[int]]] = field(default_factory=list)
 
 
 def truncated(
@@ -52,12 +30,11 @@ def truncated(
 
 def log_likelihoods(
     forward: Forward,
-    requests: list[Continuation],
+    requests: Sequence[Continuation],
     edits: Edits | None,
     pad: int,
     branching: bool,
-    most_rows: int | None,
-    most_tokens: int,
+    bounds: Bounds,
     softmax_dtype: torch.dtype | None = None,
     done: Callable[[list[tuple[int, Score]]], None] = lambda scores: None,
 ) -> list[Score]:
@@ -75,86 +52,101 @@ def log_likelihoods(
         pad: the padding token.
         branching: whether the model takes packed rows with branches. If not, every distinct
             (prompt, continuation without its last token) is a row of its own.
-        most_rows, most_tokens: the size of a batch, see :func:`batches`.
+        bounds: the size of a batch.
         softmax_dtype: of the log-softmax; None: that of the logits.
         done: told the index and score of requests as soon as they are scored.
     """
     scores: list[Score] = [(0.0, False)] * len(requests)
-    contexts = [request.context for request in requests]
-    groups = group_by_prefix(contexts) if branching else [Group(0, list(range(len(requests))))]
-    for group in groups:
-        past = forward.prefix(contexts[group.members[0]][: group.length])
-        rows = _rows(requests, group, branching)
-        for batch in batches(rows, lambda row: row.tree.length, most_rows, most_tokens):
-            found = _score(forward, batch, requests, edits, past, pad, softmax_dtype)
+    for group in groups_of(requests, branching):
+        past = forward.prefix(requests[group.members[0]].context[: group.length])
+        for batch in batches(pack_requests(requests, group, branching), bounds):
+            found = _score(forward, batch, edits, past, pad, softmax_dtype)
             for index, score in found:
                 scores[index] = score
             done(found)
     return scores
 
 
-def _rows(requests: list[Continuation], group: Group, branching: bool) -> list[_Row]:
-    """Pack requests that share a prompt (and, without branches, all but the last token)."""
-    rows: dict[object, _Row] = {}
-    prompts: dict[object, int] = {}  # (row, edit) -> segment of the last prompt token
-    bodies: dict[object, list[int]] = {}  # (row, edit, body) -> positions that predict
-    for index in group.members:
-        context, tokens, edit = requests[index]
-        body = tokens[:-1]
-        key: object = context if branching else (context, edit, body)
-        row = rows.get(key)
-        if row is None:
-            row = rows[key] = _Row(Tree(past=group.length))
-            row.tree.add(list(context[group.length : -1]))
-        if (key, edit) not in prompts:
-            prompts[key, edit] = row.tree.add([context[-1]], 0)
-            row.edited.append((row.tree.segments[-1].start, edit))
-        last = prompts[key, edit]
-        if (key, edit, body) not in bodies:
-            branch = row.tree.segments[row.tree.add(list(body), last)] if body else None
-            start = branch.start if branch else 0
-            bodies[key, edit, body] = [
-                row.tree.segments[last].start,
-                *range(start, start + len(body)),
-            ]
-        row.scored.append((index, bodies[key, edit, body]))
-    return list(rows.values())
+def groups_of(requests: Sequence[Continuation], branching: bool) -> list[Group]:
+    """Requests whose prompts begin with something that is worth computing once for all."""
+    if not branching:
+        return [Group(0, list(range(len(requests))))]
+    return group_by_prefix([request.context for request in requests])
 
 
 def _score(
     forward: Forward,
-    batch: list[_Row],
-    requests: list[Continuation],
+    batch: list[Row],
     edits: Edits | None,
-    past: Prefix | None,
+    past: Past | None,
     pad: int,
     softmax_dtype: torch.dtype | None,
 ) -> list[tuple[int, Score]]:
-    device = forward.device
-    dtype = next(forward.model.parameters()).dtype
-    inputs = pack([row.tree for row in batch], pad, dtype, device, past)
+    inputs = pack([row.tree for row in batch], pad, forward.dtype, forward.device, past)
+    where = [
+        (i, position, edit)
+        for i, row in enumerate(batch)
+        for position, edit in row.edited
+        if edit != UNSTEERED
+    ]
     steered = None
-    if edits is not None:
-        where = [(i, position, e) for i, row in enumerate(batch) for position, e in row.edited]
+    if edits is not None and where:
         steered = Steered(
             edits,
-            Points.of([(i, position) for i, position, _ in where], len(batch), device),
-            torch.tensor([e for _, _, e in where]),
+            Points.of([(i, position) for i, position, _ in where], len(batch), forward.device),
+            torch.tensor([edit for _, _, edit in where]),
         )
-    wanted: dict[tuple[int, int], int] = {}
-    for i, row in enumerate(batch):
-        for _, positions in row.scored:
-            for position in positions:
-                wanted.setdefault((i, position), len(wanted))
-    points = Points.of(list(wanted), len(batch), device)
-    logits = forward.logits(inputs, points, steered)
-    logps = logits.log_softmax(dim=-1, dtype=softmax_dtype)
-    greedy = logits.argmax(dim=-1)
-    found: list[tuple[int, Score]] = []
-    for i, row in enumerate(batch):
-        for index, positions in row.scored:
-            at = torch.tensor([wanted[i, position] for position in positions], device=logits.device)
-            tokens: Tensor = torch.tensor(requests[index].tokens, device=logits.device)
-            score = float(logps[at, tokens].sum())
-            found.append((index, (score, bool((greedy[at] == tokens).all()))))
-    return found
+    table = Scored(batch)
+    logits = forward.logits(inputs, table.points(forward.device), steered)
+    found = likelihood(logits, table.at, table.tokens, softmax_dtype)
+    return list(zip(table.requests, table.sums(found), strict=True))
+
+
+class Scored:
+    """Which logits of a batch say what of which request.
+
+    Attributes:
+        places: (row, position) of each point whose logits are needed, ascending.
+        requests: the requests of the batch, each once.
+        at: of each scored token, the index of its point, ``[m]`` ascending.
+        tokens: the scored tokens, ``[m]``.
+        of: of each scored token, the index of its request in ``requests``, ``[m]``.
+    """
+
+    def __init__(self, batch: Sequence[Row]) -> None:
+        entries = sorted(
+            (i, entry.position, entry.token, entry.request)
+            for i, row in enumerate(batch)
+            for entry in row.entries
+        )
+        self.places = list(dict.fromkeys((i, position) for i, position, _, _ in entries))
+        index_of = {place: index for index, place in enumerate(self.places)}
+        self.requests = list(dict.fromkeys(request for *_, request in entries))
+        number_of = {request: number for number, request in enumerate(self.requests)}
+        self.at = torch.tensor([index_of[i, position] for i, position, _, _ in entries])
+        self.tokens = torch.tensor([token for _, _, token, _ in entries])
+        self.of = torch.tensor([number_of[request] for *_, request in entries])
+        self.batch = len(batch)
+
+    def points(self, device: torch.device) -> Points:
+        return Points.of(self.places, self.batch, device)
+
+    def totals(self, found: Likelihood) -> tuple[Tensor, Tensor]:
+        """Summed log-probability and greediness of each request.
+
+        Args:
+            found: of the scored tokens, ``[..., m]`` each.
+
+        Returns:
+            ``[..., requests]`` each, the first in the type of the log-probabilities.
+        """
+        values = found.log_probability
+        shape = (*values.shape[:-1], len(self.requests))
+        wide = values.new_zeros(shape, dtype=torch.promote_types(values.dtype, torch.float32))
+        total = wide.index_add(-1, self.of, values.to(wide.dtype))
+        misses = torch.zeros(shape).index_add(-1, self.of, (~found.greedy).float())
+        return total.to(values.dtype), misses == 0
+
+    def sums(self, found: Likelihood) -> list[Score]:
+        total, greedy = self.totals(found)
+        return list(zip(total.tolist(), greedy.tolist(), strict=True))

@@ -29,17 +29,26 @@ class Segment(NamedTuple):
     tokens: list[int]
 
 
-class Prefix(NamedTuple):
-    """Keys and values of tokens that stand before every row of a batch.
+class Past(NamedTuple):
+    """Keys and values of tokens that stand before the rows of a batch.
 
     Attributes:
-        keys, values: of each layer, ``[1, kv_heads, length, head_dim]``.
+        keys, values: of each layer, ``[batch, kv_heads, length, head_dim]``; a batch of 1 stands
+            before every row.
         length: how many tokens.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     length: int
+
+    def up_to(self, length: int) -> Past:
+        """The first ``length`` tokens of it."""
+        return Past(
+            [keys[:, :, :length] for keys in self.keys],
+            [values[:, :, :length] for values in self.values],
+            length,
+        )
 
 
 @dataclass
@@ -98,7 +107,7 @@ class Batch(NamedTuple):
     input_ids: Tensor
     attention_mask: Tensor | None
     position_ids: Tensor | None
-    past: Prefix | None = None
+    past: Past | None = None
 
 
 def pack(
@@ -106,7 +115,7 @@ def pack(
     pad: int,
     dtype: torch.dtype,
     device: torch.device,
-    past: Prefix | None = None,
+    past: Past | None = None,
 ) -> Batch:
     """Lay out trees as one right-padded batch.
 
@@ -132,6 +141,10 @@ def pack(
         return Batch(ids.to(device), None, None)
     if past is not None:
         seen = torch.cat([seen.new_ones(len(trees), width, past.length), seen], dim=-1)
-    lowest = torch.finfo(dtype).min
-    mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, lowest).unsqueeze(1)
+    mask = additive(seen, dtype).unsqueeze(1)
     return Batch(ids.to(device), mask.to(device), positions.to(device), past)
+
+
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """An additive attention mask: 0 where a token is seen, else the lowest number."""
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)

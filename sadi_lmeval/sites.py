@@ -117,12 +117,7 @@ def find_site(model: nn.Module, element: Element, hidden_site: HiddenSite = "mlp
     base = unwrapped(model)
     config = base.config.get_text_config()
     kind = str(base.config.model_type)
-    architecture = ARCHITECTURES.get(kind) or _look(base, config.num_hidden_layers)
-    if architecture is None:
-        raise UserError(
-            f"model type {kind!r}: its attention heads and MLPs were not found; known are "
-            f"{', '.join(sorted(ARCHITECTURES))}; sadi_lmeval.sites.register adds one"
-        )
+    architecture = _architecture(base)
     names = {"head": architecture.heads, "neuron": architecture.neurons, "hidden": architecture.mlp}
     if element == "hidden" and hidden_site == "residual":
         names["hidden"] = ""
@@ -133,8 +128,7 @@ def find_site(model: nn.Module, element: Element, hidden_site: HiddenSite = "mlp
             "no single activation; pass element=head or element=hidden"
         )
     try:
-        blocks = base.get_submodule(architecture.blocks)
-        modules = tuple(block.get_submodule(name) for block in blocks.children())
+        modules = tuple(block.get_submodule(name) for block in decoder_blocks(model))
     except AttributeError as error:
         raise UserError(
             f"model type {kind!r}: {error}; sadi_lmeval.sites.register says where its sites are"
@@ -151,6 +145,42 @@ def find_site(model: nn.Module, element: Element, hidden_site: HiddenSite = "mlp
             "its attention output"
         )
     return Site(element, modules, side, heads, int(head_dim))
+
+
+def decoder_blocks(model: nn.Module) -> list[nn.Module]:
+    """The decoder blocks in order.
+
+    Raises:
+        UserError: the architecture is not known and not built like a known one.
+        AttributeError: it is known, but this model is not built like that.
+    """
+    base = unwrapped(model)
+    return list(base.get_submodule(_architecture(base).blocks).children())
+
+
+def _architecture(base: Any) -> Architecture:
+    kind = str(base.config.model_type)
+    layers = base.config.get_text_config().num_hidden_layers
+    architecture = ARCHITECTURES.get(kind) or _look(base, layers)
+    if architecture is None:
+        raise UserError(
+            f"model type {kind!r}: its attention heads and MLPs were not found; known are "
+            f"{', '.join(sorted(ARCHITECTURES))}; sadi_lmeval.sites.register adds one"
+        )
+    return architecture
+
+
+def entries_in(config: Any, element: Element) -> tuple[int, int] | None:
+    """Layers, and entries a layer, as the configuration tells before a model is loaded.
+
+    None where it does not tell.
+    """
+    text = config.get_text_config()
+    name = {"head": "num_attention_heads", "hidden": "hidden_size", "neuron": "intermediate_size"}
+    layers, entries = (getattr(text, n, None) for n in ("num_hidden_layers", name[element]))
+    if not isinstance(layers, int) or not isinstance(entries, int):
+        return None
+    return layers, entries
 
 
 def unwrapped(model: Any) -> Any:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from sadi_lmeval.benchmark import Benchmark
 from sadi_lmeval.errors import UserError
@@ -26,9 +27,17 @@ class Identity(NamedTuple):
     question: str
 
 
+_identities: WeakKeyDictionary[Any, dict[str, Identity]] = WeakKeyDictionary()
+"""Of each task's documents by content: to render a question takes a millisecond."""
+
+
 def identity(task: RunTask, document: Document) -> Identity:
-    text = " ".join(task.question(document).split()).lower()
-    return Identity(digest(document), digest({"question": text}) if text else "")
+    content = digest(document)
+    known = _identities.setdefault(task.task, {})
+    if content not in known:
+        text = " ".join(task.question(document).split()).lower()
+        known[content] = Identity(content, digest({"question": text}) if text else "")
+    return known[content]
 
 
 @dataclass(frozen=True)
@@ -190,7 +199,7 @@ def refuse_scored_documents(
     Raises:
         UserError: naming the first such document.
     """
-    contents, questions = set(_texts(card, "documents")), set(_texts(card, "questions"))
+    contents, questions = made_from(card).contents, made_from(card).questions
     identifying: frozenset[str] | None = None
     for document in documents:
         known_as = identity(evaluated, document)
@@ -204,6 +213,11 @@ def refuse_scored_documents(
                 f"mask {source} was built from a document that task {evaluated.name} scores: "
                 f"{text[-120:]!r} (content {known_as.content}); use a mask from other documents"
             )
+
+
+def made_from(card: dict[str, object]) -> Known:
+    """The documents that a mask was made from, as its card tells."""
+    return Known(frozenset(_texts(card, "documents")), frozenset(_texts(card, "questions")))
 
 
 def _texts(card: dict[str, object], key: str) -> list[str]:

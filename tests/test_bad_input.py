@@ -151,7 +151,7 @@ def test_the_command_prints_one_line_and_no_traceback(lm_eval: Any, tmp_path: Pa
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1] == (
-        "sadi-lmeval: error: top_k=0: must be a whole number of at least 1"
+        "sadi-lmeval: error: top_k=0: must be a whole number of at least 1 or auto"
     )
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "cache").exists()

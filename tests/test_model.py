@@ -176,7 +176,7 @@ def test_a_benchmark_is_added_with_one_small_file(evaluate: Any, tmp_path: Path)
     (folder / "mine.yaml").write_text(
         "benchmark: mine\ntasks: [tiny_*]\nrecipe: other_target\nfolds: 3\ntop_k: {head: 5}\n"
     )
-    found = evaluate("tiny_folds", include_path=str(folder), recipe="right_wrong", n_pairs=8)
+    found = evaluate("tiny_folds", include_path=str(folder), recipe="right_wrong", delta=3)
     said = found["config"]["sadi"]["tiny_folds"]
     assert (said["folds"], said["top_k"], said["recipe"]) == (3, 5, "right_wrong")
     text = evaluate("tiny_text", include_path=str(folder), n_pairs=8)["config"]["sadi"]["tiny_text"]

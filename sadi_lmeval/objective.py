@@ -1,0 +1,107 @@
+"""How good the scores of a document are: what K and delta are chosen by."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from lm_eval import utils as harness
+
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.options import Objective
+from sadi_lmeval.pairs import gold_and_wrong
+from sadi_lmeval.recipe import Recipe
+from sadi_lmeval.run_tasks import Document, RunTask
+from sadi_lmeval.scoring import Score
+
+
+class Judged(NamedTuple):
+    """Of one document: the objective, and the margin that decides between equals.
+
+    Both are nan where a score is not finite: such a setting is never chosen.
+    """
+
+    value: float
+    margin: float
+
+
+def resolved(objective: Objective, task: RunTask) -> Objective:
+    """What ``auto`` means for a task.
+
+    A generation task is judged by the log-likelihood of its target, a token: to generate under
+    every setting would cost more than the run.
+
+    Raises:
+        UserError: the task has no such objective.
+    """
+    generates = task.output_type == "generate_until"
+    if objective == "auto":
+        return "likelihood" if generates else "metric"
+    if objective == "metric" and generates:
+        raise UserError(
+            f"objective=metric: task {task.name} generates text, which is not done while tuning; "
+            "pass objective=likelihood or objective=exact_match"
+        )
+    if objective in ("likelihood", "exact_match") and not generates:
+        raise UserError(
+            f"objective={objective}: is for tasks that generate text; task {task.name} "
+            f"({task.output_type}) is judged by objective=metric"
+        )
+    return objective
+
+
+def judge(
+    task: RunTask,
+    recipe: Recipe,
+    document: Document,
+    scores: Sequence[Score],
+    lengths: Sequence[int],
+    objective: Objective,
+) -> Judged:
+    """Judge the scores of one document's requests.
+
+    Args:
+        task: its metric decides, the first that it lists and that is one number a document.
+        recipe: says which choices are right.
+        document: the document.
+        scores: of each of its requests.
+        lengths: tokens of each of its continuations.
+        objective: not ``auto``.
+    """
+    if not all(math.isfinite(value) for value, _ in scores):
+        return Judged(math.nan, math.nan)
+    if objective != "metric":
+        (value, greedy), a_token = scores[0], scores[0][0] / lengths[0]
+        return Judged(float(greedy) if objective == "exact_match" else a_token, value)
+    margin = scores[0][0]
+    if task.output_type == "multiple_choice":
+        right, wrong = gold_and_wrong(task, recipe, document)
+        values = [value for value, _ in scores]
+        margin = max(values[i] for i in right) - max(values[i] for i in wrong)
+    metrics = task.task.process_results(document, list(scores))
+    better = task.task.higher_is_better()
+    for name in [*better, *metrics]:
+        value = metrics.get(name)
+        if isinstance(value, (bool, int, float)) or hasattr(value, "item"):
+            return Judged(float(value) * (1 if better.get(name, True) else -1), margin)
+    return Judged(margin, margin)
+
+
+@contextmanager
+def templates_compiled_once() -> Iterator[None]:
+    """Keep compiled templates while many results of the same documents are judged.
+
+    The harness compiles a template each time it renders it, which takes longer than a score.
+    """
+    before = harness.env.__dict__.get("from_string")
+    harness.env.from_string = functools.cache(harness.env.from_string)
+    try:
+        yield
+    finally:
+        if before is None:
+            del harness.env.from_string
+        else:
+            harness.env.from_string = before

@@ -1,0 +1,160 @@
+"""Requests packed into rows: what several of them begin with stands in a row once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from sadi_lmeval.prefixes import Group
+from sadi_lmeval.sequences import Tree
+
+UNSTEERED = -1
+"""The edit of a prompt that gets none."""
+
+_LONGEST_ROW = 512
+"""Tokens of a packed row; a longer prompt has a row with as much of its continuations."""
+_SHARED_PART = 0.5
+"""The part of a prompt that it must share with its neighbour to stand in the same row."""
+
+
+class Continuation(NamedTuple):
+    """A continuation to score after a prompt, and the edit that its prompt gets."""
+
+    context: tuple[int, ...]
+    tokens: tuple[int, ...]
+    edit: int = UNSTEERED
+
+
+class Entry(NamedTuple):
+    """A token to score: of which request, where it is predicted, and the token."""
+
+    request: int
+    position: int
+    token: int
+
+
+@dataclass
+class Row:
+    """A packed row.
+
+    Attributes:
+        tree: its tokens.
+        edited: (position, edit) of each last prompt token.
+        entries: the tokens to score.
+    """
+
+    tree: Tree
+    edited: list[tuple[int, int]] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return self.tree.length
+
+    @property
+    def scored(self) -> int:
+        """Positions whose logits are needed."""
+        return len({entry.position for entry in self.entries})
+
+
+def pack_requests(requests: Sequence[Continuation], group: Group, branching: bool) -> list[Row]:
+    """Pack requests that all begin with the first ``group.length`` tokens.
+
+    Args:
+        requests: all requests.
+        group: which of them to pack.
+        branching: whether the model takes rows with branches. If not, every distinct (prompt,
+            edit, continuation without its last token) is a row of its own.
+    """
+    if branching:
+        return [_packed(requests, members, group.length) for members in _shared(requests, group)]
+    paths: dict[object, list[int]] = {}
+    for index in group.members:
+        context, tokens, edit = requests[index]
+        paths.setdefault((context, edit, tokens[:-1]), []).append(index)
+    return [_packed(requests, members, group.length) for members in paths.values()]
+
+
+def _shared(requests: Sequence[Continuation], group: Group) -> Iterator[list[int]]:
+    """Requests whose prompts are alike enough to stand in one row."""
+    members = sorted(group.members, key=lambda i: requests[i])
+    row: list[int] = []
+    length = 0
+    for index in members:
+        context, tokens, _ = requests[index]
+        more = len(context) - group.length + len(tokens) - 1
+        if row:
+            before = requests[row[-1]].context
+            shared = _common(before, context)
+            alike = shared - group.length >= _SHARED_PART * (len(context) - group.length)
+            if before == context:
+                more = len(tokens)
+            elif alike:
+                more -= shared - group.length
+            if not (before == context or alike) or length + more > _LONGEST_ROW:
+                yield row
+                row, length = [], 0
+                more = len(context) - group.length + len(tokens) - 1
+        row.append(index)
+        length += more
+    if row:
+        yield row
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    most = min(len(one), len(other))
+    if one[:most] == other[:most]:
+        return most
+    return next(i for i in range(most) if one[i] != other[i])
+
+
+_Sign = tuple[int, int]
+"""A token, and the edit where it is a last prompt token (else -2)."""
+
+
+def _packed(requests: Sequence[Continuation], members: list[int], past: int) -> Row:
+    """A trie of token sequences, in which a last prompt token is told apart by its edit."""
+    signs: list[tuple[list[_Sign], int]] = []
+    for index in members:
+        context, tokens, edit = requests[index]
+        path = [(token, -2) for token in context[past:-1]]
+        path += [(context[-1], edit), *((token, -2) for token in tokens[:-1])]
+        signs.append((path, index))
+    signs.sort()
+    row = Row(Tree(past=past))
+    # depth of what is placed, the members that share it, and their positions so far
+    waiting: list[tuple[int, int, int, int, list[int]]] = [(0, 0, len(signs), -1, [])]
+    while waiting:
+        depth, first, last, parent, positions = waiting.pop()
+        end = _run(signs[first][0], signs[last - 1][0], depth)
+        if end > depth:
+            run = signs[first][0][depth:end]
+            parent = row.tree.add([token for token, _ in run], parent)
+            start = row.tree.segments[parent].start
+            positions = [*positions, *range(start, start + len(run))]
+            row.edited += [(start + i, edit) for i, (_, edit) in enumerate(run) if edit != -2]
+        while first < last and len(signs[first][0]) == end:
+            index = signs[first][1]
+            tokens = requests[index].tokens
+            where = positions[end - len(tokens) :]
+            row.entries += [Entry(index, p, t) for p, t in zip(where, tokens, strict=True)]
+            first += 1
+        branches = []
+        while first < last:
+            next_sign = signs[first][0][end]
+            after = first
+            while after < last and signs[after][0][end] == next_sign:
+                after += 1
+            branches.append((end, first, after, parent, positions))
+            first = after
+        waiting += reversed(branches)
+    return row
+
+
+def _run(first: list[_Sign], last: list[_Sign], depth: int) -> int:
+    """Up to where sorted paths are the same: the first against the last."""
+    end = depth
+    while end < len(first) and end < len(last) and first[end] == last[end]:
+        end += 1
+    return end

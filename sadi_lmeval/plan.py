@@ -1,0 +1,156 @@
+"""From a task to the documents that its masks are made of and tuned on."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+from sadi_lmeval.benchmark import Benchmark, find_benchmark
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.options import DEFAULT_N_PAIRS, DEFAULT_N_TUNE, Options
+from sadi_lmeval.pairs import Pair, build_pairs, usable_documents
+from sadi_lmeval.recipe import Recipe, load_recipe
+from sadi_lmeval.run_tasks import Document, RunTask, included_folders, load_task
+from sadi_lmeval.sources import Known, Source, Sources, find_sources, identity
+
+logger = logging.getLogger("lm_eval.sadi")
+
+_FEWEST_PAIRS = 4
+"""Pairs below which a mean difference is mostly noise."""
+_FEWEST_TUNED = 4
+"""Held-out documents below which a choice of K and delta says nothing at all."""
+_FEW_TUNED = 20
+"""Held-out documents below which a choice of K and delta is a weak one, and the run says so."""
+
+
+class Plan(NamedTuple):
+    """Where the masks of a task come from.
+
+    Attributes:
+        task: the task that is scored.
+        source_task: the task whose documents make the pairs; mostly the same.
+        benchmark: of ``source_task``.
+    """
+
+    task: RunTask
+    source_task: RunTask
+    benchmark: Benchmark
+    recipe: Recipe
+    sources: Sources
+
+
+class Drawn(NamedTuple):
+    """Documents of one mask: none stands in both lists, and none is scored with the mask."""
+
+    pairs: list[Pair]
+    held_out: list[Document]
+
+
+def find_plan(task: RunTask, options: Options) -> Plan:
+    """Find the recipe and the documents for a task.
+
+    Raises:
+        UserError: there is nothing to contrast, or nothing that is not scored.
+    """
+    folders = user_folders(options)
+    source_task = task
+    if options.mask_from and options.mask_from != task.name:
+        source_task = load_task(options.mask_from, folders, task)
+    benchmark = find_benchmark(source_task.name, folders)
+    recipe = load_recipe(
+        options.recipe or benchmark.recipe or _default_recipe(source_task), folders
+    )
+    sources = find_sources(task, source_task, benchmark, options.folds)
+    return Plan(task, source_task, benchmark, recipe, sources)
+
+
+def user_folders(options: Options) -> list[Path]:
+    """Where the user's own benchmark and recipe files are, searched before ours."""
+    own = [Path(options.include_path)] if options.include_path else []
+    return [*own, *included_folders()]
+
+
+def num_fewshot(plan: Plan, options: Options) -> int:
+    """Few-shot examples in the prompts of pairs and of held-out documents."""
+    if options.pairs_num_fewshot is not None:
+        return options.pairs_num_fewshot
+    return plan.source_task.num_fewshot
+
+
+def _default_recipe(task: RunTask) -> str:
+    if task.task.config.doc_to_choice is not None:
+        return "right_wrong"
+    if task.output_type in ("generate_until", "loglikelihood"):
+        return "other_target"
+    raise UserError(
+        f"task {task.name} ({task.output_type}) has nothing to contrast; pass mask= or mask_from="
+    )
+
+
+def draw(plan: Plan, source: Source, options: Options, tuning: bool) -> Drawn:
+    """Draw the pairs of a mask, and the held-out documents that its K and delta are chosen on.
+
+    Where there are not enough documents for as many of both as is usual, they are shared out in
+    the usual proportion, unless the user has said how many.
+
+    Raises:
+        UserError: too few documents.
+    """
+    task, shots, seed = plan.source_task, num_fewshot(plan, options), options.seed
+    wanted = options.n_pairs or plan.benchmark.n_pairs or DEFAULT_N_PAIRS
+    tuned = (options.n_tune or DEFAULT_N_TUNE) if tuning else 0
+    usable: list[Document] = []
+    if tuning:
+        candidates = usable_documents(
+            task, plan.recipe, source.documents, source.allowed, shots, seed
+        )
+        usable = list(itertools.islice(candidates, wanted + tuned))
+        if len(usable) < wanted + tuned and not options.n_pairs:
+            least = options.n_tune or _FEWEST_TUNED
+            share = max(least, len(usable) * tuned // (wanted + tuned))
+            wanted = max(_FEWEST_PAIRS, len(usable) - share)
+    pairs = build_pairs(task, plan.recipe, source.documents, source.allowed, wanted, shots, seed)
+    _check_pairs(plan, source, options, len(pairs), wanted)
+    if not tuning:
+        return Drawn(pairs, [])
+    used = Known.of(identity(task, pair.document) for pair in pairs)
+    held_out = [d for d in usable if not used.has(identity(task, d))][:tuned]
+    _check_held_out(plan, source, options, len(usable), len(pairs), len(held_out))
+    return Drawn(pairs, held_out)
+
+
+def _check_pairs(plan: Plan, source: Source, options: Options, made: int, wanted: int) -> None:
+    name = plan.source_task.name
+    if made < (wanted if options.n_pairs else _FEWEST_PAIRS):
+        raise UserError(
+            f"task {name}: {source.label} makes {made} contrastive pairs out of "
+            f"{len(source.documents)} documents by recipe {plan.recipe.recipe}, but "
+            f"{options.n_pairs or _FEWEST_PAIRS} are needed; pass a smaller n_pairs, or "
+            "mask_from=TASK"
+        )
+    if made < wanted:
+        logger.info(
+            "Task %s: %s makes %d contrastive pairs; all are used", name, source.label, made
+        )
+
+
+def _check_held_out(
+    plan: Plan, source: Source, options: Options, usable: int, pairs: int, held_out: int
+) -> None:
+    name = plan.source_task.name
+    needed = options.n_tune or _FEWEST_TUNED
+    if held_out < needed:
+        raise UserError(
+            f"task {name}: {source.label} has {usable} documents, {pairs} of them in the pairs, "
+            f"which leaves {held_out} to choose K and delta on, but {needed} are needed; pass "
+            "top_k= and delta=, or a smaller n_pairs or n_tune"
+        )
+    if held_out < _FEW_TUNED:
+        logger.warning(
+            "Task %s: K and delta are chosen on only %d held-out documents (%s)",
+            name,
+            held_out,
+            source.label,
+        )

@@ -1,0 +1,219 @@
+"""K and delta chosen on held-out documents: neither in the pairs nor ever scored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock
+from torch import Tensor
+from tqdm import tqdm
+
+from sadi_lmeval.atomic import write_atomically
+from sadi_lmeval.cache import cache_key
+from sadi_lmeval.interventions.edit import Edits
+from sadi_lmeval.journal import Journal
+from sadi_lmeval.objective import Judged, judge, resolved, templates_compiled_once
+from sadi_lmeval.options import Objective
+from sadi_lmeval.outcome import Outcome, Tuning, best, outcome
+from sadi_lmeval.plan import Plan
+from sadi_lmeval.run_tasks import Document, RunTask, Text
+from sadi_lmeval.settings import UNSTEERED, Setting
+from sadi_lmeval.steerable import SteerableModel
+
+logger = logging.getLogger("lm_eval.sadi")
+
+
+class Trial(NamedTuple):
+    """Documents, and the requests that the settings are tried on."""
+
+    task: RunTask
+    plan: Plan
+    documents: Sequence[Document]
+    texts: Sequence[Sequence[Text]]
+    objective: Objective
+
+
+def tune(
+    trial: Trial,
+    settings: Sequence[Setting],
+    edits: Edits,
+    model: SteerableModel,
+    inputs: dict[str, Any],
+    folder: Path,
+    label: str,
+) -> Tuning:
+    """Try every setting, or take the outcome out of the cache.
+
+    Args:
+        trial: the held-out documents.
+        settings: of each of ``edits``.
+        edits: as many as settings.
+        model: scores.
+        inputs: what the outcome depends on beside the trial: the mask's card and how it is used.
+        folder: where outcomes are kept; the work is noted down there document by document.
+        label: for the progress bar.
+    """
+    objective = resolved(trial.objective, trial.task)
+    trial = trial._replace(objective=objective)
+    texts = hashlib.sha256(json.dumps(trial.texts).encode()).hexdigest()
+    key = cache_key({**inputs, "settings": settings, "texts": texts, "objective": objective})
+    path = folder / f"{key}.tuning.json"
+    known = _load(path, key)
+    if known is not None:
+        return known
+    journal: Path | None = path.with_suffix(".jsonl")
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        journal = None
+        logger.warning(
+            "%s cannot be written (%s): the choice of K and delta is not kept. "
+            "Pass cache_dir=FOLDER to keep it elsewhere.",
+            folder,
+            error,
+        )
+    try:
+        known = _load(path, key)  # another process may have been at it
+        if known is not None:
+            return known
+        notes = Journal(journal)
+        judged = judge_settings(trial, [edits], model, notes, label)
+        columns = list(zip(*judged, strict=True))
+        outcomes = [
+            outcome(setting, column, columns[0])
+            for setting, column in zip([UNSTEERED, *settings], columns, strict=True)
+        ]
+        found = Tuning(outcomes, best(outcomes), len(trial.documents), objective)
+        if journal is not None:
+            _save(found, path, key)
+            notes.remove()
+        return found
+    finally:
+        lock.release()
+
+
+def judge_settings(
+    trial: Trial, families: Sequence[Edits], model: SteerableModel, journal: Journal, label: str
+) -> list[list[Judged]]:
+    """Judge every document under the unsteered model and every edit of every family.
+
+    Args:
+        trial: the documents; its objective is not ``auto``.
+        families: the edits.
+        model: scores.
+        journal: documents that it knows are not scored again; the others are noted down.
+        label: for the progress bar.
+
+    Returns:
+        of each document, of each setting.
+    """
+    count = 1 + sum(family.count for family in families)
+    found: dict[int, list[Judged]] = {}
+    for line in journal.lines:
+        index, rows = _noted(line, count)
+        if rows is not None and 0 <= index < len(trial.documents):
+            found[index] = rows
+    requests, owner = [], []
+    for index, texts in enumerate(trial.texts):
+        if index not in found:
+            requests += [model.continuation(*text) for text in texts]
+            owner += [index] * len(texts)
+    scores: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
+    first = {index: number for number, index in reversed(list(enumerate(owner)))}
+    with (
+        tqdm(total=len(trial.documents), initial=len(found), desc=label, unit="document") as bar,
+        templates_compiled_once(),
+    ):
+
+        def done(numbers: list[int], values: Tensor, greedy: Tensor) -> None:
+            lines = []
+            for column, number in enumerate(numbers):
+                index = owner[number]
+                of_document = scores.setdefault(index, {})
+                of_document[number - first[index]] = values[:, column], greedy[:, column]
+                if len(of_document) < len(trial.texts[index]):
+                    continue
+                found[index] = _judged(trial, index, of_document, requests[first[index] :])
+                lines.append(_line(index, found[index]))
+                del scores[index]
+            journal.add(*lines)
+            bar.update(len(lines))
+
+        if requests:
+            model.score_grid(requests, families, done)
+    return [found[index] for index in range(len(trial.documents))]
+
+
+def _judged(
+    trial: Trial,
+    index: int,
+    scores: dict[int, tuple[Tensor, Tensor]],
+    requests: Sequence[Any],
+) -> list[Judged]:
+    lengths = [len(request.tokens) for request in requests[: len(scores)]]
+    values = [scores[i][0].tolist() for i in range(len(scores))]
+    greedy = [scores[i][1].tolist() for i in range(len(scores))]
+    return [
+        judge(
+            trial.task,
+            trial.plan.recipe,
+            trial.documents[index],
+            list(zip(each, flags, strict=True)),
+            lengths,
+            trial.objective,
+        )
+        for each, flags in zip(zip(*values, strict=True), zip(*greedy, strict=True), strict=True)
+    ]
+
+
+def _line(index: int, judged: Sequence[Judged]) -> dict[str, Any]:
+    """A journal's line; null stands for a score that is not finite."""
+    return {"document": index, "judged": [list(j) if math.isfinite(j.value) else None
+                                          for j in judged]}  # fmt: skip
+
+
+def _noted(line: Any, count: int) -> tuple[int, list[Judged] | None]:
+    """The document of a journal's line and its judgements, or None where it is another's."""
+    try:
+        rows = [Judged(math.nan, math.nan) if j is None else Judged(float(j[0]), float(j[1]))
+                for j in line["judged"]]  # fmt: skip
+        return int(line["document"]), rows if len(rows) == count else None
+    except (TypeError, KeyError, ValueError, IndexError):
+        return -1, None
+
+
+def _save(found: Tuning, path: Path, key: str) -> None:
+    """Write atomically; a folder that cannot be written costs a warning."""
+    content = json.dumps({"key": key, **found._asdict()}, allow_nan=False)
+    check = hashlib.sha256(content.encode()).hexdigest()
+    try:
+        write_atomically(path, f"{check}\n{content}\n".encode())
+    except OSError as error:
+        logger.warning("%s cannot be written (%s): the choice is used but not kept", path, error)
+
+
+def _load(path: Path, key: str) -> Tuning | None:
+    """What :func:`_save` wrote, or None where it is not there or damaged."""
+    try:
+        check, _, content = path.read_text(encoding="utf-8").partition("\n")
+        content = content.removesuffix("\n")
+        if check != hashlib.sha256(content.encode()).hexdigest():
+            raise ValueError("its content does not match its checksum")
+        values = json.loads(content)
+        if values.pop("key") != key:
+            raise ValueError("it belongs to another run")
+        outcomes = [Outcome(Setting(*o[0]), *o[1:]) for o in values.pop("outcomes")]
+        return Tuning(outcomes, **values)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        logger.warning("%s: damaged (%s); the settings are tried again", path, error)
+        return None
