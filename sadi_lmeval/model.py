@@ -253,8 +253,8 @@ class SADI(HFLM):  # type: ignore[misc]
 
     def _steering_digest(self, edit: int) -> str:
         """What a cached response depends on beside its request."""
-        steered = self._edits is not None and edit != UNSTEERED
-        content = hashlib.sha256(self._edits.digest(edit).encode() if steered else b"unsteered")
+        steered = "" if self._edits is None or edit == UNSTEERED else self._edits.digest(edit)
+        content = hashlib.sha256(steered.encode())
         content.update(repr((self.model_card, self.options, self.max_length)).encode())
         return content.hexdigest()
 

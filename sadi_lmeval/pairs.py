@@ -104,15 +104,21 @@ def usable_documents(
 def scored_texts(
     task: RunTask,
     documents: Sequence[Document],
-    allowed: Callable[[Document], bool],
+    allowed: Callable[[Document], bool] | None,
     num_fewshot: int,
     seed: int,
 ) -> list[list[Text]]:
     """What the harness would score for documents; of a generation task its target, forced.
 
-    The few-shot examples are those of the pairs.
+    Args:
+        task: renders the texts.
+        documents: those to score.
+        allowed: with it the few-shot examples are those of the pairs; None: as the harness draws
+            them for the documents that it scores, in this order.
+        num_fewshot: few-shot examples in each prompt.
+        seed: of the draw.
     """
-    examples = _few_shot_examples(task, allowed, num_fewshot, seed)
+    examples = [] if allowed is None else _few_shot_examples(task, allowed, num_fewshot, seed)
     with task.few_shot_pool(examples, seed):
         found = [task.texts(document, num_fewshot) for document in documents]
     if task.output_type != "generate_until":

@@ -217,3 +217,43 @@ def load_task(name: str, folders: list[Path], like: RunTask | None) -> RunTask:
     if task.config.num_fewshot is None:
         task.set_config("num_fewshot", 0)
     return RunTask(task, like.settings if like else {})
+
+
+def load_tasks(
+    names: list[str], folders: list[Path], num_fewshot: int | None, settings: dict[str, Any]
+) -> list[RunTask]:
+    """Tasks, and those of groups and tags, as the harness's command would run them.
+
+    Args:
+        names: of tasks, groups or tags.
+        folders: with task files of the user's.
+        num_fewshot: few-shot examples; None: as each task says.
+        settings: how the run renders prompts.
+
+    Raises:
+        UserError: the harness knows no such name, or its data cannot be had.
+    """
+    manager = TaskManager(include_path=[str(folder) for folder in folders] or None)
+    _managers[:] = [manager]
+    for name in names:
+        if name not in manager.all_tasks:
+            raise UserError(f"unknown task {name!r}: {nearest(name, manager.all_tasks)}")
+    try:
+        loaded = manager.load(names)["tasks"]
+    except Exception as error:  # datasets raises many kinds: say which, in one line
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"tasks {', '.join(names)}: cannot load their data ({reason})") from error
+    tasks = []
+    for task in loaded.values():
+        given = task.config.num_fewshot
+        if num_fewshot is not None and given != 0:
+            task.set_config("num_fewshot", num_fewshot)
+        elif given is None:
+            task.set_config("num_fewshot", 0)
+        task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+        tasks.append(RunTask(task, settings))
+    return tasks
+
+
+_FEWSHOT_SEED = 1234
+"""The harness's default."""
