@@ -53,7 +53,7 @@ def can_resume(model: nn.Module) -> bool:
         starts = range(1, len(forward.blocks))
         trunk, _ = forward.trunk(batch, points, starts)
         gaps = [
-            _gap(
+            difference_of(
                 forward.logits(batch, points, resumed=Resumed(start, trunk.states[start])),
                 trunk.logits,
             )
@@ -90,10 +90,10 @@ def _difference(model: nn.Module) -> str:
     except Exception as error:  # any failure of the trial means: the plain way
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return f"the model does not take an attention mask of its own: {reason}"
-    return _gap(packed, torch.cat(plain))
+    return difference_of(packed, torch.cat(plain))
 
 
-def _gap(found: Tensor, expected: Tensor) -> str:
+def difference_of(found: Tensor, expected: Tensor) -> str:
     """How far logits are apart, or an empty string where it is rounding alone."""
     gap = float((found.float() - expected.float()).abs().max())
     scale = float(expected.float().std())

@@ -123,7 +123,7 @@ class Forward:
             the trunk, and for each of ``sites`` that is not None its activations at the k points
             ``read``, ``[k, layers, width]``.
         """
-        cache = _cache(batch.past, len(batch.input_ids))
+        cache = cache_of(batch.past, len(batch.input_ids))
         wanted = {start: self.blocks[start - 1] for start in starts if start}
         with ExitStack() as stack:
             collected = [
@@ -157,14 +157,14 @@ class Forward:
         tree.add(list(tokens[known:]))
         kept = past.up_to(known) if past is not None and known else None
         batch = pack([tree], 0, self.dtype, self.device, kept)
-        cache = _cache(kept, 1)
+        cache = cache_of(kept, 1)
         self._run(batch, Points.of([], 1, self.device), cache)
         self._last_prefix = tokens, _past(cache)
         return self._last_prefix[1]
 
     def _run(self, batch: Batch, points: Points, cache: DynamicCache | None = None) -> Tensor:
         if cache is None and batch.past is not None:
-            cache = _cache(batch.past, len(batch.input_ids))
+            cache = cache_of(batch.past, len(batch.input_ids))
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": cache is not None}
         if cache is not None:
             inputs["past_key_values"] = cache
@@ -188,7 +188,7 @@ class Forward:
         return logits
 
 
-def _cache(past: Past | None, batch: int) -> DynamicCache:
+def cache_of(past: Past | None, batch: int) -> DynamicCache:
     """A cache that holds ``past`` for every row; what a pass adds to it does not change ``past``.
 
     The tensors are views: a pass makes longer ones in their place.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache, cached_property
 from typing import Any, NoReturn
 
@@ -40,7 +40,13 @@ from sadi_lmeval.options import (
 )
 from sadi_lmeval.packing import UNSTEERED, Continuation
 from sadi_lmeval.plan import user_folders
-from sadi_lmeval.prefill import steered_prefill
+from sadi_lmeval.prefill import (
+    Prompts,
+    beginning_of,
+    can_share_beginning,
+    steered_prefill,
+    with_shared_beginning,
+)
 from sadi_lmeval.response_cache import ResponseCache
 from sadi_lmeval.run_tasks import load_task, note_tasks_of_the_run, tasks_of_the_run
 from sadi_lmeval.scoring import Score, log_likelihoods, truncated
@@ -82,7 +88,7 @@ class SADI(HFLM):  # type: ignore[misc]
         self._tasks: dict[str, TaskSteering] = {}
         self._edits: Edits | None = None
         self._first_edit: dict[str, int] = {}
-        self._generated_edit = UNSTEERED
+        self._generation: tuple[int, list[int]] = UNSTEERED, []
         super().__init__(pretrained, delta=delta_weights, **arguments)
         self.cache_hook: ResponseCache = ResponseCache(None)
 
@@ -135,6 +141,10 @@ class SADI(HFLM):  # type: ignore[misc]
     @cached_property
     def _can_resume(self) -> bool:
         return can_resume(self.model)
+
+    @cached_property
+    def _can_share_beginning(self) -> bool:
+        return can_share_beginning(self.model)
 
     @property
     def _bounds(self) -> Bounds:
@@ -343,29 +353,38 @@ class SADI(HFLM):  # type: ignore[misc]
                         left.append(index)
             if not left:
                 continue
-            with self._generating(edit):
+            prompts = [self.tok_encode(requests[index].args[0]) for index in left]
+            with self._generating(edit, beginning_of(prompts)):
                 answers = super().generate_until([requests[i] for i in left], disable_tqdm)
             for index, answer in zip(left, answers, strict=True):
                 texts[index] = answer
         return [text for text in texts if text is not None]
 
     @contextmanager
-    def _generating(self, edit: int) -> Iterator[None]:
-        self._generated_edit = edit
+    def _generating(self, edit: int, beginning: list[int]) -> Iterator[None]:
+        self._generation = edit, beginning
         try:
             yield
         finally:
-            self._generated_edit = UNSTEERED
+            self._generation = UNSTEERED, []
 
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any
     ) -> Any:
-        edit = self._generated_edit
-        if edit == UNSTEERED or self._edits is None:
-            return super()._model_generate(context, max_length, stop, **kwargs)
-        mask = kwargs.get("attention_mask", torch.ones_like(context))
-        with steered_prefill(self.model, self._edits, edit, context, mask):
-            return super()._model_generate(context, max_length, stop, **kwargs)
+        edit, beginning = self._generation
+        mask = kwargs.pop("attention_mask", torch.ones_like(context))
+        prompts = Prompts(context, mask)
+        several = kwargs.get("num_beams", 1) > 1 or kwargs.get("num_return_sequences", 1) > 1
+        fits = max_length <= self._longest_branching_path
+        if beginning and not several and fits and self._can_share_beginning:
+            prompts = with_shared_beginning(self._forward, prompts, beginning)
+        if prompts.cache is not None:
+            kwargs["past_key_values"] = prompts.cache
+        kwargs["attention_mask"] = prompts.attention_mask
+        with ExitStack() as stack:
+            if edit != UNSTEERED and self._edits is not None:
+                stack.enter_context(steered_prefill(self.model, self._edits, edit, context, mask))
+            return super()._model_generate(prompts.input_ids, max_length, stop, **kwargs)
 
     # ------------------------------------------------------------------ results
 

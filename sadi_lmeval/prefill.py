@@ -1,19 +1,30 @@
-"""Steering of generation: only the prefill's last prompt token is edited."""
+"""The prefill of generation: its last prompt token edited, its beginning computed once for all."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
+from sadi_lmeval.branching import difference_of
+from sadi_lmeval.forward import Forward, cache_of
 from sadi_lmeval.hooks import visiting
 from sadi_lmeval.interventions.edit import Edits, reading
 from sadi_lmeval.positions import Points
 from sadi_lmeval.sites import unwrapped
+
+logger = logging.getLogger("lm_eval.sadi")
+
+_SHORTEST = 32
+"""Tokens below which a shared beginning is not worth it."""
+_FEWEST = 4
+"""Prompts below which it is not."""
 
 
 @contextmanager
@@ -64,6 +75,89 @@ def steered_prefill(
         modules = {layer: edits.site.modules[layer] for layer in edits.written_layers}
         stack.enter_context(visiting(modules, edits.site.side, visit))
         yield
+
+
+class Prompts(NamedTuple):
+    """Left-padded prompts, as generation takes them.
+
+    Attributes:
+        input_ids: ``[batch, seq]``.
+        attention_mask: ``[batch, seq]``.
+        cache: keys and values of the first tokens of every row, or None.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    cache: DynamicCache | None = None
+
+
+def with_shared_beginning(forward: Forward, prompts: Prompts, beginning: list[int]) -> Prompts:
+    """Prompts whose common first tokens come out of a cache.
+
+    These move to the front, before the padding: ``[beginning, padding, rest]`` has the width that
+    ``[padding, beginning, rest]`` had. Positions follow from the attention mask, so they stay.
+
+    Args:
+        forward: the model.
+        prompts: left-padded.
+        beginning: what all of them are believed to begin with; if one does not (it may have been
+            cut from the left), they are returned as they came.
+    """
+    ids, mask = prompts.input_ids.clone(), prompts.attention_mask.clone()
+    length = len(beginning)
+    wanted = torch.tensor(beginning, device=ids.device)
+    for row, padding in enumerate((mask == 0).sum(dim=1).tolist()):
+        rest = ids[row, padding + length :]
+        if not len(rest) or not torch.equal(ids[row, padding : padding + length], wanted):
+            return prompts
+        pads = ids[row, :padding].clone()
+        ids[row, :length] = wanted
+        ids[row, length : length + padding] = pads
+        mask[row, :length], mask[row, length : length + padding] = 1, 0
+    return Prompts(ids, mask, cache_of(forward.prefix(beginning), len(ids)))
+
+
+def beginning_of(prompts: Sequence[list[int]]) -> list[int]:
+    """What all prompts begin with, if it is worth computing once; at most all but a token."""
+    if len(prompts) < _FEWEST:
+        return []
+    first, last = min(prompts), max(prompts)
+    most = min(len(prompt) for prompt in prompts) - 1
+    length = 0
+    while length < most and first[length] == last[length]:
+        length += 1
+    return list(first[:length]) if length >= _SHORTEST else []
+
+
+def can_share_beginning(model: Any) -> bool:
+    """Whether generation after a shared beginning equals plain generation, found out by trying."""
+    forward = Forward(model)
+    beginning, pad = [5, 9, 7, 4], 3
+    ids = torch.tensor([[pad, pad, *beginning, 8], [*beginning, 6, 8, 5]], device=forward.device)
+    plain = Prompts(ids, torch.ones_like(ids))
+    plain.attention_mask[0, :2] = 0
+    try:
+        found = [
+            model.generate(
+                input_ids=prompts.input_ids,
+                attention_mask=prompts.attention_mask,
+                past_key_values=prompts.cache,
+                max_new_tokens=2,
+                min_new_tokens=2,
+                do_sample=False,
+                pad_token_id=pad,
+                return_dict_in_generate=True,
+                output_logits=True,
+            ).logits
+            for prompts in (plain, with_shared_beginning(forward, plain, beginning))
+        ]
+    except Exception as error:  # any failure of the trial means: the plain way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    else:
+        reason = difference_of(torch.cat(found[1]), torch.cat(found[0]))
+    if reason:
+        logger.info("Prompts are not shared in generation (%s)", reason)
+    return not reason
 
 
 def _clean(model: nn.Module, edits: Edits, context: Tensor, attention_mask: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def sweep(
     file = Journal(output)
     found: list[dict[str, Any]] = []
     for number, task in enumerate(tasks, start=1):
-        parts = _parts(task, what, options, model)
+        parts = parts_of(task, what, options, model)
         run = _identity(parts, what, options, model)
         done = {(line["element"], line["top_k"], line["delta"]): line
                 for line in file.lines if line["run"] == run}  # fmt: skip
@@ -132,7 +132,7 @@ def check_output(output: Path) -> None:
             raise UserError(f"output {output}: line {number} is not a sweep's; name another file")
 
 
-def _parts(task: RunTask, what: Sweep, options: Options, model: SteerableModel) -> list[_Part]:
+def parts_of(task: RunTask, what: Sweep, options: Options, model: SteerableModel) -> list[_Part]:
     plan = find_plan(task, options)
     sites = [model.site(element, options.hidden_site) for element in what.elements]
     for element, site in zip(what.elements, sites, strict=True):

@@ -1,0 +1,335 @@
+"""Speed and memory against the harness's ``hf``, as ratios measured alternately in one process.
+
+    python bench/speed.py [ROW ...] [--rounds 3] [--model FOLDER] [--data FOLDER]
+
+Rows: mc1 winogrande copa boolq mmlu grid-mc1 grid-boolq mask generate memory (default: all).
+``--data`` is a folder to run in, in which the harness finds the data sets when there is no hub.
+The model is SmolLM2-135M-Instruct in float32 unless ``--model`` names another. Each row also checks
+that what is compared is equal, and ends with exit code 1 if it is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+ROWS = {
+    "mc1": ("truthfulqa_mc1", 100, None, 8.0),
+    "winogrande": ("winogrande", 100, None, 1.2),
+    "copa": ("copa", 100, None, 1.3),
+    "boolq": ("boolq", 100, None, 1.15),
+    "mmlu": ("mmlu_anatomy", 60, 5, 6.0),
+}
+"""Of each scoring row: task, documents, few-shot examples, wanted speed-up."""
+GRIDS = {"grid-mc1": ("truthfulqa_mc1", 25.0), "grid-boolq": ("boolq", 8.0)}
+"""Of each grid row: task, most passes of hf."""
+SIZES = (1, 8, 32)
+TOLERANCE = 1e-4
+"""Of log-likelihoods, relative to their size above 1: float32 holds seven digits."""
+
+
+class Bench:
+    """The models of a run; each is loaded once."""
+
+    def __init__(self, model: str, rounds: int, folder: Path) -> None:
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+
+        from sadi_lmeval.model import SADI
+
+        self.path, self.rounds, self.folder = model, rounds, folder
+        self.manager = TaskManager()
+        self._sadi = SADI
+        self._hf: Any = None
+        self._hflm = HFLM
+        self.failed = False
+
+    def plain(self, size: int) -> Any:
+        if self._hf is None:
+            self._hf = self._hflm(pretrained=self.path, device="cpu")
+        self._hf.batch_size_per_gpu = size
+        return self._hf
+
+    def steered(self, **arguments: Any) -> Any:
+        arguments = {"batch_size": "auto", "cache_dir": str(self.folder), **arguments}
+        return self._sadi(pretrained=self.path, device="cpu", **arguments)
+
+    def tasks(self, name: str, shots: int | None) -> dict[str, Any]:
+        loaded: dict[str, Any] = self.manager.load([name])
+        for task in loaded["tasks"].values():
+            task.set_config("num_fewshot", shots or task.config.num_fewshot or 0)
+            task.set_fewshot_seed(seed=1234)
+        return loaded
+
+    def evaluate(self, lm: Any, name: str, limit: int, shots: int | None) -> Timed:
+        """Time ``lm_eval.evaluate`` on freshly loaded tasks, their loading not counted."""
+        import lm_eval
+
+        tasks = self.tasks(name, shots)
+        start = time.perf_counter()
+        found = lm_eval.evaluate(lm, tasks, limit=limit, bootstrap_iters=0)
+        seconds = time.perf_counter() - start
+        responses = [s["filtered_resps"] for s in found["samples"][name]]
+        return Timed(seconds, responses)
+
+    def check(self, what: str, gap: float, allowed: float = TOLERANCE) -> str:
+        if not gap <= allowed:
+            self.failed = True
+            return f"NOT EQUAL: {what} differ by {gap:.1e}"
+        return f"{what} equal within {gap:.0e}"
+
+
+class Timed(tuple[float, Any]):
+    """Seconds, and what came out."""
+
+    def __new__(cls, seconds: float, result: Any) -> Timed:
+        return super().__new__(cls, (seconds, result))
+
+
+def best_size(bench: Bench, name: str, limit: int, shots: int | None) -> tuple[int, list[float]]:
+    """The batch size at which hf is fastest, and its first time there."""
+    times = {size: bench.evaluate(bench.plain(size), name, limit, shots)[0] for size in SIZES}
+    said = ", ".join(f"{size}: {seconds:.1f} s" for size, seconds in times.items())
+    print(f"  hf by batch size: {said}", flush=True)
+    size = min(times, key=lambda s: times[s])
+    return size, [times[size]]
+
+
+def scoring(bench: Bench, row: str) -> str:
+    name, limit, shots, wanted = ROWS[row]
+    lm = bench.steered(element="head", top_k=6, delta=9)
+    bench.evaluate(lm, name, 2, shots)  # builds and keeps the mask
+    size, theirs = best_size(bench, name, limit, shots)
+    ours: list[float] = []
+    for number in range(bench.rounds):
+        seconds, steered = bench.evaluate(lm, name, limit, shots)
+        ours.append(seconds)
+        if number + 1 < bench.rounds:
+            theirs.append(bench.evaluate(bench.plain(size), name, limit, shots)[0])
+    lm._longest_branching_path = 0  # from here on the plain way: nothing shared
+    plain = bench.evaluate(lm, name, min(limit, 10), shots)[1]
+    equal = bench.check("steered scores", gap_of(steered[: len(plain)], plain))
+    ratio = statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
+    return f"{ratio:.2f} times faster than hf at batch size {size} (wanted {wanted}); {equal}"
+
+
+def gap_of(one: Any, other: Any) -> float:
+    """The largest difference of log-likelihoods, relative to their size above 1."""
+    flat = zip(scores_of(one), scores_of(other), strict=True)
+    return max(abs(a - b) / max(1.0, abs(a)) for a, b in flat)
+
+
+def scores_of(responses: Iterable[Any]) -> list[float]:
+    return [float(score) for document in responses for score, _ in document]
+
+
+def grid(bench: Bench, row: str) -> str:
+    import torch
+
+    from sadi_lmeval.interventions.edit import Edits
+    from sadi_lmeval.packing import Continuation
+    from sadi_lmeval.run_tasks import load_tasks
+    from sadi_lmeval.scoring import log_likelihoods
+    from sadi_lmeval.steering import edits_of
+    from sadi_lmeval.sweep import Sweep, parts_of, sweep
+
+    name, most = GRIDS[row]
+    limit = 50
+    lm = bench.steered()
+    what = Sweep(("head", "neuron", "hidden"), None, "test", limit)
+    tasks = load_tasks([name], [], None, {})
+    parts = parts_of(tasks[0], what, lm.options, lm)  # builds and keeps the masks
+    size, theirs = best_size(bench, name, limit, None)
+    ours: list[float] = []
+    for number in range(bench.rounds):
+        start = time.perf_counter()
+        output = bench.folder / f"{row}.{number}.jsonl"
+        lines = sweep(tasks, what, lm.options, lm, output)
+        ours.append(time.perf_counter() - start)
+        if number + 1 < bench.rounds:
+            theirs.append(bench.evaluate(bench.plain(size), name, limit, None)[0])
+    gap = 0.0
+    part = parts[0]
+    requests = [lm.continuation(*text) for text in part.trial.texts[0]]
+    for element, mask in zip(what.elements, part.masks, strict=True):
+        settings = what.settings(element)[:: len(what.settings(element)) // 4]
+        family = Edits(
+            lm.site(element, "mlp"), edits_of(mask.difference, settings, lm.options), False
+        )
+        told: list[tuple[list[int], torch.Tensor, torch.Tensor]] = []
+        lm.score_grid(requests, [family], lambda *scores: told.append(scores))  # noqa: B023
+        shared = {n: values[1:, i] for numbers, values, _ in told for i, n in enumerate(numbers)}
+        for edit in range(len(settings)):
+            plainly = log_likelihoods(
+                lm._forward,
+                [Continuation(r.context, r.tokens, edit) for r in requests],
+                family,
+                0,
+                False,
+                lm._bounds,
+            )
+            for number, (value, _) in enumerate(plainly):
+                there = float(shared[number][edit])
+                gap = max(gap, abs(there - value) / max(1.0, abs(value)))
+    equal = bench.check("sampled settings and the plain way", gap)
+    ratio = statistics.median(o / t for t, o in zip(theirs, ours, strict=True))
+    return (
+        f"{len(lines) - 1} settings in {ratio:.2f} passes of hf at batch size {size} "
+        f"(wanted at most {most:g}); {equal}"
+    )
+
+
+def mask(bench: Bench, row: str) -> str:
+    import torch
+
+    from sadi_lmeval.activations import TokenPair, mean_difference
+    from sadi_lmeval.plan import draw, find_plan
+    from sadi_lmeval.run_tasks import load_tasks
+
+    lm = bench.steered(n_pairs=150, top_k=6, delta=9)
+    [task] = load_tasks(["boolq"], [], None, {})
+    plan = find_plan(task, lm.options)
+    pairs = [
+        TokenPair(lm.encode(*p.positive), lm.encode(*p.negative))
+        for p in draw(plan, plan.sources.sources[0], lm.options, False).pairs
+    ]
+    site = lm.site("head", "mlp")
+
+    def plainly(size: int) -> torch.Tensor:
+        """D from right-padded batches of plain forward passes, logits left out."""
+        texts = [(pair.positive, 1) for pair in pairs] + [(pair.negative, -1) for pair in pairs]
+        texts.sort(key=lambda text: -len(text[0]))
+        total = torch.zeros(site.layers, site.width, dtype=torch.float64)
+        taken: list[torch.Tensor] = []
+        handles = [
+            module.register_forward_pre_hook(lambda m, a: taken.append(a[0]))
+            for module in site.modules
+        ]
+        for first in range(0, len(texts), size):
+            batch = texts[first : first + size]
+            width = max(len(text) for text, _ in batch)
+            ids = torch.zeros(len(batch), width, dtype=torch.long)
+            seen = torch.zeros(len(batch), width, dtype=torch.long)
+            for i, (text, _) in enumerate(batch):
+                ids[i, : len(text)], seen[i, : len(text)] = torch.tensor(text), 1
+            taken.clear()
+            with torch.no_grad():
+                lm.model.model(input_ids=ids, attention_mask=seen, use_cache=False)
+            for i, (text, sign) in enumerate(batch):
+                total += sign * torch.stack([a[i, len(text) - 1] for a in taken]).double()
+        for handle in handles:
+            handle.remove()
+        return (total / len(pairs)).float()
+
+    sizes = {}
+    for size in SIZES:
+        start = time.perf_counter()
+        expected = plainly(size)
+        sizes[size] = time.perf_counter() - start
+    size = min(sizes, key=lambda s: sizes[s])
+    theirs, ours = [sizes[size]], []
+    for number in range(bench.rounds):
+        start = time.perf_counter()
+        found = mean_difference(
+            lm._forward, site, pairs, 0, True, lm._bounds, f"mask, round {number + 1}"
+        )
+        ours.append(time.perf_counter() - start)
+        if number + 1 < bench.rounds:
+            start = time.perf_counter()
+            plainly(size)
+            theirs.append(time.perf_counter() - start)
+    equal = bench.check("D", float((found.flatten(1) - expected).abs().max()))
+    ratio = statistics.median(o / t for t, o in zip(theirs, ours, strict=True))
+    return f"{ratio:.2f} of a plain pass's time, batch size {size} (wanted at most 0.75); {equal}"
+
+
+def generate(bench: Bench, row: str) -> str:
+    name, limit = "triviaqa", 50
+    lm = bench.steered(element="head", top_k=6, delta=9, batch_size=8)
+    zero = bench.steered(delta=0, batch_size=8)
+    bench.evaluate(lm, name, 2, None)
+    ratios = []
+    for _ in range(bench.rounds):
+        theirs, expected = bench.evaluate(bench.plain(8), name, limit, None)
+        ours, _ = bench.evaluate(lm, name, limit, None)
+        ratios.append(ours / theirs)
+    same = bench.evaluate(zero, name, limit, None)[1]
+    equal = bench.check("texts at delta 0", float(same != expected), 0.0)
+    ratio = statistics.median(ratios)
+    return f"{ratio:.2f} of hf's time, batch size 8 (wanted at most 1.05); {equal}"
+
+
+def memory(bench: Bench, row: str) -> str:
+    peaks = {}
+    for arm in ("hf", "hf-sadi"):
+        command = [sys.executable, __file__, "--peak", arm, "--model", bench.path]
+        command += ["--data", os.getcwd(), "--cache", str(bench.folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks[arm] = json.loads(done.stdout.strip().splitlines()[-1])
+    return "; ".join(
+        f"{task}: {peaks['hf-sadi'][task] / peaks['hf'][task]:.2f} of hf's peak memory"
+        for task in peaks["hf"]
+    ) + ", batch size 8 (wanted at most 1.15)"  # fmt: skip
+
+
+def peak(bench: Bench, arm: str) -> None:
+    """Print the peak memory after each task, the smaller first."""
+    lm = bench.plain(8) if arm == "hf" else bench.steered(top_k=6, delta=9, batch_size=8)
+    peaks = {}
+    for name, limit in (("truthfulqa_mc1", 8), ("boolq", 16)):
+        bench.evaluate(lm, name, limit, None)
+        peaks[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps(peaks))
+
+
+def main() -> int:
+    runs: dict[str, Callable[[Bench, str], str]] = {
+        **dict.fromkeys(ROWS, scoring),
+        **dict.fromkeys(GRIDS, grid),
+        "mask": mask,
+        "generate": generate,
+        "memory": memory,
+    }
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("rows", nargs="*", help=", ".join(runs))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    unknown = sorted(set(given.rows) - set(runs))
+    if unknown:
+        parser.error(f"unknown row {', '.join(unknown)}; rows are {', '.join(runs)}")
+    if given.data is not None:
+        os.chdir(given.data)
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.setdefault("HF_DATASETS_CACHE", f"{folder}/datasets")
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        if given.model is None:
+            from smollm2 import default_folder, smollm2
+
+            given.model = str(smollm2(default_folder()))
+        bench = Bench(given.model, given.rounds, given.cache or Path(folder))
+        if given.peak:
+            peak(bench, given.peak)
+            return 0
+        for row in given.rows or runs:
+            print(f"{row}: {runs[row](bench, row)}", flush=True)
+    return int(bench.failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
