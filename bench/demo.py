@@ -46,12 +46,13 @@ def main() -> None:
     for model, results in rows.items():
         found = results["results"]["sadi_facts"]
         said = results["config"].get("sadi", {}).get("sadi_facts")
-        steering = (
-            f"{said['element']}, K = {said['top_k']}, delta = {said['delta']:g}, "
-            f"{said['masks'][0]['n_pairs']} pairs from {said['pairs_from']}"
-            if said
-            else "none"
-        )
+        steering = "none"
+        if said:
+            tuning = said["masks"][0]["tuning"]
+            steering = (
+                f"{said['element']}, K = {said['top_k']}, delta = {said['delta']:g}, chosen on "
+                f"{tuning['documents']} held-out documents, {said['masks'][0]['n_pairs']} pairs"
+            )
         print(
             f"| {model:7} | {found['acc,none']:.4f} | {found['acc_stderr,none']:.4f} "
             f"| {found['acc_norm,none']:.4f}   | {found['acc_norm_stderr,none']:.4f} | {steering}"

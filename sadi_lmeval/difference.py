@@ -84,7 +84,7 @@ def measured(
         label += f", {source.label}"
 
     def build() -> MeanDifference:
-        return MeanDifference(model.measure(site, tokens, label), card)
+        return MeanDifference(model.engine.measure(site, tokens, label), card)
 
     difference, file = cached_mask(cache_folder(options), key, build)
     return Measured(difference, f"{task.name} ({source.label})", key, file)

@@ -9,20 +9,20 @@ the last prompt token alone, as no later token sees that layer's output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from sadi_lmeval.batches import Bounds
-from sadi_lmeval.forward import Forward, Resumed, Steered, Trunk
+from sadi_lmeval.forward import Forward, Resumed, Steered
 from sadi_lmeval.interventions.edit import Edits
 from sadi_lmeval.likelihood import Likelihood, likelihood
-from sadi_lmeval.packing import Continuation, Row, pack_requests
+from sadi_lmeval.packing import Continuation, pack_requests
 from sadi_lmeval.positions import Points
-from sadi_lmeval.scoring import Scored, groups_of, log_likelihoods
-from sadi_lmeval.sequences import Batch, Past, additive, pack
+from sadi_lmeval.scoring import groups_of, log_likelihoods
+from sadi_lmeval.sequences import Batch, additive
+from sadi_lmeval.trunk import GridRow, GrownTrunk, alike, grow
 
 _WIDEST = {"cpu": 256}
 """Tokens of a row that holds several settings: they do not see each other, so what attention
@@ -30,8 +30,6 @@ computes between them is wasted."""
 _WIDEST_ELSEWHERE = 2048
 _PASS = 32
 """What beginning another pass costs, in tokens."""
-_PADDING = 1.25
-"""How many times their own tokens the rows of a batch may take."""
 _PLAIN = 64
 """Requests that are scored under all settings before the next, where nothing is shared."""
 
@@ -73,9 +71,9 @@ def grid_log_likelihoods(
     starts = {layer for layers in first_layers for layer in layers}
     for group in groups_of(requests, branching):
         past = forward.prefix(requests[group.members[0]].context[: group.length])
-        rows = [_GridRow(row) for row in pack_requests(requests, group, branching)]
-        for batch in _alike(rows, bounds):
-            trunk = _grow(forward, batch, families, starts, pad, past, softmax_dtype)
+        rows = [GridRow(row) for row in pack_requests(requests, group, branching)]
+        for batch in alike(rows, bounds):
+            trunk = grow(forward, batch, families, starts, pad, past, softmax_dtype)
             scores = [trunk.base]
             for family, clean in zip(families, trunk.clean, strict=True):
                 scores.append(
@@ -83,95 +81,6 @@ def grid_log_likelihoods(
                 )
             found = Likelihood(*(torch.cat(parts) for parts in zip(*scores, strict=True)))
             done(trunk.table.requests, *trunk.table.totals(found))
-
-
-class _GridRow:
-    """A packed unsteered row.
-
-    Attributes:
-        own: positions of the last prompt tokens and of all that follows them, ascending.
-        visible: which token sees which, ``[length, length]``.
-        depths: the position of each token on its path, ``[length]``.
-    """
-
-    def __init__(self, row: Row) -> None:
-        self.row = row
-        self.prompts = {position for position, _ in row.edited}
-        own: list[int] = []
-        ends: list[bool] = []  # of each segment: whether what follows it is its own
-        depths: list[int] = []
-        for segment in row.tree.segments:
-            mine = segment.parent >= 0 and ends[segment.parent]
-            for offset in range(len(segment.tokens)):
-                mine = mine or segment.start + offset in self.prompts
-                if mine:
-                    own.append(segment.start + offset)
-            ends.append(mine)
-            depths += range(segment.depth, segment.depth + len(segment.tokens))
-        self.own = own
-        self.visible = row.tree.visible()
-        self.depths = torch.tensor(depths)
-
-    @property
-    def length(self) -> int:
-        return self.row.length
-
-
-def _alike(rows: list[_GridRow], bounds: Bounds) -> Iterator[list[_GridRow]]:
-    """Batches of rows with about as many own tokens, and of about one length."""
-    batch: list[_GridRow] = []
-    for row in sorted(rows, key=lambda row: (len(row.own), row.length), reverse=True):
-        more = [*batch, row]
-        widest, longest = max(len(r.own) for r in more), max(r.length for r in more)
-        if batch and (
-            len(more) * widest > _PADDING * sum(len(r.own) for r in more)
-            or len(more) * longest > 2 * sum(r.length for r in more)
-            or len(more) * longest > bounds.tokens
-            or len(more) * widest > bounds.scored
-            or (bounds.rows is not None and len(more) > bounds.rows)
-        ):
-            yield batch
-            more = [row]
-        batch = more
-    if batch:
-        yield batch
-
-
-class _Trunk(NamedTuple):
-    """An unsteered pass over a batch.
-
-    Attributes:
-        table: what is scored.
-        base: the unsteered likelihood of each scored token, ``[1, m]``.
-        clean: of each family, the activations of its site at the last prompt tokens, or None.
-    """
-
-    batch: list[_GridRow]
-    inputs: Batch
-    pass_: Trunk
-    table: Scored
-    base: Likelihood
-    clean: list[Tensor | None]
-
-
-def _grow(
-    forward: Forward,
-    batch: list[_GridRow],
-    families: Sequence[Edits],
-    starts: set[int],
-    pad: int,
-    past: Past | None,
-    softmax_dtype: torch.dtype | None,
-) -> _Trunk:
-    inputs = pack([row.row.tree for row in batch], pad, forward.dtype, forward.device, past)
-    table = Scored([row.row for row in batch])
-    prompts = [(i, position) for i, row in enumerate(batch) for position in sorted(row.prompts)]
-    read = Points.of(prompts, len(batch), forward.device)
-    sites = [family.site if family.clean else None for family in families]
-    grown, clean = forward.trunk(inputs, table.points(forward.device), starts, sites, read)
-    found = likelihood(grown.logits, table.at, table.tokens, softmax_dtype)
-    base = Likelihood(found.log_probability[None], found.greedy[None])
-    return _Trunk(batch, inputs, grown._replace(logits=grown.logits[:0]), table, base, clean)
 
 
 def _passes(family: Edits, resuming: bool) -> dict[int, list[int]]:
@@ -215,7 +124,7 @@ def _merged(
 
 def _family(
     forward: Forward,
-    trunk: _Trunk,
+    trunk: GrownTrunk,
     family: Edits,
     clean: Tensor | None,
     resuming: bool,
@@ -263,7 +172,7 @@ class _Branch:
         changed: which scored tokens those points predict, ``[k]``.
     """
 
-    def __init__(self, trunk: _Trunk, prompts_alone: bool) -> None:
+    def __init__(self, trunk: GrownTrunk, prompts_alone: bool) -> None:
         own = [sorted(row.prompts) if prompts_alone else row.own for row in trunk.batch]
         index = [{position: i for i, position in enumerate(o)} for o in own]
         self.width = max(len(o) for o in own)
@@ -309,7 +218,7 @@ class _Branch:
     def run(
         self,
         forward: Forward,
-        trunk: _Trunk,
+        trunk: GrownTrunk,
         family: Edits,
         which: list[int],
         layer: int,
@@ -383,6 +292,7 @@ def _plainly(
             )
             for family, edit in settings
         ]
-        values = torch.tensor([[value for value, _ in row] for row in scores])
+        wide = torch.float32 if softmax_dtype is None else softmax_dtype
+        values = torch.tensor([[value for value, _ in row] for row in scores], dtype=wide)
         greedy = torch.tensor([[flag for _, flag in row] for row in scores])
         done(list(range(first, first + len(part))), values, greedy)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, NoReturn
 
 import torch
@@ -21,18 +22,12 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from sadi_lmeval.activations import TokenPair, mean_difference
-from sadi_lmeval.batches import Bounds
-from sadi_lmeval.branching import can_resume, longest_branching_path
 from sadi_lmeval.cache import weights_digest
+from sadi_lmeval.engine import Engine
 from sadi_lmeval.errors import UserError, show_user_errors_as_one_line
-from sadi_lmeval.forward import Forward
-from sadi_lmeval.grid import Done, grid_log_likelihoods
 from sadi_lmeval.interventions.edit import Edit, Edits
 from sadi_lmeval.options import (
     NAMES,
-    Element,
-    HiddenSite,
     check_top_k,
     largest_top_k,
     parse,
@@ -43,28 +38,17 @@ from sadi_lmeval.plan import user_folders
 from sadi_lmeval.prefill import (
     Prompts,
     beginning_of,
-    can_share_beginning,
     steered_prefill,
     with_shared_beginning,
 )
 from sadi_lmeval.response_cache import ResponseCache
 from sadi_lmeval.run_tasks import load_task, note_tasks_of_the_run, tasks_of_the_run
-from sadi_lmeval.scoring import Score, log_likelihoods, truncated
-from sadi_lmeval.sites import Site, entries_in, find_site
+from sadi_lmeval.scoring import Score, truncated
+from sadi_lmeval.sites import entries_in
 from sadi_lmeval.steering import TaskSteering, prepare
 
 logger = logging.getLogger("lm_eval.sadi")
 
-_AUTO_TOKENS = {"cpu": 512}
-"""Padded tokens a batch under ``--batch_size auto``, by device type."""
-_AUTO_TOKENS_ELSEWHERE = 16384
-_LOGITS = {"cpu": 1 << 23}
-"""Logits a batch, by device type. On a CPU a larger result gets fresh memory in every pass, which
-takes longer than to compute it."""
-_LOGITS_ELSEWHERE = 1 << 28
-_START = {"cpu": 32}
-"""What a batch costs beside its tokens, in tokens, by device type."""
-_START_ELSEWHERE = 512
 _AUTO_GENERATION_ROWS = {"cpu": 8}
 
 
@@ -113,10 +97,6 @@ class SADI(HFLM):  # type: ignore[misc]
         if entries is not None:
             check_top_k(largest_top_k(self.options), *entries, self.options.element)
 
-    @cache  # noqa: B019 - a run has one model
-    def site(self, element: Element, hidden_site: HiddenSite) -> Site:
-        return find_site(self.model, element, hidden_site)
-
     @cached_property
     def model_card(self) -> dict[str, Any]:
         """What identifies the model on a mask's card."""
@@ -131,33 +111,16 @@ class SADI(HFLM):  # type: ignore[misc]
         }
 
     @cached_property
-    def _forward(self) -> Forward:
-        return Forward(self.model, self.mixed_precision_dtype)
-
-    @cached_property
-    def _longest_branching_path(self) -> int:
-        return longest_branching_path(self.model)
-
-    @cached_property
-    def _can_resume(self) -> bool:
-        return can_resume(self.model)
-
-    @cached_property
-    def _can_share_beginning(self) -> bool:
-        return can_share_beginning(self.model)
-
-    @property
-    def _bounds(self) -> Bounds:
-        """The most that a batch of scoring holds: under a fixed size never more tokens than ``hf``
-        would have at that size, under ``auto`` a budget of tokens."""
-        kind = self.device.type
-        vocabulary = int(self.model.get_output_embeddings().weight.shape[0])
-        scored = max(1, _LOGITS.get(kind, _LOGITS_ELSEWHERE) // vocabulary)
-        start = _START.get(kind, _START_ELSEWHERE)
-        if self.batch_size == "auto":
-            return Bounds(None, _AUTO_TOKENS.get(kind, _AUTO_TOKENS_ELSEWHERE), scored, start)
-        rows = int(self.batch_size)
-        return Bounds(rows, rows * self.max_length, scored, start)
+    def engine(self) -> Engine:
+        """Answers requests; made when first needed, as the harness sets batch sizes late."""
+        return Engine(
+            self.model,
+            pad=self.tokenizer.pad_token_id or 0,
+            rows=None if self.batch_size == "auto" else int(self.batch_size),
+            max_length=self.max_length,
+            autocast=self.mixed_precision_dtype,
+            softmax_dtype=self.softmax_dtype,
+        )
 
     def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
         """Rows a batch for ``--batch_size auto`` in generation.
@@ -189,34 +152,6 @@ class SADI(HFLM):  # type: ignore[misc]
         """A request as it is scored: tokenized, and cut from the left to the model's length."""
         return Continuation(*truncated(*self._encode(context, continuation), self.max_length))
 
-    def score_grid(
-        self, requests: Sequence[Continuation], families: Sequence[Edits], done: Done
-    ) -> None:
-        longest = max(len(r.context) + len(r.tokens) for r in requests)
-        grid_log_likelihoods(
-            self._forward,
-            requests,
-            families,
-            pad=self.tokenizer.pad_token_id or 0,
-            branching=longest <= self._longest_branching_path,
-            resuming=self._can_resume,
-            bounds=self._bounds,
-            softmax_dtype=self.softmax_dtype,
-            done=done,
-        )
-
-    def measure(self, site: Site, pairs: list[TokenPair], label: str) -> Tensor:
-        longest = max(len(text) for pair in pairs for text in pair)
-        return mean_difference(
-            self._forward,
-            site,
-            pairs,
-            pad=self.tokenizer.pad_token_id or 0,
-            branching=longest <= self._longest_branching_path,
-            bounds=self._bounds,
-            label=label,
-        )
-
     def _prepare(self, requests: list[Instance]) -> None:
         """Build the masks of every task of the run before the first request is answered."""
         noted = tasks_of_the_run()
@@ -242,7 +177,7 @@ class SADI(HFLM):  # type: ignore[misc]
             edits += steering.edits
         self._edits = None
         if edits:
-            site = self.site(self.options.element, self.options.hidden_site)
+            site = self.engine.site(self.options.element, self.options.hidden_site)
             self._edits = Edits(site, edits, self.options.activations == "clean")
 
     def _steer(self, requests: list[Instance]) -> list[int]:
@@ -311,23 +246,17 @@ class SADI(HFLM):  # type: ignore[misc]
             bar.update(len(found))
 
         with bar:
-            self._score(continuations, done)
+            self.engine.score(continuations, self._edits, done)
+        odd = sum(score is not None and not math.isfinite(score[0]) for score in scores)
+        if odd:
+            logger.warning(
+                "%d of %d log-likelihoods are not finite (steered too strongly for %s?): the "
+                "answers to their documents mean nothing",
+                odd,
+                len(scores),
+                self.model.dtype,
+            )
         return [score for score in scores if score is not None]
-
-    def _score(self, continuations: list[Continuation], done: Any) -> None:
-        if not continuations:
-            return
-        longest = max(len(c.context) + len(c.tokens) for c in continuations)
-        log_likelihoods(
-            self._forward,
-            continuations,
-            self._edits,
-            pad=self.tokenizer.pad_token_id or 0,
-            branching=longest <= self._longest_branching_path,
-            bounds=self._bounds,
-            softmax_dtype=self.softmax_dtype,
-            done=done,
-        )
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -375,9 +304,9 @@ class SADI(HFLM):  # type: ignore[misc]
         mask = kwargs.pop("attention_mask", torch.ones_like(context))
         prompts = Prompts(context, mask)
         several = kwargs.get("num_beams", 1) > 1 or kwargs.get("num_return_sequences", 1) > 1
-        fits = max_length <= self._longest_branching_path
-        if beginning and not several and fits and self._can_share_beginning:
-            prompts = with_shared_beginning(self._forward, prompts, beginning)
+        fits = max_length <= self.engine.longest_branching_path
+        if beginning and not several and fits and self.engine.can_share_beginning:
+            prompts = with_shared_beginning(self.engine.forward, prompts, beginning)
         if prompts.cache is not None:
             kwargs["past_key_values"] = prompts.cache
         kwargs["attention_mask"] = prompts.attention_mask

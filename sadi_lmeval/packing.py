@@ -86,7 +86,8 @@ def _shared(requests: Sequence[Continuation], group: Group) -> Iterator[list[int
         more = len(context) - group.length + len(tokens) - 1
         if row:
             before = requests[row[-1]].context
-            shared = _common(before, context)
+            # A last prompt token may be edited: another prompt that goes on has its own.
+            shared = min(_common(before, context), len(before) - 1, len(context) - 1)
             alike = shared - group.length >= _SHARED_PART * (len(context) - group.length)
             if before == context:
                 more = len(tokens)

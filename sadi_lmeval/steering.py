@@ -96,7 +96,7 @@ def prepare(task: RunTask, model: SteerableModel, options: Options) -> TaskSteer
     if options.method == "none" or options.delta == 0:
         record: dict[str, Any] = {"method": options.method, **UNSTEERED._asdict()}
         return TaskSteering(task, [], [], lambda _: NO_EDIT, record)
-    site = model.site(options.element, options.hidden_site)
+    site = model.engine.site(options.element, options.hidden_site)
     settings = settings_for(task, options, site)
     most = max(setting.top_k for setting in settings)
     check_top_k(most, site.layers, site.entries, site.element)

@@ -134,7 +134,7 @@ def check_output(output: Path) -> None:
 
 def parts_of(task: RunTask, what: Sweep, options: Options, model: SteerableModel) -> list[_Part]:
     plan = find_plan(task, options)
-    sites = [model.site(element, options.hidden_site) for element in what.elements]
+    sites = [model.engine.site(element, options.hidden_site) for element in what.elements]
     for element, site in zip(what.elements, sites, strict=True):
         most = max(setting.top_k for setting in what.settings(element))
         check_top_k(most, site.layers, site.entries, element)
@@ -207,7 +207,7 @@ def _lines(
     for number, part in enumerate(parts):
         families = [
             Edits(
-                model.site(element, options.hidden_site),
+                model.engine.site(element, options.hidden_site),
                 edits_of(mask.difference, of_element[element], options),
                 options.activations == "clean",
             )

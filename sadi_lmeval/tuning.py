@@ -148,7 +148,7 @@ def judge_settings(
             bar.update(len(lines))
 
         if requests:
-            model.score_grid(requests, families, done)
+            model.engine.score_grid(requests, families, done)
     return [found[index] for index in range(len(trial.documents))]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from sadi_lmeval.activations import TokenPair, mean_difference
+from sadi_lmeval.batches import Bounds
 from sadi_lmeval.forward import Forward
 from sadi_lmeval.options import Element, HiddenSite
 from sadi_lmeval.sites import find_site
@@ -28,6 +29,8 @@ SAME_BEGINNING = [
     TokenPair([*BEGINNING, *positive], [*BEGINNING, *negative])
     for positive, negative in (([5], [6]), ([5, 9, 7], [5, 9]), ([], [8]), ([1, 2], [3]))
 ]
+FEW_TOKENS = Bounds(None, 30, 0)
+LAYOUTS = [Bounds(1, 30, 0), Bounds(2, 1000, 0), FEW_TOKENS, Bounds(None, 10**6, 0, start=10**6)]
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +44,10 @@ def measure(
     element: Element,
     hidden_site: HiddenSite = "mlp",
     branching: bool = True,
-    most_rows: int | None = None,
+    bounds: Bounds = FEW_TOKENS,
 ) -> Tensor:
     site = find_site(model, element, hidden_site)
-    return mean_difference(Forward(model), site, pairs, 2, branching, most_rows, 30, "test")
+    return mean_difference(Forward(model), site, pairs, 2, branching, bounds, "test")
 
 
 def plain_loop(model: LlamaForCausalLM, pairs: list[TokenPair], where: str) -> Tensor:
@@ -66,8 +69,8 @@ def test_the_mean_difference_equals_a_plain_loop_in_every_layout(
     assert expected.abs().max() > 0.1
     site = find_site(model, element, hidden_site)
     for branching in (True, False):
-        for most_rows in (1, 2, 5, None):
-            found = measure(model, PAIRS, element, hidden_site, branching, most_rows)
+        for bounds in LAYOUTS:
+            found = measure(model, PAIRS, element, hidden_site, branching, bounds)
             assert found.shape == (site.layers, site.entries, site.entry_width)
             assert found.dtype == torch.float32
             torch.testing.assert_close(found.flatten(1), expected, atol=1e-5, rtol=1e-5)
@@ -80,15 +83,29 @@ def test_the_mean_difference_equals_a_plain_loop_where_texts_begin_alike(
     pairs = SAME_BEGINNING + PAIRS
     where = hidden_site if element == "hidden" else element
     expected = plain_loop(model, pairs, where).float()
-    for most_rows in (1, None):
+    for bounds in LAYOUTS:
         widest: list[int] = []
         handle = model.model.embed_tokens.register_forward_hook(
             lambda m, arguments, out, widest=widest: widest.append(out.shape[1])
         )
-        found = measure(model, pairs, element, hidden_site, True, most_rows)
+        found = measure(model, pairs, element, hidden_site, True, bounds)
         handle.remove()
         torch.testing.assert_close(found.flatten(1), expected, atol=1e-5, rtol=1e-5)
         assert sum(width >= 16 for width in widest) == 1  # what they begin with, once
+
+
+def test_what_all_pairs_begin_with_is_computed_once_where_it_is_all_that_they_share(
+    model: LlamaForCausalLM,
+) -> None:
+    pairs = [TokenPair([*BEGINNING, i], [*BEGINNING, 30 + i]) for i in range(10)]
+    site = find_site(model, "head")
+    tokens: list[int] = []
+    handle = model.model.embed_tokens.register_forward_hook(
+        lambda m, arguments, out: tokens.append(out.shape[:2].numel())
+    )
+    mean_difference(Forward(model), site, pairs, 2, True, Bounds(1, 100, 0), "test")
+    handle.remove()
+    assert sum(tokens) < len(BEGINNING) + 10 * 4
 
 
 @pytest.mark.parametrize("branching", [False, True])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from sadi_lmeval.forward import Forward
-from sadi_lmeval.hooks import Side, visiting
+from sadi_lmeval.hooks import Side, keeping, passing_over, visiting
 from sadi_lmeval.interventions.edit import Edit, Edits, reading
 from sadi_lmeval.positions import Points
 from sadi_lmeval.prefill import steered_prefill
@@ -28,16 +28,22 @@ def model() -> LlamaForCausalLM:
 
 @pytest.fixture(autouse=True)
 def logits_are_the_same_before_and_after(model: LlamaForCausalLM) -> Iterator[None]:
-    """Around every test here: the same bits come out, and no hook is left."""
+    """Around every test here: the same bits come out, and nothing is left in any module."""
     with torch.no_grad():
         before = model(IDS).logits
         yield
         assert torch.equal(before, model(IDS).logits)
     assert count_hooks(model) == 0
+    assert replaced(model) == 0
 
 
 def count_hooks(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def replaced(model: nn.Module) -> int:
+    """Modules whose ``forward`` is not that of their class."""
+    return sum("forward" in vars(module) for module in model.modules())
 
 
 def layers(model: LlamaForCausalLM) -> dict[int, nn.Module]:
@@ -186,3 +192,98 @@ def test_writing_at_points_returns_a_copy(model: LlamaForCausalLM) -> None:
     flat = activations.flatten(0, 1)
     assert torch.equal(points.read(flat), points.read(activations))
     assert torch.equal(points.write(flat, torch.zeros(2, 8)), new.flatten(0, 1))
+
+
+# ------------------------------------------------------------------ keeping and passing over
+
+
+def block_output(model: LlamaForCausalLM, layer: int) -> Tensor:
+    """What a decoder block gives: what goes into the next one, or into the last norm."""
+    after: list[nn.Module] = [*model.model.layers, model.model.norm]
+    taken: list[Tensor] = []
+    handle = after[layer + 1].register_forward_pre_hook(lambda m, given: taken.append(given[0]))
+    model(IDS)
+    handle.remove()
+    return taken[0]
+
+
+def test_keeping_keeps_what_modules_give_and_changes_no_logit_bit(
+    model: LlamaForCausalLM,
+) -> None:
+    plain = model(IDS).logits
+    blocks = {0: model.model.layers[0], 1: model.model.layers[1]}
+    with keeping(blocks) as kept:
+        assert torch.equal(plain, model(IDS).logits)
+    assert sorted(kept.states) == [0, 1]
+    for layer in (0, 1):
+        assert torch.equal(kept.states[layer], block_output(model, layer))
+    assert kept.in_tuple == [False, False]
+
+
+class InTuple(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        return x + 1, None
+
+
+def test_keeping_takes_the_first_part_of_a_tuple() -> None:
+    module = InTuple()
+    with keeping({4: module}) as kept:
+        module(torch.zeros(1, 2, 3))
+    assert torch.equal(kept.states[4], torch.ones(1, 2, 3))
+    assert kept.in_tuple == [True]
+    assert count_hooks(module) == 0
+
+
+@pytest.mark.parametrize("start", [1, 2])
+def test_a_pass_over_blocks_goes_on_with_the_states_that_it_is_given(
+    model: LlamaForCausalLM, start: int
+) -> None:
+    plain = model(IDS).logits
+    states = block_output(model, start - 1)
+    over = list(model.model.layers[:start])
+    ran: list[int] = []
+    with (
+        visiting(layers(model), "output", lambda layer, activations: ran.append(layer)),
+        passing_over(over, states, in_tuple=False),
+    ):
+        assert replaced(model) == start
+        assert torch.equal(plain, model(IDS).logits)
+        assert torch.equal(plain, model(IDS + 1).logits)
+    assert ran == 2 * list(range(start, 3))
+
+
+def test_blocks_that_give_tuples_are_passed_over_with_a_tuple() -> None:
+    module, states = InTuple(), torch.full((1, 2, 3), 7.0)
+    with passing_over([module], states, in_tuple=True):
+        found = module(torch.zeros(1, 2, 3))
+    assert found[0] is states
+    assert torch.equal(module(torch.zeros(1, 2, 3))[0], torch.ones(1, 2, 3))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_blocks_run_again_after_an_error_of_the_block(
+    model: LlamaForCausalLM, error: type[BaseException]
+) -> None:
+    states = block_output(model, 1)
+    with pytest.raises(error), passing_over(list(model.model.layers[:2]), states, False):
+        raise error
+    assert replaced(model) == 0
+
+
+def test_a_forward_that_someone_else_put_there_comes_back(model: LlamaForCausalLM) -> None:
+    """As accelerate does, to move weights to where they are needed."""
+    block, own = model.model.layers[0], model.model.layers[0].forward
+    block.forward = lambda *arguments, **keywords: own(*arguments, **keywords)
+    theirs = block.forward
+    try:
+        with passing_over([block], block_output(model, 0), False):
+            assert block.forward is not theirs
+        assert block.forward is theirs
+    finally:
+        del block.forward
+
+
+def test_kept_hooks_are_gone_after_an_error_of_the_pass(model: LlamaForCausalLM) -> None:
+    with pytest.raises(IndexError), keeping({0: model.model.layers[0]}):
+        model(torch.tensor([[10_000]]))
+    assert count_hooks(model) == 0

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import pytest
 import torch
 from conftest import tiny_llama
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -314,6 +316,116 @@ def test_an_edit_has_the_layers_of_its_mask_only(model: LlamaForCausalLM) -> Non
     assert Edits(site, [Edit(gain), Edit(0 * gain, shift)], clean=False).written_layers == [1, 2]
     assert Edits(site, [Edit(gain)], clean=True).written_layers == [0, 1, 2]
     assert Edits(site, [Edit(0 * gain)], clean=True).written_layers == []
+
+
+def one_edit(
+    site: Site, layer: int, entry: int, gain: float = 0.0, shift: float | None = None
+) -> Edit:
+    """An edit of one activation."""
+    gains = torch.zeros(site.layers, site.width)
+    gains[layer, entry] = gain
+    if shift is None:
+        return Edit(gains)
+    shifts = torch.zeros(site.layers, site.width)
+    shifts[layer, entry] = shift
+    return Edit(gains, shifts)
+
+
+def test_edits_know_the_first_layer_that_each_of_them_touches(model: LlamaForCausalLM) -> None:
+    site = find_site(model, "neuron")
+    two = Edit(one_edit(site, 1, 3, 2.0).gain + one_edit(site, 2, 4, 2.0).gain)
+    nothing = Edit(torch.zeros(site.layers, site.width))
+    alike = [one_edit(site, 2, 7, 2.0), one_edit(site, 0, 5, shift=1.0), nothing, two]
+    for clean in (False, True):
+        edits = Edits(site, alike, clean)
+        assert edits.count == 4
+        assert edits.first_layers == [2, 0, 3, 1]
+        assert edits.layers == [0, 1, 2]
+    none = Edits(site, [], False)
+    assert (none.count, none.first_layers, none.layers) == (0, [], [])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 31)), max_size=6),
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 31)), max_size=6),
+    st.integers(0, 2),
+)
+@settings(derandomize=True, database=None, deadline=None, max_examples=60)
+def test_every_row_gets_its_own_edit_and_untouched_entries_keep_their_bits(
+    scaled: list[tuple[int, int]], shifted: list[tuple[int, int]], layer: int
+) -> None:
+    site = find_site(make_model(), "hidden")
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for where_scaled, where_shifted in ((scaled, shifted), (shifted, scaled)):
+        gain, shift = torch.zeros(3, 32), torch.zeros(3, 32)
+        for places, values in ((where_scaled, gain), (where_shifted, shift)):
+            for place in places:
+                values[place] = float(torch.randn((), generator=generator))
+        made.append(Edit(gain, shift))
+    activations = torch.randn(5, 32, generator=generator)
+    which = [0, 1, 1, 0, 1]
+    found = Edits(site, made, False).apply(layer, activations, torch.tensor(which))
+    for row, edit in enumerate(which):
+        gain, shift = made[edit].gain[layer], made[edit].shift[layer]  # type: ignore[index]
+        expected = activations[row] + gain * activations[row] + shift
+        torch.testing.assert_close(found[row], expected)
+        touched = (gain != 0) | (shift != 0)
+        assert torch.equal(found[row][~touched], activations[row][~touched])
+
+
+def test_the_digest_of_an_edit_says_what_it_does_and_is_that_of_no_other(
+    model: LlamaForCausalLM,
+) -> None:
+    head, neuron = find_site(model, "head"), find_site(model, "neuron")
+
+    def digest(edit: Edit, site: Site = head, clean: bool = False) -> str:
+        return Edits(site, [edit], clean).digest(0)
+
+    different = [
+        digest(one_edit(head, 1, 5, 2.0)),
+        digest(one_edit(head, 1, 5, 3.0)),
+        digest(one_edit(head, 1, 6, 2.0)),
+        digest(one_edit(head, 2, 5, 2.0)),
+        digest(one_edit(head, 1, 5, shift=2.0)),
+        digest(one_edit(head, 1, 5, 2.0), clean=True),
+        digest(one_edit(neuron, 1, 5, 2.0), neuron),
+        digest(Edit(one_edit(head, 1, 5, 2.0).gain + one_edit(head, 2, 5, 2.0).gain)),
+        digest(Edit(torch.zeros(head.layers, head.width))),
+    ]
+    assert len(set(different)) == len(different)
+    assert digest(one_edit(head, 1, 5, 2.0)) == different[0]
+    assert digest(one_edit(head, 1, 5, 2.0, shift=0.0)) == different[0]
+
+
+def test_the_digest_of_an_edit_does_not_depend_on_the_others(model: LlamaForCausalLM) -> None:
+    """So that a response is found in the cache whatever other tasks a run has."""
+    site = find_site(model, "head")
+    edit, others = one_edit(site, 1, 5, 2.0), [one_edit(site, 1, 3, 1.0), one_edit(site, 2, 4, 1.0)]
+    alone = Edits(site, [edit], False).digest(0)
+    assert Edits(site, [others[0], edit], False).digest(1) == alone
+    assert Edits(site, [*others, edit], False).digest(2) == alone
+
+
+@pytest.mark.parametrize("steering", ["dynamic", "fixed"])
+def test_clean_activations_may_be_given_once_for_several_points(
+    model: LlamaForCausalLM, steering: Steering
+) -> None:
+    """Three points in two rows, two of them with the same unsteered activations."""
+    edits = family(model, "neuron", "mlp", True, steering).edits
+    cpu = torch.device("cpu")
+    trees = [Tree(), Tree()]
+    trees[0].add(TOKENS)
+    trees[1].add(TOKENS[:4])
+    batch = pack(trees, 0, torch.float32, cpu)
+    points = Points.of([(0, 3), (0, 6), (1, 3)], 2, cpu)
+    forward, which = Forward(model), torch.tensor([0, 2, 2])
+    clean = forward.activations(batch, points, edits.site)
+    torch.testing.assert_close(clean[0], clean[2], atol=1e-5, rtol=1e-5)
+    expected = forward.logits(batch, points, Steered(edits, points, which))
+    of_point = torch.tensor([1, 0, 1])
+    given = Steered(edits, points, which, clean[[1, 0]], of_point)
+    torch.testing.assert_close(forward.logits(batch, points, given), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_sadi_edit_scales_a_head_as_a_whole_and_leaves_the_rest() -> None:

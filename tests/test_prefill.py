@@ -102,8 +102,8 @@ def test_the_way_the_prompt_is_processed_does_not_matter(
 def test_an_edit_of_delta_zero_changes_no_logit_bit_of_a_generation(
     model: LlamaForCausalLM, clean: bool
 ) -> None:
-    edits = family(model, "head", "mlp", clean).edits
-    nothing = Edits(edits.site, [Edit(torch.zeros_like(edits.gain[0]))], clean)
+    site = find_site(model, "head")
+    nothing = Edits(site, [Edit(torch.zeros(site.layers, site.width))], clean)
     tokens, logits = generate(model, nothing)
     plain_tokens, plain_logits = generate(model, None)
     assert torch.equal(tokens, plain_tokens)

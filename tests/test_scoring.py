@@ -15,10 +15,12 @@ from test_interventions import SITES, VARIANTS, VOCAB, Family, family, make_mode
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from sadi_lmeval.batches import Bounds
 from sadi_lmeval.forward import Forward
 from sadi_lmeval.interventions.edit import Edit, Edits
 from sadi_lmeval.options import Element, HiddenSite, Steering
-from sadi_lmeval.scoring import Continuation, Score, log_likelihoods, truncated
+from sadi_lmeval.packing import Continuation
+from sadi_lmeval.scoring import Score, log_likelihoods, truncated
 from sadi_lmeval.sites import Site, find_site
 
 A, B, C = (5, 9, 7, 4, 8, 33, 21), (11,), (5, 9, 7)
@@ -40,6 +42,12 @@ SAME_BEGINNING = [
     for end in ((5,), (5, 9), (11, 12, 13), (44, 5, 6, 7), ())
     for continuation, edit in (((3,), 0), ((3, 14, 2), 0), ((3, 14), 1), ((8, 9), 2))
 ]
+ROWS_ALONE = Bounds(1, 40, 1000)
+THREE_ROWS = Bounds(3, 1000, 1000)
+FEW_TOKENS = Bounds(None, 40, 1000)
+FEW_LOGITS = Bounds(None, 1000, 3)
+ONE_BATCH = Bounds(None, 10**6, 10**6, start=10**6)
+LAYOUTS = [ROWS_ALONE, THREE_ROWS, FEW_TOKENS, FEW_LOGITS, ONE_BATCH]
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +60,10 @@ def score(
     requests: list[Continuation],
     edits: Edits | None,
     branching: bool = True,
-    most_rows: int | None = None,
+    bounds: Bounds = FEW_TOKENS,
     **options: Any,
 ) -> list[Score]:
-    forward = Forward(model)
-    return log_likelihoods(forward, requests, edits, 2, branching, most_rows, 40, **options)
+    return log_likelihoods(Forward(model), requests, edits, 2, branching, bounds, **options)
 
 
 def assert_close(ours: list[Score], theirs: list[Score], tolerance: float) -> None:
@@ -88,8 +95,8 @@ def test_scores_equal_the_equations_written_out_in_every_layout(
     edits = family(model, element, hidden_site, clean, steering)
     expected = oracle_scores(model, edits)
     for branching in (True, False):
-        for most_rows in (1, 3, None):
-            ours = score(model, REQUESTS, edits.edits, branching, most_rows)
+        for bounds in LAYOUTS:
+            ours = score(model, REQUESTS, edits.edits, branching, bounds)
             assert_close(ours, expected, 1e-4)
 
 
@@ -100,9 +107,9 @@ def test_scores_equal_the_equations_where_prompts_begin_alike(
 ) -> None:
     edits = family(model, element, hidden_site, clean)
     expected = oracle_scores(model, edits, SAME_BEGINNING)
-    for most_rows in (1, None):
+    for bounds in LAYOUTS:
         with watching(model, edits.site) as passes:
-            ours = score(model, SAME_BEGINNING, edits.edits, True, most_rows)
+            ours = score(model, SAME_BEGINNING, edits.edits, True, bounds)
         assert_close(ours, expected, 1e-4)
         first = passes[0].ids.flatten().tolist()
         assert 16 <= len(first) < 20  # what they begin with, computed once and alone
@@ -131,8 +138,8 @@ def test_delta_visibly_changes_scores(
 def test_a_delta_of_zero_scores_exactly_as_the_unsteered_model(
     model: LlamaForCausalLM, branching: bool, clean: bool
 ) -> None:
-    edits = family(model, "neuron", "mlp", clean)
-    nothing = Edits(edits.site, [Edit(edits.edits.gain[1])] * 3, clean)
+    site = find_site(model, "neuron")
+    nothing = Edits(site, [Edit(torch.zeros(site.layers, site.width))] * 3, clean)
     assert score(model, REQUESTS, nothing, branching) == score(model, REQUESTS, None, branching)
 
 
@@ -142,7 +149,7 @@ def test_a_batch_of_different_lengths_and_edits_equals_requests_one_by_one(
     model: LlamaForCausalLM, branching: bool, clean: bool
 ) -> None:
     edits = family(model, "head", "mlp", clean).edits
-    together = score(model, REQUESTS, edits, branching, most_rows=100)
+    together = score(model, REQUESTS, edits, branching, ONE_BATCH)
     alone = [score(model, [request], edits, branching)[0] for request in REQUESTS]
     assert_close(together, alone, 1e-5)
 
@@ -155,7 +162,7 @@ def test_scores_come_in_the_order_of_the_requests(model: LlamaForCausalLM) -> No
 
 def test_the_callback_gets_every_score_once(model: LlamaForCausalLM) -> None:
     told: list[tuple[int, Score]] = []
-    scores = score(model, REQUESTS, None, most_rows=2, done=told.extend)
+    scores = score(model, REQUESTS, None, bounds=FEW_LOGITS, done=told.extend)
     assert sorted(told) == list(enumerate(scores))
 
 
@@ -270,9 +277,9 @@ def test_only_masked_entries_of_last_prompt_tokens_are_touched(
     edits = Edits(site, [Edit(gains[0]), Edit(gains[1])], clean)
     requests = [Continuation(c, t, e % 2) for c, t, e in requests]
     with watching(model, site) as passes:
-        score(model, requests, None, branching, most_rows=100)
+        score(model, requests, None, branching, ONE_BATCH)
         plain = passes[-1]
-        score(model, requests, edits, branching, most_rows=100)
+        score(model, requests, edits, branching, ONE_BATCH)
         steered = passes[-1]
     assert torch.equal(plain.ids, steered.ids)
     before, after = plain.layers[0], steered.layers[0]
@@ -294,18 +301,40 @@ def test_only_masked_entries_of_last_prompt_tokens_are_touched(
             assert tuple(ids[: position + 1]) in {r.context for r in requests}
 
 
+def computed(model: LlamaForCausalLM, requests: list[Continuation]) -> tuple[int, int]:
+    """Tokens that went into the model, and positions that got logits."""
+    edits = family(model, "head", "mlp", False).edits
+    shapes: list[tuple[int, ...]] = []
+    handle = model.lm_head.register_forward_hook(lambda m, a, out: shapes.append(out.shape))
+    with watching(model, edits.site) as passes:
+        score(model, requests, edits, bounds=ROWS_ALONE)
+    handle.remove()
+    return sum(p.ids.numel() for p in passes), sum(shape[-2] for shape in shapes)
+
+
 def test_a_prompt_is_computed_once_and_no_logits_but_those_that_are_read(
     model: LlamaForCausalLM,
 ) -> None:
     requests = [Continuation(A, (t, 3), 0) for t in range(10, 20)]
-    site = find_site(model, "head")
-    shapes: list[tuple[int, ...]] = []
-    handle = model.lm_head.register_forward_hook(lambda m, a, out: shapes.append(out.shape))
-    with watching(model, site) as passes:
-        score(model, requests, None, branching=True)
-    handle.remove()
-    assert sum(p.ids.numel() for p in passes) == len(A) + 10
-    assert sum(shape[-2] for shape in shapes) == 1 + 10
+    assert computed(model, requests) == (len(A) + 10, 1 + 10)
+
+
+def test_what_continuations_begin_with_is_computed_once(model: LlamaForCausalLM) -> None:
+    tokens = [(3, 14, t) for t in range(10, 20)] + [(3, 14, 15, 9), (3, 7), (3,), (3, 14, 15)]
+    requests = [Continuation(A, t, 0) for t in tokens]
+    assert computed(model, requests) == (len(A) + 3, 1 + 3)  # 3, 14 and 15
+
+
+def test_another_edit_of_a_prompt_computes_its_last_token_and_continuation_alone(
+    model: LlamaForCausalLM,
+) -> None:
+    requests = [Continuation(A, (3, 14), edit) for edit in (0, 1, 2)]
+    assert computed(model, requests) == (len(A) - 1 + 3 * 2, 3 * 2)
+
+
+def test_a_prompt_that_begins_another_is_computed_with_it(model: LlamaForCausalLM) -> None:
+    requests = [Continuation(A[:4], (4, 8), 0), Continuation(A, (3,), 0)]
+    assert computed(model, requests) == (len(A) + 2, 2 + 1)  # the last of A[:4] twice, and 4
 
 
 # ------------------------------------------------------------------ truncation

@@ -9,11 +9,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from sadi_lmeval.batches import batches
 from sadi_lmeval.forward import Forward
 from sadi_lmeval.positions import Points
-from sadi_lmeval.prefixes import group_by_prefix
-from sadi_lmeval.sequences import Tree, pack
+from sadi_lmeval.prefixes import Group, group_by_prefix
+from sadi_lmeval.sequences import Past, Tree, pack
 
 CPU = torch.device("cpu")
 Shape = list[tuple[int, list[int]]]
@@ -135,28 +134,6 @@ def test_a_mask_is_additive_and_every_padding_token_sees_something(dtype: torch.
     assert seen[1, 0].tolist() == [True, False, False]
 
 
-@given(
-    st.lists(st.integers(1, 30), max_size=30),
-    st.one_of(st.none(), st.integers(1, 5)),
-    st.integers(1, 60),
-)
-@settings(derandomize=True, database=None, deadline=None, max_examples=200)
-def test_batches_hold_every_row_once_within_their_bounds(
-    lengths: list[int], most_rows: int | None, most_tokens: int
-) -> None:
-    rows = list(enumerate(lengths))
-    found = list(batches(rows, lambda row: row[1], most_rows, most_tokens))
-    assert sorted(row for batch in found for row in batch) == rows
-    assert all(found)
-    flat = [length for batch in found for _, length in batch]
-    assert flat == sorted(lengths, reverse=True)
-    for batch in found:
-        if most_rows is not None:
-            assert len(batch) <= most_rows
-        elif len(batch) > 1:
-            assert len(batch) * max(length for _, length in batch) <= most_tokens
-
-
 @given(st.lists(shapes.filter(lambda s: any(run for _, run in s)), min_size=1, max_size=2))
 @settings(derandomize=True, database=None, deadline=None, max_examples=8)
 def test_rows_after_a_shared_beginning_give_the_logits_of_the_whole(
@@ -221,3 +198,73 @@ def test_sequences_that_part_one_after_the_other_are_grouped_too() -> None:
     sequences = [[0] * i + [1, 1] for i in range(1500)]
     groups = group_by_prefix(sequences)
     assert sorted(i for group in groups for i in group.members) == list(range(1500))
+
+
+@given(st.lists(st.lists(st.integers(1, 2), min_size=15, max_size=18), max_size=20))
+@settings(derandomize=True, database=None, deadline=None, max_examples=50)
+def test_equal_sequences_count_as_one_and_stay_together(sequences: list[list[int]]) -> None:
+    several = [[0] * 9 + sequence for sequence in sequences for _ in range(3)]
+    once = group_by_prefix(several[::3])
+    expected = [Group(g.length, [3 * i + n for i in g.members for n in range(3)]) for g in once]
+    found = group_by_prefix(several)
+    assert sorted((g.length, sorted(g.members)) for g in found) == sorted(
+        (g.length, sorted(g.members)) for g in expected
+    )
+
+
+# ------------------------------------------------------------------ prefixes
+
+LONG = [(7 * i + 3) % 40 for i in range(12)]
+
+
+def prefix(model: PreTrainedModel, forward: Forward, tokens: list[int]) -> tuple[Past, int]:
+    """The keys and values of tokens, and how many tokens were computed for them."""
+    computed: list[int] = []
+    embedding = model.get_input_embeddings()
+    handle = embedding.register_forward_hook(lambda m, a, out: computed.append(out[..., 0].numel()))
+    past = forward.prefix(tokens)
+    handle.remove()
+    assert past is not None
+    return past, sum(computed)
+
+
+def assert_same(found: Past, expected: Past) -> None:
+    assert found.length == expected.length
+    for ours, theirs in zip(
+        found.keys + found.values, expected.keys + expected.values, strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "computed"),
+    [
+        pytest.param([*LONG, 5, 6, 7], 3, id="longer"),
+        pytest.param(LONG, 0, id="the same"),
+        pytest.param(LONG[:5], 0, id="shorter"),
+        pytest.param([*LONG[:5], 39, 38], 2, id="parting"),
+        pytest.param([39, *LONG], 13, id="another"),
+    ],
+)
+def test_a_prefix_takes_over_what_the_last_one_began_with(
+    model: PreTrainedModel, tokens: list[int], computed: int
+) -> None:
+    forward = Forward(model)
+    first, _ = prefix(model, forward, LONG)
+    kept = [part.clone() for part in first.keys + first.values]
+    second, new = prefix(model, forward, tokens)
+    assert new == computed
+    assert_same(second, prefix(model, Forward(model), tokens)[0])
+    third, _ = prefix(model, forward, [*tokens, 1])
+    assert_same(third, prefix(model, Forward(model), [*tokens, 1])[0])
+    assert all(map(torch.equal, kept, first.keys + first.values))
+
+
+def test_no_tokens_have_no_prefix(model: PreTrainedModel) -> None:
+    assert Forward(model).prefix([]) is None
+
+
+def test_the_past_up_to_a_token_is_that_of_the_tokens_before_it(model: PreTrainedModel) -> None:
+    past, _ = prefix(model, Forward(model), LONG)
+    for length in (1, 5, len(LONG)):
+        assert_same(past.up_to(length), prefix(model, Forward(model), LONG[:length])[0])

@@ -1,0 +1,472 @@
+"""All settings at once: as each of them alone, and for the price of what they change."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_hooks import count_hooks, replaced
+from test_interventions import SITES, VARIANTS, Family, family, make_model, oracle_score
+from test_scoring import (
+    FEW_LOGITS,
+    FEW_TOKENS,
+    LAYOUTS,
+    ONE_BATCH,
+    REQUESTS,
+    ROWS_ALONE,
+    SAME_BEGINNING,
+    A,
+)
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+
+from sadi_lmeval import grid as module
+from sadi_lmeval.batches import Bounds
+from sadi_lmeval.forward import Forward
+from sadi_lmeval.grid import grid_log_likelihoods
+from sadi_lmeval.interventions.edit import Edit, Edits
+from sadi_lmeval.interventions.sadi import sadi_edit
+from sadi_lmeval.options import Element, HiddenSite, Steering
+from sadi_lmeval.packing import Continuation
+from sadi_lmeval.scoring import log_likelihoods
+
+MIXED = [Continuation(c, t) for c, t, _ in [*REQUESTS, *SAME_BEGINNING]]
+FEWER = MIXED[:10] + MIXED[10::4]
+TOUCHED: list[tuple[int, ...]] = [(0, 2), (1,), (), (2,), (1, 2)]
+"""The layers of each edit of a family; none of the third."""
+NOTHING = 2
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    return make_model()
+
+
+def in_layers(
+    model: LlamaForCausalLM,
+    element: Element,
+    hidden_site: HiddenSite,
+    clean: bool,
+    steering: Steering = "dynamic",
+    touched: list[tuple[int, ...]] = TOUCHED,
+) -> Family:
+    """Edits of two entries in each of the layers that ``touched`` says."""
+    base = family(model, element, hidden_site, clean, steering)
+    site = base.site
+    generator = torch.Generator().manual_seed(5)
+    deltas = [[3.0, -1.5, 2.0, -2.5][i % 4] for i in range(len(touched))]
+    masks = []
+    for layers in touched:
+        mask = torch.zeros(site.layers, site.entries, dtype=torch.bool)
+        for layer in layers:
+            mask[layer, torch.randperm(site.entries, generator=generator)[:2]] = True
+        masks.append(mask)
+    shape = (site.layers, site.entries, site.entry_width)
+    edits = [
+        sadi_edit(mask, base.difference.view(shape), delta, steering)
+        for mask, delta in zip(masks, deltas, strict=True)
+    ]
+    wide = [mask.repeat_interleave(site.entry_width, dim=1) for mask in masks]
+    return base._replace(masks=wide, deltas=deltas, edits=Edits(site, edits, clean))
+
+
+def score(
+    model: LlamaForCausalLM,
+    requests: list[Continuation],
+    families: list[Edits],
+    bounds: Bounds = FEW_TOKENS,
+    branching: bool = True,
+    resuming: bool = True,
+    softmax_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-likelihoods and greediness ``[settings, requests]``, each told exactly once."""
+    count = 1 + sum(family.count for family in families)
+    values = torch.full((count, len(requests)), torch.nan, dtype=softmax_dtype or torch.float32)
+    greedy = torch.zeros(count, len(requests), dtype=torch.bool)
+    told: list[int] = []
+
+    def done(which: list[int], some: Tensor, some_greedy: Tensor) -> None:
+        assert some.shape == some_greedy.shape == (count, len(which))
+        assert some_greedy.dtype == torch.bool
+        told.extend(which)
+        values[:, which], greedy[:, which] = some.to(values.dtype), some_greedy
+
+    grid_log_likelihoods(
+        Forward(model), requests, families, 2, branching, resuming, bounds, softmax_dtype, done
+    )
+    assert Counter(told) == Counter(range(len(requests)))
+    return values, greedy
+
+
+def one_by_one(
+    model: LlamaForCausalLM, requests: list[Continuation], families: list[Edits]
+) -> tuple[Tensor, Tensor]:
+    """The same from a plain pass of every request under every setting."""
+    every: list[tuple[Edits | None, int]] = [(None, 0)]
+    every += [(family, edit) for family in families for edit in range(family.count)]
+    scores = [
+        log_likelihoods(
+            Forward(model), [r._replace(edit=edit) for r in requests], family, 2, False, ONE_BATCH
+        )
+        for family, edit in every
+    ]
+    found = torch.tensor(scores, dtype=torch.float64)
+    return found[..., 0].float(), found[..., 1].bool()
+
+
+def by_the_oracle(
+    model: LlamaForCausalLM, requests: list[Continuation], edits: Family
+) -> tuple[Tensor, Tensor]:
+    """The same from the equations written out."""
+    known: dict[tuple[int, Continuation], tuple[float, bool]] = {}
+    for context, tokens, _ in requests:
+        text = [*context, *tokens]
+        for edit in range(-1, edits.edits.count):
+            if (edit, Continuation(context, tokens)) in known:
+                continue
+            plain = edits._replace(deltas=[0.0]) if edit < 0 else edits
+            logits = plain.oracle(model, text, len(context) - 1, max(edit, 0))
+            found = oracle_score(logits, len(context), list(tokens))
+            known[edit, Continuation(context, tokens)] = found
+    table = [
+        [known[edit, Continuation(c, t)] for c, t, _ in requests]
+        for edit in range(-1, edits.edits.count)
+    ]
+    found = torch.tensor(table, dtype=torch.float64)
+    return found[..., 0].float(), found[..., 1].bool()
+
+
+def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+    torch.testing.assert_close(found[0], expected[0], atol=1e-4, rtol=1e-5)
+    assert torch.equal(found[1], expected[1])
+
+
+# ------------------------------------------------------------------ the scores
+
+
+@pytest.mark.parametrize(("element", "hidden_site", "clean", "steering"), VARIANTS)
+def test_the_grid_equals_the_equations_written_out_in_every_layout(
+    model: LlamaForCausalLM,
+    element: Element,
+    hidden_site: HiddenSite,
+    clean: bool,
+    steering: Steering,
+) -> None:
+    edits = in_layers(model, element, hidden_site, clean, steering)
+    expected = by_the_oracle(model, FEWER, edits)
+    assert (expected[0][1:] - expected[0][:1]).abs().amax(dim=1).count_nonzero() == 4
+    for resuming in (True, False):
+        for bounds in LAYOUTS:
+            assert_same(score(model, FEWER, [edits.edits], bounds, True, resuming), expected)
+    assert_same(score(model, FEWER, [edits.edits], branching=False), expected)
+
+
+@pytest.mark.parametrize("clean", [False, True])
+@pytest.mark.parametrize("resuming", [False, True])
+def test_the_grid_of_several_families_equals_every_setting_alone(
+    model: LlamaForCausalLM, clean: bool, resuming: bool
+) -> None:
+    families = [in_layers(model, *site, clean != (i == 1)).edits for i, site in enumerate(SITES)]
+    expected = one_by_one(model, MIXED, families)
+    for bounds in LAYOUTS:
+        assert_same(score(model, MIXED, families, bounds, True, resuming), expected)
+    assert_same(score(model, MIXED, families, FEW_TOKENS, False, resuming), expected)
+
+
+@pytest.mark.parametrize(("element", "hidden_site"), SITES)
+@pytest.mark.parametrize("clean", [False, True])
+@pytest.mark.parametrize("touched", [[(2,)] * 3, [(2,), ()], [(1,), (1, 2)], [()], []])
+def test_families_that_leave_the_first_layers_alone_equal_every_setting_alone(
+    model: LlamaForCausalLM,
+    element: Element,
+    hidden_site: HiddenSite,
+    clean: bool,
+    touched: list[tuple[int, ...]],
+) -> None:
+    families = [in_layers(model, element, hidden_site, clean, touched=touched).edits]
+    expected = one_by_one(model, MIXED, families)
+    for bounds in (ROWS_ALONE, ONE_BATCH):
+        assert_same(score(model, MIXED, families, bounds), expected)
+
+
+tokens = st.lists(st.integers(4, 6), min_size=1, max_size=4).map(tuple)
+
+
+@given(st.lists(st.builds(Continuation, tokens, tokens), min_size=1, max_size=10), st.booleans())
+@settings(derandomize=True, database=None, deadline=None, max_examples=25)
+def test_the_grid_of_any_requests_equals_every_setting_alone(
+    model: LlamaForCausalLM, requests: list[Continuation], resuming: bool
+) -> None:
+    families = [in_layers(model, "head", "mlp", False).edits]
+    families.append(in_layers(model, "hidden", "residual", True).edits)
+    expected = one_by_one(model, requests, families)
+    for bounds in (FEW_LOGITS, ONE_BATCH):
+        assert_same(score(model, requests, families, bounds, True, resuming), expected)
+
+
+@pytest.mark.parametrize("branching", [False, True])
+@pytest.mark.parametrize("clean", [False, True])
+def test_an_edit_of_nothing_gives_exactly_the_unsteered_scores(
+    model: LlamaForCausalLM, branching: bool, clean: bool
+) -> None:
+    edits = in_layers(model, "neuron", "mlp", clean).edits
+    values, greedy = score(model, MIXED, [edits, edits], branching=branching)
+    for setting in (1 + NOTHING, 1 + edits.count + NOTHING):
+        assert torch.equal(values[setting], values[0])
+        assert torch.equal(greedy[setting], greedy[0])
+
+
+def test_the_grid_without_steering_is_the_unsteered_model(model: LlamaForCausalLM) -> None:
+    assert_same(score(model, MIXED, []), one_by_one(model, MIXED, []))
+
+
+@pytest.mark.parametrize("a_pass", [0, 10**6])
+@pytest.mark.parametrize("widest", [1, 10**6])
+def test_edits_may_share_a_pass_or_not(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, a_pass: int, widest: int
+) -> None:
+    monkeypatch.setattr(module, "_PASS", a_pass)
+    monkeypatch.setattr(module, "_WIDEST", {"cpu": widest})
+    families = [in_layers(model, *site, clean).edits for site in SITES for clean in (False, True)]
+    expected = one_by_one(model, FEWER, families)
+    assert_same(score(model, FEWER, families, ONE_BATCH), expected)
+
+
+def test_the_edit_that_a_request_names_is_not_looked_at(model: LlamaForCausalLM) -> None:
+    edits = in_layers(model, "head", "mlp", False).edits
+    named = [request._replace(edit=i % 5 - 1) for i, request in enumerate(MIXED)]
+    for branching in (True, False):
+        found = score(model, named, [edits], branching=branching)
+        assert_same(found, score(model, MIXED, [edits], branching=branching))
+
+
+@pytest.mark.parametrize("branching", [False, True])
+def test_the_softmax_has_the_type_that_was_asked_for(
+    model: LlamaForCausalLM, branching: bool
+) -> None:
+    edits = in_layers(model, "head", "mlp", False).edits
+    wide, _ = score(model, MIXED, [edits], branching=branching, softmax_dtype=torch.float64)
+    narrow, _ = score(model, MIXED, [edits], branching=branching)
+    torch.testing.assert_close(wide.float(), narrow, atol=1e-5, rtol=1e-5)
+    assert not torch.equal(wide.float().double(), wide)
+
+
+# ------------------------------------------------------------------ what is computed
+
+FORKING = [Continuation(A, t) for t in ((3, 14), (6,), (3, 15))]
+"""Eight tokens to compute, of which the last two (A's last and 3) are seen by A's last."""
+
+
+@contextmanager
+def counting(model: LlamaForCausalLM) -> Iterator[tuple[list[int], list[int]]]:
+    """Tokens that pass through the MLP of each block, and positions that get logits."""
+    layers, logits = [0] * len(model.model.layers), [0]
+    handles = []
+    for layer, block in enumerate(model.model.layers):
+
+        def count(m: nn.Module, given: tuple[Tensor], out: Tensor, layer: int = layer) -> None:
+            layers[layer] += out.shape[:-1].numel()
+
+        handles.append(block.mlp.register_forward_hook(count))
+
+    def read(m: nn.Module, given: tuple[Tensor], out: Tensor) -> None:
+        logits[0] += out.shape[:-1].numel()
+
+    handles.append(model.lm_head.register_forward_hook(read))
+    try:
+        yield layers, logits
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def computed(
+    model: LlamaForCausalLM,
+    requests: list[Continuation],
+    touched: list[tuple[int, ...]],
+    resuming: bool = True,
+    bounds: Bounds = ONE_BATCH,
+    element: Element = "head",
+    hidden_site: HiddenSite = "mlp",
+    clean: bool = False,
+) -> tuple[list[int], int]:
+    edits = in_layers(model, element, hidden_site, clean, touched=touched).edits
+    with counting(model) as (layers, logits):
+        score(model, requests, [edits], bounds, True, resuming)
+    return layers, logits[0]
+
+
+@pytest.mark.parametrize(("element", "hidden_site"), SITES)
+@pytest.mark.parametrize("clean", [False, True])
+@pytest.mark.parametrize(
+    ("touched", "layers", "logits"),
+    [
+        pytest.param([], [8, 8, 8], 2, id="none"),
+        pytest.param([()], [8, 8, 8], 2, id="nothing"),
+        pytest.param([(0,)] * 3, [8 + 6, 8 + 6, 8 + 6], 2 + 6, id="first"),
+        pytest.param([(1,), (1, 2)], [8, 8 + 4, 8 + 4], 2 + 4, id="second"),
+        pytest.param([(2,)] * 3, [8, 8, 8 + 3], 2 + 3, id="last"),
+        pytest.param([(1,), (2,), (2,)], [8, 8 + 2, 8 + 2 + 2], 2 + 4, id="second and last"),
+    ],
+)
+def test_prompts_run_once_and_edits_run_what_they_change_from_their_first_layer_on(
+    model: LlamaForCausalLM,
+    element: Element,
+    hidden_site: HiddenSite,
+    clean: bool,
+    touched: list[tuple[int, ...]],
+    layers: list[int],
+    logits: int,
+) -> None:
+    found = computed(model, FORKING, touched, element=element, hidden_site=hidden_site, clean=clean)
+    assert found == (layers, logits)
+
+
+def test_without_resuming_edits_run_what_they_change_from_the_first_layer_on(
+    model: LlamaForCausalLM,
+) -> None:
+    layers, logits = computed(model, FORKING, [(1,), (2,)], resuming=False)
+    assert layers == [8 + 4] * 3
+    assert logits == 2 + 4
+
+
+@pytest.mark.parametrize("bounds", LAYOUTS)
+def test_an_edit_of_the_last_layer_runs_one_token_a_prompt(
+    model: LlamaForCausalLM, bounds: Bounds
+) -> None:
+    prompts = [(10 + n, *A[: 2 + n]) for n in range(5)]
+    requests = [Continuation(p, (t, t + 1, 5)) for p in prompts for t in (20, 30)]
+    trunk = sum(len(p) for p in prompts) + 5 * 4
+    rows_alone = computed(model, requests, [(2,)] * 4, bounds=ROWS_ALONE)
+    assert rows_alone == ([trunk, trunk, trunk + 4 * 5], 5 * 5 + 4 * 5)
+    layers, _ = computed(model, requests, [(2,)] * 4, bounds=bounds)
+    assert layers[0] == layers[1]
+    assert layers[2] - layers[1] == 4 * 5
+
+
+def test_what_prompts_begin_with_is_run_once(model: LlamaForCausalLM) -> None:
+    ends = [(n, n + 1) for n in range(20, 40, 2)]
+    beginning = SAME_BEGINNING[-1].context
+    requests = [Continuation((*beginning, *end), (3, 4)) for end in ends]
+    for touched, more in (([(1,)] * 2, [0, 40, 40]), ([(2,)] * 2, [0, 0, 20])):
+        layers, _ = computed(model, requests, touched, bounds=ROWS_ALONE)
+        trunk = len(beginning) + 10 * 3
+        assert layers == [trunk + extra for extra in more]
+
+
+def test_edits_that_begin_in_different_layers_have_passes_of_their_own_where_that_is_cheaper(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touched: list[tuple[int, ...]] = [(0,), (1,), (1,)]
+    monkeypatch.setattr(module, "_PASS", 0)
+    assert computed(model, FORKING, touched)[0] == [8 + 2, 8 + 6, 8 + 6]
+    monkeypatch.setattr(module, "_PASS", 1000)
+    assert computed(model, FORKING, touched)[0] == [8 + 6, 8 + 6, 8 + 6]
+
+
+# ------------------------------------------------------------------ nothing is left in the model
+
+
+@pytest.fixture
+def untouched(model: LlamaForCausalLM) -> Iterator[None]:
+    """The same bits come out before and after, and nothing is left in any module."""
+    ids = torch.tensor([[5, 9, 7, 4], [8, 6, 3, 11]])
+    with torch.no_grad():
+        before = model(ids).logits
+        yield
+        assert count_hooks(model) == 0
+        assert replaced(model) == 0
+        assert torch.equal(before, model(ids).logits)
+
+
+FAMILIES = [(*site, clean) for site in SITES for clean in (False, True)]
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("resuming", [False, True])
+@pytest.mark.parametrize("branching", [False, True])
+def test_the_model_is_as_before_after_a_grid(
+    model: LlamaForCausalLM, branching: bool, resuming: bool
+) -> None:
+    families = [in_layers(model, *variant).edits for variant in FAMILIES]
+    score(model, FEWER, families, FEW_TOKENS, branching, resuming)
+
+
+def where_it_fails(model: LlamaForCausalLM) -> dict[str, nn.Module]:
+    return {
+        "embedding": model.model.embed_tokens,
+        "first block": model.model.layers[0].self_attn,
+        "last block": model.model.layers[2].mlp,
+        "norm": model.model.norm,
+    }
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["embedding", "first block", "last block", "norm"])
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("variant", [("head", "mlp", True), ("hidden", "residual", False)])
+def test_the_model_is_as_before_after_a_pass_that_fails(
+    model: LlamaForCausalLM,
+    error: type[BaseException],
+    where: str,
+    times: int,
+    variant: tuple[Element, HiddenSite, bool],
+) -> None:
+    """In the trunk, or in one of the passes that go on from it."""
+    edits = in_layers(model, *variant, touched=[(0,), (1,), (2,)] * 3).edits
+    left = times
+
+    def fail(m: nn.Module, given: Any, out: Any) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise error("no more")
+
+    handle = where_it_fails(model)[where].register_forward_hook(fail)
+    with pytest.raises(error, match="no more"):
+        score(model, FORKING, [edits], Bounds(1, 1, 1))
+    handle.remove()
+    assert left == 0
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("branching", [False, True])
+def test_the_model_is_as_before_after_an_error_of_whoever_is_told(
+    model: LlamaForCausalLM, branching: bool
+) -> None:
+    edits = in_layers(model, "head", "mlp", True).edits
+
+    def done(which: list[int], values: Tensor, greedy: Tensor) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        grid_log_likelihoods(
+            Forward(model), MIXED, [edits], 2, branching, True, FEW_TOKENS, None, done
+        )
+
+
+def test_a_second_grid_of_the_same_model_does_not_remember_the_first(
+    model: LlamaForCausalLM,
+) -> None:
+    forward = Forward(model)
+    edits = in_layers(model, "head", "mlp", False).edits
+
+    def scored(requests: list[Continuation], families: list[Edits]) -> Tensor:
+        values = torch.zeros(1 + sum(f.count for f in families), len(requests))
+
+        def done(which: list[int], some: Tensor, greedy: Tensor) -> None:
+            values[:, which] = some
+
+        grid_log_likelihoods(forward, requests, families, 2, True, True, ONE_BATCH, None, done)
+        return values
+
+    first = scored(SAME_BEGINNING, [edits])
+    scored(MIXED, [Edits(edits.site, [Edit(torch.ones(3, edits.site.width))], True)])
+    assert torch.equal(first, scored(SAME_BEGINNING, [edits]))
