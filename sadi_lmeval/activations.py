@@ -50,7 +50,8 @@ def mean_difference(
         ``[layers, entries, entry_width]`` float32.
     """
     total = torch.zeros(site.layers, site.width, dtype=torch.float64)
-    shared = [pair.positive[: _shared(pair)] for pair in pairs]
+    # Each pair's own end lets what two pairs share be all that either of them shares.
+    shared = [[*pair.positive[: _shared(pair)], -1 - i] for i, pair in enumerate(pairs)]
     groups = group_by_prefix(shared) if branching else [Group(0, list(range(len(pairs))))]
     with tqdm(total=len(pairs) * 2, desc=label, unit="text") as bar:
         for group in groups:

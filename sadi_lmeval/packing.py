@@ -80,23 +80,24 @@ def _shared(requests: Sequence[Continuation], group: Group) -> Iterator[list[int
     """Requests whose prompts are alike enough to stand in one row."""
     members = sorted(group.members, key=lambda i: requests[i])
     row: list[int] = []
-    length = 0
+    length = answers = 0  # tokens of the row, and those after the prompt where it has but one
     for index in members:
         context, tokens, _ = requests[index]
-        more = len(context) - group.length + len(tokens) - 1
-        if row:
-            before = requests[row[-1]].context
-            # A last prompt token may be edited: another prompt that goes on has its own.
-            shared = min(_common(before, context), len(before) - 1, len(context) - 1)
-            alike = shared - group.length >= _SHARED_PART * (len(context) - group.length)
-            if before == context:
-                more = len(tokens)
-            elif alike:
-                more -= shared - group.length
-            if not (before == context or alike) or length + more > _LONGEST_ROW:
-                yield row
-                row, length = [], 0
-                more = len(context) - group.length + len(tokens) - 1
+        own = len(context) - group.length
+        before = requests[row[-1]].context if row else ()
+        common = _common(before, context)
+        # A last prompt token may be edited: another prompt that goes on has its own.
+        shared = max(0, min(common, len(before) - 1, len(context) - 1) - group.length)
+        more = len(tokens) if before == context else own - shared + len(tokens) - 1
+        one = bool(row) and before == context and requests[row[0]].context == context
+        fits = answers + more <= _LONGEST_ROW if one else length + more <= _LONGEST_ROW
+        alike = before == context or common - group.length >= _SHARED_PART * own
+        if row and not (alike and fits):
+            yield row
+            row, length = [], 0
+            more = own + len(tokens) - 1
+            one = False
+        answers = answers + more if one else len(tokens)
         row.append(index)
         length += more
     if row:

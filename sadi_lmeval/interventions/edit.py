@@ -72,6 +72,8 @@ class Edits:
         for layer in self.layers:
             change = self._change[layer][edit]
             touched = change.any(dim=0)
+            if not touched.any():
+                continue
             for part in (self._entries[layer][touched], change[:, touched]):
                 content.update(f"{layer} ".encode() + part.contiguous().numpy().tobytes())
         return content.hexdigest()
