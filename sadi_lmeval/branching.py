@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from sadi_lmeval.sequences import Tree, pack
 
 logger = logging.getLogger("lm_eval.sadi")
 
+_BY_LENGTH = ("dynamic", "longrope")
 _FULL = ("full_attention", "sliding_attention", "chunked_attention")
 
 
@@ -36,11 +39,26 @@ def longest_branching_path(model: nn.Module) -> int:
     if reason:
         logger.info("Prompts are not shared between continuations (%s)", reason)
         return 0
-    windows = [
-        getattr(config, name, None)
-        for name in ("sliding_window", "attention_chunk_size", "sliding_window_size")
-    ]
-    return min([int(w) for w in windows if w], default=1 << 62)
+    return min([*_windows(config), *_fixed_frequencies(config)], default=1 << 62)
+
+
+def _windows(config: Any) -> Iterator[int]:
+    """How far back a token sees."""
+    for name in ("sliding_window", "attention_chunk_size", "sliding_window_size", "window_size"):
+        window = getattr(config, name, None)
+        if isinstance(window, int) and window:
+            yield window
+
+
+def _fixed_frequencies(config: Any) -> Iterator[int]:
+    """Up to how many tokens rotary frequencies do not follow from the length of the text."""
+    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for rope in (given, *given.values()):
+        if isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) in _BY_LENGTH:
+            longest = rope.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
+            yield int(longest or config.max_position_embeddings)
 
 
 def can_resume(model: nn.Module) -> bool:

@@ -14,8 +14,7 @@ from sadi_lmeval.errors import UserError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; a user's mistake costs one line and exit code 1."""
-    parser = _parser()
-    given = parser.parse_args(arguments)
+    given = _parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
     try:
         _sweep(given)
     except UserError as error:
@@ -25,6 +24,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nsadi-lmeval: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """``--delta -2,9`` as ``--delta=-2,9``: a list may begin with a negative number."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in ("--delta", "--top_k") and argument[:1] == "-":
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,7 +76,7 @@ def _host_options(parser: argparse.ArgumentParser) -> None:
     host.add_argument("--model_args", "-a", required=True, help="pretrained=…, as for hf-sadi")
     host.add_argument("--tasks", "-t", required=True, help="comma-separated tasks or groups")
     host.add_argument("--num_fewshot", "-f", type=int)
-    host.add_argument("--batch_size", "-b", default="auto", help="default: %(default)s")
+    host.add_argument("--batch_size", "-b", help="default: auto")
     host.add_argument("--max_batch_size", type=int)
     host.add_argument("--device")
     host.add_argument("--limit", "-L", type=float)
@@ -90,7 +100,7 @@ def _listed(name: str, text: str) -> list[str]:
 def _sweep(given: argparse.Namespace) -> None:
     # Here, so that --help and a faulty line cost no import of torch.
     from sadi_lmeval.errors import nearest
-    from sadi_lmeval.heatmap import check_can_draw, draw_heatmaps
+    from sadi_lmeval.heatmap import check_can_draw, check_folder, draw_heatmaps
     from sadi_lmeval.options import Element
     from sadi_lmeval.settings import REFERENCE, grid_of
 
@@ -117,8 +127,11 @@ def _sweep(given: argparse.Namespace) -> None:
         )
     if grid is not None and not grid.settings:
         raise UserError("grid: delta 0 alone steers nothing; the unsteered model is always tried")
+    if given.limit is not None and given.limit <= 0:
+        raise UserError(f"--limit {given.limit:g}: must be above 0")
     if given.heatmaps is not None:
         check_can_draw()
+        check_folder(given.heatmaps)
 
     from sadi_lmeval.sweep import Sweep, check_output, sweep
 
@@ -137,6 +150,7 @@ def _load(
     given: argparse.Namespace, names: list[str], top_k: Mapping[str, Sequence[int]]
 ) -> tuple[Any, list[Any]]:
     """The tasks and the model; a faulty argument is refused before the model is loaded."""
+    import torch
     from lm_eval.utils import simple_parse_args_string
 
     from sadi_lmeval.model import SADI
@@ -148,10 +162,22 @@ def _load(
         raise UserError(
             f"--model_args {', '.join(ours)}: a sweep tries many; use --elements, --top_k, --delta"
         )
+    if "mask" in arguments:
+        raise UserError("--model_args mask: a sweep makes its own masks; use mask_from=TASK")
     if "pretrained" not in arguments:
         raise UserError("--model_args: pretrained=MODEL is missing")
-    if given.trust_remote_code:
-        arguments["trust_remote_code"] = True
+    arguments |= {
+        name: getattr(given, name)
+        for name in ("device", "batch_size", "max_batch_size", "trust_remote_code")
+        if getattr(given, name)
+    }
+    if not torch.cuda.is_available():
+        arguments.setdefault("device", "cpu")  # the harness's own default is cuda
+    size = arguments.setdefault("batch_size", "auto")
+    if str(size).isdigit():
+        arguments["batch_size"] = int(size)
+    if given.include_path is not None:
+        arguments.setdefault("include_path", str(given.include_path))
     _check_top_k(arguments, top_k)
     include = [given.include_path] if given.include_path else []
     settings: dict[str, Any] = {
@@ -160,13 +186,7 @@ def _load(
         "fewshot_as_multiturn": given.fewshot_as_multiturn,
     }
     tasks = load_tasks(names, include, given.num_fewshot, settings)
-    size = given.batch_size
-    model = SADI(
-        **arguments,
-        device=given.device,
-        batch_size=int(size) if str(size).isdigit() else size,
-        **({"max_batch_size": given.max_batch_size} if given.max_batch_size else {}),
-    )
+    model = SADI(**arguments)
     if given.apply_chat_template:
         settings["chat_template"] = model.apply_chat_template
         model.chat_template(given.apply_chat_template)

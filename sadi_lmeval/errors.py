@@ -18,7 +18,13 @@ def nearest(name: str, allowed: Iterable[str], limit: int = 3) -> str:
     close = difflib.get_close_matches(name.lower(), allowed, n=limit, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"
+    if len(allowed) > _LISTED:
+        return f"none of the {len(allowed)} that are known is spelt like it"
     return f"allowed: {', '.join(allowed)}"
+
+
+_LISTED = 60
+"""Names that an error message lists."""
 
 
 def show_user_errors_as_one_line() -> None:

@@ -155,9 +155,14 @@ def _family(
             ),
         )
         for layer, edits in _merged(part, family.site.layers, tokens, at_once):
-            for first in range(0, len(edits), at_once):
-                which = edits[first : first + at_once]
+            waiting = [edits[i : i + at_once] for i in range(0, len(edits), at_once)]
+            while waiting:
+                which = waiting.pop()
                 found = branch.run(forward, trunk, family, which, layer, clean, softmax_dtype)
+                if len(which) > 1 and not found.log_probability.isfinite().all():
+                    # What is not finite spreads to its neighbours, even where attention is zero.
+                    waiting += [[edit] for edit in which]
+                    continue
                 where = torch.tensor(which)[:, None], branch.changed[None]
                 values[where], greedy[where] = found
     return Likelihood(values, greedy)

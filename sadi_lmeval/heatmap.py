@@ -23,6 +23,16 @@ def check_can_draw() -> None:
         )
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse before any work is done what cannot be a folder.
+
+    Raises:
+        UserError: it is a file, or lies in one.
+    """
+    if any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
+        raise UserError(f"--heatmaps {folder}: is or lies in a file; name a folder")
+
+
 def draw_heatmaps(lines: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     """Draw one heatmap a task and element: the mean difference from the unsteered model.
 
@@ -71,9 +81,10 @@ def draw_heatmaps(lines: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
             else:
                 axes.text(column, row, "×", ha="center", va="center", fontsize=7)
         of = mine[0]
+        score = "not finite" if unsteered["score"] is None else f"{unsteered['score']:.3f}"
         figure.suptitle(
             f"{task}, {element}: {of['objective']} less unsteered "
-            f"({unsteered['score']:.3f}), {of['documents']} {of['split']} documents",
+            f"({score}), {of['documents']} {of['split']} documents",
             fontsize=9,
         )
         figure.colorbar(image, ax=axes)

@@ -8,21 +8,29 @@ import os
 from pathlib import Path
 from typing import Any
 
+from sadi_lmeval.errors import UserError
+
 logger = logging.getLogger("lm_eval.sadi")
 
 
 class Journal:
     """A JSONL file that only grows, each line whole or not there.
 
-    A line that a killed process left unfinished is cut off. Where the file cannot be written the
-    work goes on without it.
+    A line that a killed process left unfinished is cut off.
 
     Attributes:
         lines: what was noted down so far.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, required: bool = False) -> None:
+        """
+        Args:
+            path: the file; None: nothing is kept.
+            required: whether it is an error if the file cannot be written (``UserError``), or
+                costs a warning and the work goes on without it.
+        """
         self.path = path
+        self.required = required
         self.lines: list[Any] = []
         if path is None:
             return
@@ -40,6 +48,8 @@ class Journal:
                 whole += len(line)
             if whole < len(content):
                 os.truncate(path, whole)
+            if required:
+                path.touch()
         except OSError as error:
             self._give_up(error)
 
@@ -62,5 +72,10 @@ class Journal:
             self.path.unlink(missing_ok=True)
 
     def _give_up(self, error: OSError) -> None:
+        if self.required:
+            raise UserError(
+                f"{self.path} cannot be written ({error}); make room or give it rights, then give "
+                "the same command again"
+            )
         logger.warning("%s cannot be written (%s): the work is done but not kept", self.path, error)
         self.path = None

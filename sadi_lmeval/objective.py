@@ -80,13 +80,16 @@ def judge(
     if task.output_type == "multiple_choice":
         right, wrong = gold_and_wrong(task, recipe, document)
         values = [value for value, _ in scores]
-        margin = max(values[i] for i in right) - max(values[i] for i in wrong)
+        known = bool(right and wrong)  # the harness scores documents without a gold choice too
+        margin = max(values[i] for i in right) - max(values[i] for i in wrong) if known else 0.0
     metrics = task.task.process_results(document, list(scores))
+    # The harness gives the log-likelihood in place of a perplexity, which it takes the mean of.
+    metrics = {name: value for name, value in metrics.items() if "perplexity" not in name}
     better = task.task.higher_is_better()
     for name in [*better, *metrics]:
-        value = metrics.get(name)
-        if isinstance(value, (bool, int, float)) or hasattr(value, "item"):
-            return Judged(float(value) * (1 if better.get(name, True) else -1), margin)
+        metric = metrics.get(name)
+        if isinstance(metric, (bool, int, float)) or hasattr(metric, "item"):
+            return Judged(float(metric) * (1 if better.get(name, True) else -1), margin)
     return Judged(margin, margin)
 
 

@@ -183,11 +183,7 @@ def parse(arguments: dict[str, Any]) -> Options:
     if faults:
         raise UserError("; ".join(faults))
     options = Options(**values)
-    if tuned(options) and len(grid(options).settings) > options.max_settings:
-        raise UserError(
-            f"grid of {len(grid(options).settings)} settings: at most max_settings="
-            f"{options.max_settings} are tried; pass a smaller grid= or a larger max_settings="
-        )
+    _check_grid(options)
     return options
 
 
@@ -199,20 +195,41 @@ def tuned(options: Options) -> bool:
 
 def grid(options: Options, entries: int | None = None) -> Grid:
     """The settings to choose from: the user's grid or the reference code's, a number that the
-    user fixed in place of its list.
+    user fixed in place of its list. Of K and delta given alone, the other has its default.
 
     Args:
         options: the user's.
         entries: of the model, where known: the reference code's grid goes no further.
     """
     chosen = options.grid or REFERENCE[options.element]
-    if options.grid is None and entries is not None:
-        chosen = chosen._replace(top_k=tuple(k for k in chosen.top_k if k <= entries))
-    if isinstance(options.top_k, int):
-        chosen = chosen._replace(top_k=(options.top_k,))
-    if isinstance(options.delta, (int, float)):
-        chosen = chosen._replace(delta=(options.delta,))
+    top_k, delta = options.top_k, options.delta
+    if options.grid is None:
+        if entries is not None:
+            chosen = chosen._replace(top_k=tuple(k for k in chosen.top_k if k <= entries))
+        if top_k is None and delta is not None:
+            top_k = DEFAULT_TOP_K[options.element]
+        elif delta is None and top_k is not None:
+            delta = DEFAULT_DELTA[options.element]
+    if isinstance(top_k, int):
+        chosen = chosen._replace(top_k=(top_k,))
+    if isinstance(delta, (int, float)):
+        chosen = chosen._replace(delta=(delta,))
     return chosen
+
+
+def _check_grid(options: Options) -> None:
+    """Refuse a grid that is too large, or steers nothing."""
+    count = len(grid(options).settings)
+    if tuned(options) and count > options.max_settings:
+        raise UserError(
+            f"grid of {count} settings: at most max_settings={options.max_settings} are tried; "
+            "pass a smaller grid= or a larger max_settings="
+        )
+    if tuned(options) and not count:
+        raise UserError(
+            "grid: delta 0 alone steers nothing, and the unsteered model is always tried; pass "
+            "another delta"
+        )
 
 
 def largest_top_k(options: Options) -> int:

@@ -22,7 +22,8 @@ class Outcome(NamedTuple):
         difference: mean of the document-wise differences from the unsteered model.
         difference_stderr: its standard error.
         margin: mean margin.
-        not_finite: documents with a score that is not finite; then the other numbers are None.
+        not_finite: documents with a score that is not finite; then the other numbers are None,
+            as the differences are where the unsteered model has such a document.
     """
 
     setting: Setting
@@ -83,13 +84,14 @@ def outcome(setting: Setting, judged: Sequence[Judged], unsteered: Sequence[Judg
     if bad:
         return Outcome(setting, None, None, None, None, None, bad)
     differences = values - np.array([j.value for j in unsteered])
+    compared = bool(np.isfinite(differences).all())
     margin = float(np.mean([j.margin for j in judged]))
     return Outcome(
         setting,
         float(values.mean()),
         _standard_error(values),
-        float(differences.mean()),
-        _standard_error(differences),
+        float(differences.mean()) if compared else None,
+        _standard_error(differences) if compared else None,
         margin,
     )
 

@@ -13,7 +13,8 @@ from lm_eval import utils as harness
 
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.recipe import Recipe
-from sadi_lmeval.run_tasks import Document, RunTask, Text, digest
+from sadi_lmeval.run_tasks import Document, RunTask, Text
+from sadi_lmeval.sources import Known, identity
 
 
 class Pair(NamedTuple):
@@ -50,13 +51,13 @@ def build_pairs(
     random = Random(seed)
     order = random.sample(range(len(documents)), len(documents))
     examples = _few_shot_examples(task, allowed, num_fewshot, seed)
-    reserved = {digest(document) for document in examples}
+    reserved = Known.of(identity(task, document) for document in examples)
     made: list[tuple[int, str | None]] = []  # document, and the wrong answer where it is drawn
     for index in order:
         if len(made) == wanted:
             break
         document = documents[index]
-        if digest(document) in reserved or not allowed(document):
+        if reserved.has(identity(task, document)) or not allowed(document):
             continue
         if recipe.contrast == "choice":
             if all(gold_and_wrong(task, recipe, document)):
@@ -84,16 +85,16 @@ def usable_documents(
     num_fewshot: int,
     seed: int,
 ) -> Iterator[Document]:
-    """Documents that could make a pair, each question once, in the order of the draw."""
+    """Documents that could make a pair, each once, in the order of the draw."""
     examples = _few_shot_examples(task, allowed, num_fewshot, seed)
-    reserved = {digest(document) for document in examples}
+    reserved = Known.of(identity(task, document) for document in examples)
     seen: set[str] = set()
     for index in Random(seed).sample(range(len(documents)), len(documents)):
         document = documents[index]
-        known_as = digest(document)
-        if known_as in reserved or known_as in seen or not allowed(document):
+        known_as = identity(task, document)
+        if reserved.has(known_as) or known_as.content in seen or not allowed(document):
             continue
-        seen.add(known_as)
+        seen.add(known_as.content)
         if recipe.contrast == "choice":
             if all(gold_and_wrong(task, recipe, document)):
                 yield document

@@ -102,10 +102,8 @@ def draw(plan: Plan, source: Source, options: Options, tuning: bool) -> Drawn:
     wanted = options.n_pairs or plan.benchmark.n_pairs or DEFAULT_N_PAIRS
     tuned = (options.n_tune or DEFAULT_N_TUNE) if tuning else 0
     usable: list[Document] = []
+    candidates = usable_documents(task, plan.recipe, source.documents, source.allowed, shots, seed)
     if tuning:
-        candidates = usable_documents(
-            task, plan.recipe, source.documents, source.allowed, shots, seed
-        )
         usable = list(itertools.islice(candidates, wanted + tuned))
         if len(usable) < wanted + tuned and not options.n_pairs:
             least = options.n_tune or _FEWEST_TUNED
@@ -116,7 +114,8 @@ def draw(plan: Plan, source: Source, options: Options, tuning: bool) -> Drawn:
     if not tuning:
         return Drawn(pairs, [])
     used = Known.of(identity(task, pair.document) for pair in pairs)
-    held_out = [d for d in usable if not used.has(identity(task, d))][:tuned]
+    others = (d for d in itertools.chain(usable, candidates) if not used.has(identity(task, d)))
+    held_out = list(itertools.islice(others, tuned))
     _check_held_out(plan, source, options, len(usable), len(pairs), len(held_out))
     return Drawn(pairs, held_out)
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from sadi_lmeval.benchmark import find_benchmark
 from sadi_lmeval.difference import Measured, cache_folder, measured
@@ -15,7 +15,7 @@ from sadi_lmeval.interventions.edit import Edit, Edits
 from sadi_lmeval.interventions.sadi import binary_mask, sadi_edit
 from sadi_lmeval.mask import MeanDifference, load_mask
 from sadi_lmeval.objective import resolved
-from sadi_lmeval.options import DEFAULT_DELTA, DEFAULT_TOP_K, Auto, Options, check_top_k, grid
+from sadi_lmeval.options import Auto, Options, check_top_k, grid
 from sadi_lmeval.outcome import Tuning
 from sadi_lmeval.packing import UNSTEERED as NO_EDIT
 from sadi_lmeval.pairs import scored_texts
@@ -145,9 +145,9 @@ def settings_for(task: RunTask, options: Options, site: Site) -> list[Setting]:
     benchmark = find_benchmark(options.mask_from or task.name, user_folders(options))
     top_k, delta = options.top_k, options.delta
     if options.grid is None:
-        alone = top_k is not None or delta is not None
-        top_k = _known(top_k, benchmark.top_k, DEFAULT_TOP_K if alone else {}, options.element)
-        delta = _known(delta, benchmark.delta, DEFAULT_DELTA if alone else {}, options.element)
+        rest: Auto | None = "auto" if top_k is None and delta is None else None
+        top_k = benchmark.top_k.get(options.element, rest) if top_k is None else top_k
+        delta = benchmark.delta.get(options.element, rest) if delta is None else delta
     choice = grid(replace(options, top_k=top_k, delta=delta), site.layers * site.entries)
     if not choice.settings:
         raise UserError(
@@ -155,19 +155,6 @@ def settings_for(task: RunTask, options: Options, site: Site) -> list[Setting]:
             "nothing; pass delta="
         )
     return choice.settings
-
-
-Number = TypeVar("Number", int, float)
-
-
-def _known(
-    given: Number | Auto | None,
-    benchmark: dict[str, Number],
-    default: dict[str, Number],
-    element: str,
-) -> Number | Auto | None:
-    """What the user gave, else the benchmark's, else the default of our own, if any."""
-    return benchmark.get(element, default.get(element)) if given is None else given
 
 
 def _choose(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,30 +78,33 @@ def sweep(
         the lines of this sweep, those that were there before included.
     """
     check_output(output)
-    file = Journal(output)
+    file = Journal(output, required=True)
     found: list[dict[str, Any]] = []
     for number, task in enumerate(tasks, start=1):
         parts = parts_of(task, what, options, model)
         run = _identity(parts, what, options, model)
-        done = {(line["element"], line["top_k"], line["delta"]): line
-                for line in file.lines if line["run"] == run}  # fmt: skip
+        done = {
+            _key(line["element"], Setting(line["top_k"], line["delta"])): line
+            for line in file.lines
+            if line["run"] == run
+        }
         wanted: list[tuple[str, Setting]] = [("none", UNSTEERED)]
         wanted += [(element, s) for element in what.elements for s in what.settings(element)]
-        left = [(element, setting) for element, setting in wanted
-                if (element, *setting) not in done]  # fmt: skip
-        if not left:
-            logger.info("Task %s: all %d settings are in %s", task.name, len(wanted), output)
-        else:
-            notes = output.with_name(f"{output.name}.{run[:12]}.part")
+        left = [each for each in wanted if _key(*each) not in done]
+        notes = output.with_name(f"{output.name}.{run[:12]}.part")
+        if left:
             label = f"{task.name} ({number} of {len(tasks)}), {len(left)} settings"
             lines = _lines(parts, left, what, options, model, notes, label)
-            fresh = [{"run": run, "task": task.name, "split": what.split, **line}
-                     for line in lines]  # fmt: skip
+            fresh = [{"run": run, "task": task.name, "split": what.split, **line} for line in lines]
             file.add(*fresh)
-            for path in notes.parent.glob(f"{notes.name}*"):
-                path.unlink(missing_ok=True)
-            done |= {(line["element"], line["top_k"], line["delta"]): line for line in fresh}
-        found += [done[_key(element, setting)] for element, setting in wanted]
+            done |= {
+                _key(line["element"], Setting(line["top_k"], line["delta"])): line for line in fresh
+            }
+        else:
+            logger.info("Task %s: all %d settings are in %s", task.name, len(wanted), output)
+        for path in notes.parent.glob(f"{notes.name}*"):
+            path.unlink(missing_ok=True)
+        found += [done[_key(*each)] for each in wanted]
     return found
 
 
@@ -115,21 +119,31 @@ def check_output(output: Path) -> None:
         UserError: it cannot be written, or holds something else.
     """
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
         content = output.read_text(encoding="utf-8") if output.exists() else ""
-        with output.open("ab"):
-            pass
+        folder = next(parent for parent in output.absolute().parents if parent.exists())
+        if not folder.is_dir() or not os.access(output if output.exists() else folder, os.W_OK):
+            raise PermissionError("not writable")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"output {output}: cannot be used ({error})") from None
-    keys = {"run", "task", "element", "top_k", "delta"}
-    lines = content.splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        try:
-            known = keys <= set(json.loads(line))
-        except (ValueError, TypeError):
-            known = number == len(lines) and not line.endswith("\n")  # left by a killed process
-        if not known:
+    for number, line in enumerate(content.splitlines(keepends=True), start=1):
+        if not _is_ours(line):
             raise UserError(f"output {output}: line {number} is not a sweep's; name another file")
+
+
+_BEGINNING = '{"run": "'
+
+
+def _is_ours(line: str) -> bool:
+    """Whether a sweep wrote a line, or began it and was killed."""
+    if not line.endswith("\n"):
+        return line.startswith(_BEGINNING) or _BEGINNING.startswith(line)
+    try:
+        content = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(content, dict) and {"run", "task", "element", "top_k", "delta"} <= set(
+        content
+    )
 
 
 def parts_of(task: RunTask, what: Sweep, options: Options, model: SteerableModel) -> list[_Part]:
@@ -159,6 +173,8 @@ def parts_of(task: RunTask, what: Sweep, options: Options, model: SteerableModel
             for mask in masks:
                 refuse_scored_documents(task, documents, mask.difference.card, mask.source)
         parts.append(_Part(Trial(judged, plan, documents, texts, objective), masks))
+    if not parts:
+        raise UserError(f"task {task.name}: no documents to score; pass a larger --limit")
     return parts
 
 
@@ -169,15 +185,20 @@ def _limited(documents: list[Document], limit: float | None) -> list[Document]:
 
 
 def _identity(parts: Sequence[_Part], what: Sweep, options: Options, model: SteerableModel) -> str:
-    """A digest of all that the outcome of a setting depends on, K and delta not counted."""
+    """A digest of all that outcomes depend on beside the element, K and delta."""
+    of_element = ("element", "shape")
     return cache_key(
         {
             "model": model.model_card,
-            "cards": [mask.difference.card for part in parts for mask in part.masks],
+            "cards": [
+                {k: v for k, v in part.masks[0].difference.card.items() if k not in of_element}
+                | {"hidden_site": options.hidden_site}
+                for part in parts
+            ],
             "texts": [
                 hashlib.sha256(json.dumps(part.trial.texts).encode()).hexdigest() for part in parts
             ],
-            "objective": parts[0].trial.objective if parts else "",
+            "objective": parts[0].trial.objective,
             "split": what.split,
             "selection": options.selection,
             "steering": options.steering,

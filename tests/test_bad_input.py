@@ -35,6 +35,18 @@ GOOD = {"top_k": 2, "delta": 3}
         ({"elment": "head"}, ["'elment'", "'element'"]),
         ({"attn_implementatoin": "eager"}, ["attn_implementation"]),
         ({"element": "x", "top_k": 0, "delta": "y"}, ["element=x", "top_k=0", "delta=y"]),
+        ({"grid": "1/13x3"}, ["top_k=13", "12 entries", "3 layers of 4"]),
+        ({"grid": "1/145x3", "element": "neuron"}, ["top_k=145", "144 entries"]),
+        ({"top_k": 13, "delta": "auto"}, ["top_k=13", "12 entries"]),
+        ({"grid": "1/2"}, ["grid=1/2", "1/2/4x4/9"]),
+        ({"grid": "0xnan/4"}, ["'0'", "'nan'"]),
+        ({"grid": {"top_k": [], "delta": [1]}}, ["no K"]),
+        ({"grid": "1x3", "top_k": 1, "delta": 3}, ["grid=", "fixed top_k and delta"]),
+        ({"grid": "1/2x3/4", "max_settings": 3}, ["4 settings", "max_settings=3"]),
+        ({"max_settings": 0}, ["max_settings=0"]),
+        ({"n_tune": 0}, ["n_tune=0", "at least 1"]),
+        ({"objective": "acuracy"}, ["objective=acuracy", "exact_match, likelihood, metric"]),
+        ({"method": "non"}, ["method=non", "'none'"]),
     ],
 )
 def test_a_faulty_argument_is_refused_before_the_model_is_loaded(
@@ -74,6 +86,12 @@ def test_what_the_task_cannot_do_is_said_in_one_line(
     assert "\n" not in message
     assert all(word in message for word in words), message
     assert not list((tmp_path / "cache").glob("*.safetensors"))
+
+
+def test_a_name_that_is_like_no_other_is_not_answered_with_thousands(evaluate: Any) -> None:
+    with pytest.raises(UserError, match="unknown task 'zzzzqqq'") as caught:
+        evaluate("tiny_choice", mask_from="zzzzqqq", **GOOD)
+    assert len(str(caught.value)) < 1000
 
 
 def test_the_evaluated_split_can_be_cross_fitted_on_request(evaluate: Any) -> None:

@@ -33,14 +33,15 @@ from sadi_lmeval.grid import grid_log_likelihoods
 from sadi_lmeval.interventions.edit import Edit, Edits
 from sadi_lmeval.interventions.sadi import sadi_edit
 from sadi_lmeval.options import Element, HiddenSite, Steering
-from sadi_lmeval.packing import Continuation
-from sadi_lmeval.scoring import log_likelihoods
+from sadi_lmeval.packing import UNSTEERED, Continuation, pack_requests
+from sadi_lmeval.scoring import groups_of, log_likelihoods
 
 MIXED = [Continuation(c, t) for c, t, _ in [*REQUESTS, *SAME_BEGINNING]]
 FEWER = MIXED[:10] + MIXED[10::4]
 TOUCHED: list[tuple[int, ...]] = [(0, 2), (1,), (), (2,), (1, 2)]
 """The layers of each edit of a family; none of the third."""
 NOTHING = 2
+FAMILIES = [(*site, clean) for site in SITES for clean in (False, True)]
 
 
 @pytest.fixture(scope="module")
@@ -370,6 +371,36 @@ def test_edits_that_begin_in_different_layers_have_passes_of_their_own_where_tha
     assert computed(model, FORKING, touched)[0] == [8 + 6, 8 + 6, 8 + 6]
 
 
+@pytest.mark.parametrize("bounds", [*LAYOUTS, Bounds(None, 25, 1000)])
+@pytest.mark.parametrize("resuming", [False, True])
+def test_no_pass_is_larger_than_its_bounds_or_than_one_row_of_one_setting(
+    model: LlamaForCausalLM, bounds: Bounds, resuming: bool
+) -> None:
+    requests = [request._replace(edit=UNSTEERED) for request in MIXED]
+    requests += [Continuation((40 + n, n, n + 1, n + 2), (3,)) for n in range(10)]
+    rows = [
+        row for group in groups_of(requests, True) for row in pack_requests(requests, group, True)
+    ]
+    passes: list[tuple[int, int]] = []
+    logits: list[int] = []
+    handles = [
+        model.model.embed_tokens.register_forward_hook(
+            lambda m, given, out: passes.append((out.shape[0], out.shape[1]))
+        ),
+        model.lm_head.register_forward_hook(
+            lambda m, given, out: logits.append(out.shape[:-1].numel())
+        ),
+    ]
+    families = [in_layers(model, *variant, touched=TOUCHED * 4).edits for variant in FAMILIES[:2]]
+    score(model, requests, families, bounds, True, resuming)
+    for handle in handles:
+        handle.remove()
+    longest = max(max(row.length, row.tree.past) for row in rows)
+    assert max(rows * width for rows, width in passes) <= max(bounds.tokens, longest)
+    assert max(logits) <= max(bounds.scored, longest)
+    assert bounds.rows is None or max(rows for rows, _ in passes) <= bounds.rows
+
+
 # ------------------------------------------------------------------ nothing is left in the model
 
 
@@ -383,9 +414,6 @@ def untouched(model: LlamaForCausalLM) -> Iterator[None]:
         assert count_hooks(model) == 0
         assert replaced(model) == 0
         assert torch.equal(before, model(ids).logits)
-
-
-FAMILIES = [(*site, clean) for site in SITES for clean in (False, True)]
 
 
 @pytest.mark.usefixtures("untouched")

@@ -11,9 +11,16 @@ from test_scoring import watching
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
+from sadi_lmeval.forward import Forward
 from sadi_lmeval.interventions.edit import Edit, Edits
 from sadi_lmeval.options import Element, HiddenSite, Steering
-from sadi_lmeval.prefill import steered_prefill
+from sadi_lmeval.prefill import (
+    Prompts,
+    beginning_of,
+    can_share_beginning,
+    steered_prefill,
+    with_shared_beginning,
+)
 from sadi_lmeval.sites import find_site
 
 PROMPTS = [[5, 9, 7, 4, 8, 33, 21], [11], [5, 9, 7]]
@@ -185,4 +192,111 @@ def test_prompts_in_a_batch_are_steered_as_alone(model: LlamaForCausalLM) -> Non
 def test_the_generation_after_a_steered_one_is_unsteered(model: LlamaForCausalLM) -> None:
     before = generate(model, None)[1]
     generate(model, family(model, "head", "mlp", True).edits)
+    assert torch.equal(before, generate(model, None)[1])
+
+
+# ------------------------------------------------------------------ a shared beginning
+
+BEGINNING = [(7 * i + 3) % 60 for i in range(9)]
+ALIKE = [[*BEGINNING, *end] for end in ([5], [9, 7, 4, 8], [11, 12], [44, 5, 6, 2, 2])]
+
+
+def generate_after_a_beginning(
+    model: LlamaForCausalLM, edits: Edits, which: int, beginning: list[int]
+) -> tuple[Tensor, Tensor, int]:
+    """As :func:`generate`, and the tokens that were computed."""
+    ids, mask = padded(ALIKE)
+    computed: list[int] = []
+    handle = model.model.embed_tokens.register_forward_hook(
+        lambda m, given, out: computed.append(out[..., 0].numel())
+    )
+    prompts = with_shared_beginning(Forward(model), Prompts(ids, mask), beginning)
+    with steered_prefill(model, edits, which, ids, mask):
+        found = model.generate(
+            prompts.input_ids,
+            attention_mask=prompts.attention_mask,
+            past_key_values=prompts.cache,
+            pad_token_id=2,
+            return_dict_in_generate=True,
+            output_logits=True,
+            do_sample=False,
+            min_new_tokens=STEPS,
+            max_new_tokens=STEPS,
+        )
+    handle.remove()
+    return found.sequences[:, ids.shape[1] :], torch.stack(found.logits), sum(computed)
+
+
+@pytest.mark.parametrize(("element", "hidden_site"), SITES)
+@pytest.mark.parametrize("clean", [False, True])
+@pytest.mark.parametrize("length", [1, 4, len(BEGINNING)])
+def test_a_shared_beginning_is_computed_once_and_changes_no_generation(
+    model: LlamaForCausalLM,
+    element: Element,
+    hidden_site: HiddenSite,
+    clean: bool,
+    length: int,
+) -> None:
+    edits = family(model, element, hidden_site, clean)
+    found = generate_after_a_beginning(model, edits.edits, 0, BEGINNING[:length])
+    tokens, logits, computed = found
+    for row, prompt in enumerate(ALIKE):
+        text = prompt + tokens[row].tolist()
+        expected = edits.oracle(model, text, len(prompt) - 1, 0)[len(prompt) - 1 : -1]
+        torch.testing.assert_close(logits[:, row].double(), expected, atol=1e-4, rtol=1e-4)
+    width, rows = max(map(len, ALIKE)), len(ALIKE)
+    unsteered_pass = rows * width if clean else 0
+    steps = rows * (STEPS - 1)
+    assert computed == length + rows * (width - length) + steps + unsteered_pass
+
+
+def test_prompts_one_of_which_does_not_begin_so_are_left_as_they_came(
+    model: LlamaForCausalLM,
+) -> None:
+    ids, mask = padded(ALIKE)
+    for beginning in ([*BEGINNING[:-1], 58], [*BEGINNING, 5]):
+        prompts = Prompts(ids, mask)
+        assert with_shared_beginning(Forward(model), prompts, beginning) is prompts
+
+
+def test_a_prompt_of_which_nothing_would_be_left_is_left_as_it_came(
+    model: LlamaForCausalLM,
+) -> None:
+    prompts = Prompts(*padded([*ALIKE, BEGINNING]))
+    assert with_shared_beginning(Forward(model), prompts, BEGINNING) is prompts
+    assert with_shared_beginning(Forward(model), prompts, BEGINNING[:-1]) is not prompts
+
+
+def test_prompts_are_copied_where_their_beginning_moves(model: LlamaForCausalLM) -> None:
+    ids, mask = padded(ALIKE)
+    before = ids.clone(), mask.clone()
+    found = with_shared_beginning(Forward(model), Prompts(ids, mask), BEGINNING)
+    assert torch.equal(ids, before[0])
+    assert torch.equal(mask, before[1])
+    assert found.input_ids.shape == ids.shape
+    assert found.cache is not None
+    assert found.cache.get_seq_length() == len(BEGINNING)
+    for row, prompt in enumerate(ALIKE):
+        kept = found.input_ids[row][found.attention_mask[row].bool()]
+        assert kept.tolist() == prompt
+        assert found.input_ids[row, : len(BEGINNING)].tolist() == BEGINNING
+
+
+def test_what_enough_prompts_begin_with_for_long_enough_is_worth_sharing() -> None:
+    long = list(range(40))
+    ends = [[50], [51, 50], [52], [53]]
+    assert beginning_of([long + end for end in ends]) == long
+    assert beginning_of([long] * 4) == long[:-1]
+    assert beginning_of([[*long, 50], [*long, 50, 51], [*long, 52], long]) == long[:-1]
+    assert beginning_of([long + end for end in ends[:3]]) == []
+    assert beginning_of([long[:20] + end for end in ends]) == []
+    assert beginning_of([[50, *long], *(long + end for end in ends)]) == []
+    assert beginning_of([]) == []
+
+
+def test_a_model_whose_generation_takes_a_shared_beginning_is_left_as_it_was(
+    model: LlamaForCausalLM,
+) -> None:
+    before = generate(model, None)[1]
+    assert can_share_beginning(model)
     assert torch.equal(before, generate(model, None)[1])

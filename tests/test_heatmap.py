@@ -1,0 +1,123 @@
+"""One heatmap a task and element, each cell in its place."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.image import imread
+
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.heatmap import check_can_draw, check_folder, draw_heatmaps
+
+
+def line(
+    element: str, top_k: int, delta: float, difference: float | None = 0.0, task: str = "one"
+) -> dict[str, Any]:
+    return {
+        "task": task,
+        "element": element,
+        "top_k": top_k,
+        "delta": delta,
+        "difference": difference,
+        "score": None if difference is None else 0.5 + difference,
+        "objective": "metric",
+        "documents": 9,
+        "split": "dev",
+    }
+
+
+NONE = line("none", 0, 0.0)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[list[float]]]:
+    """What is drawn, a matrix a heatmap."""
+    found: list[list[list[float]]] = []
+    draw = Axes.imshow
+
+    def spying(self: Axes, values: Any, *arguments: Any, **named: Any) -> Any:
+        found.append(values)
+        return draw(self, values, *arguments, **named)
+
+    monkeypatch.setattr(Axes, "imshow", spying)
+    return found
+
+
+def test_every_task_and_element_has_an_image(tmp_path: Path) -> None:
+    lines = [{**NONE, "task": task} for task in ("one", "a/b c")]
+    lines += [line(e, 1, 2.0, 0.1, task) for task in ("one", "a/b c") for e in ("head", "neuron")]
+    written = draw_heatmaps(lines, tmp_path / "new" / "folder")
+    names = ["one.head.png", "one.neuron.png", "a_b_c.head.png", "a_b_c.neuron.png"]
+    assert [path.name for path in written] == names
+    for path in written:
+        height, width, _ = imread(path).shape
+        assert height > 100
+        assert width > 100
+
+
+def test_a_cell_is_where_its_k_and_delta_are(
+    tmp_path: Path, drawn: list[list[list[float]]]
+) -> None:
+    lines = [
+        NONE,
+        line("head", 10, -1.0, 0.1),
+        line("head", 2, 30.0, 0.2),
+        line("head", 2, -1.0, -0.3),
+        line("neuron", 5, 4.0, 0.4),
+    ]
+    draw_heatmaps(lines, tmp_path)
+    [[small, large], [[other]]] = drawn
+    assert small == [-0.3, 0.2]
+    assert large[0] == 0.1
+    assert math.isnan(large[1])  # not tried
+    assert other == 0.4
+
+
+def test_a_setting_that_is_not_finite_is_an_empty_cell(
+    tmp_path: Path, drawn: list[list[list[float]]]
+) -> None:
+    [path] = draw_heatmaps([NONE, line("head", 1, 1.0, None), line("head", 1, 2.0, 0.1)], tmp_path)
+    [[[bad, good]]] = drawn
+    assert math.isnan(bad)
+    assert good == 0.1
+    assert imread(path).size
+
+
+@pytest.mark.parametrize("difference", [0.0, None])
+def test_a_heatmap_without_any_difference_is_drawn(
+    tmp_path: Path, difference: float | None
+) -> None:
+    assert draw_heatmaps([NONE, line("head", 1, 1.0, difference)], tmp_path)
+
+
+def test_a_heatmap_is_drawn_where_the_unsteered_model_is_not_finite(tmp_path: Path) -> None:
+    unsteered = {**NONE, "score": None, "difference": None}
+    assert draw_heatmaps([unsteered, line("head", 1, 1.0, None)], tmp_path)
+
+
+def test_the_unsteered_model_alone_has_no_heatmap(tmp_path: Path) -> None:
+    assert draw_heatmaps([NONE], tmp_path) == []
+
+
+def test_without_matplotlib_the_user_is_told_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check_can_draw()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"matplotlib.*pip install 'sadi-lmeval\[plot\]'"):
+        check_can_draw()
+
+
+def test_a_file_is_no_folder_for_heatmaps(tmp_path: Path) -> None:
+    check_folder(tmp_path)
+    check_folder(tmp_path / "new" / "folder")
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "in" / "it"):
+        with pytest.raises(UserError, match="name a folder"):
+            check_folder(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,699 @@
+"""The command ``sadi-lmeval sweep``: right numbers, a line each, and never work done twice."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval.tasks import TaskManager
+from matplotlib.image import imread
+
+from sadi_lmeval import cli, engine
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.model import SADI
+
+Lines = list[dict[str, Any]]
+Command = Callable[..., list[str]]
+SMALL = ("--elements", "head,neuron", "--top_k", "1,5", "--delta=-2,9")
+SETTINGS = [("none", 0, 0.0)] + [
+    (element, k, d) for element in ("head", "neuron") for k in (1, 5) for d in (-2.0, 9.0)
+]
+NUMBERS = ("score", "stderr", "difference", "difference_stderr", "margin")
+
+
+@pytest.fixture
+def command(tmp_path: Path, model_folder: Path, tasks_folder: Path) -> Command:
+    """Arguments of the command: ``command("tiny_choice", *SMALL, n_pairs=12)``."""
+
+    def arguments(
+        tasks: str, *options: str, include: Path = tasks_folder, host: bool = True, **model: Any
+    ) -> list[str]:
+        model = {
+            "pretrained": model_folder,
+            "cache_dir": tmp_path / "cache",
+            "n_pairs": 12,
+            "n_tune": 12,
+            **model,
+        }
+        text = ",".join(f"{name}={value}" for name, value in model.items() if value is not None)
+        given = ["sweep", "--model_args", text, "--tasks", tasks, "--include_path", str(include)]
+        given += ["--output", str(tmp_path / "out.jsonl")]
+        if host:
+            given += ["--batch_size", "4", "--device", "cpu"]
+        return [*given, *options]
+
+    return arguments
+
+
+@pytest.fixture(autouse=True)
+def without_the_harness_s_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To index them takes seconds."""
+    init = TaskManager.__init__
+    monkeypatch.setattr(TaskManager, "__init__", partialmethod(init, include_defaults=False))
+
+
+def read(path: Path) -> Lines:
+    text = path.read_text()
+    assert text == "" or text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def keys(lines: Lines) -> list[tuple[str, str, int, float]]:
+    return [(line["task"], line["element"], line["top_k"], line["delta"]) for line in lines]
+
+
+def assert_same(one: Lines, other: Lines) -> None:
+    """The same lines but for rounding, in any order."""
+    assert len(one) == len(other)
+    mine, theirs = (sorted(lines, key=lambda line: str(keys([line]))) for lines in (one, other))
+    for a, b in zip(mine, theirs, strict=True):
+        assert {k: v for k, v in a.items() if k not in NUMBERS} == {
+            k: v for k, v in b.items() if k not in NUMBERS
+        }
+        assert [a[name] for name in NUMBERS] == pytest.approx(
+            [b[name] for name in NUMBERS], abs=1e-4
+        )
+
+
+@pytest.fixture
+def sweep(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run the command in this process; the lines of its output file."""
+
+    def run(tasks: str, *options: str, **model: Any) -> Lines:
+        code = cli.main(command(tasks, *options, **model))
+        assert code == 0, capsys.readouterr().err
+        return read(tmp_path / "out.jsonl")
+
+    return run
+
+
+# ------------------------------------------------------------------ the numbers
+
+
+@pytest.mark.parametrize(
+    ("task", "element", "model"),
+    [
+        ("tiny_choice", "head", {}),
+        ("tiny_text", "neuron", {"objective": "exact_match"}),
+        ("tiny_word", "neuron", {"selection": "top_abs", "activations": "clean"}),
+    ],
+)
+def test_dev_lines_are_those_of_the_tuning_of_a_run(
+    sweep: Any, evaluate: Any, task: str, element: str, model: dict[str, Any]
+) -> None:
+    lines = sweep(task, *SMALL, **model)
+    assert keys(lines) == [(task, *setting) for setting in SETTINGS]
+    run = evaluate(task, limit=2, element=element, grid="1/5x-2/9", n_tune=12, **model)
+    [mask] = run["config"]["sadi"][task]["masks"]
+    mine = [line for line in lines if line["element"] in ("none", element)]
+    for line, row in zip(mine, mask["tuning"]["table"], strict=True):
+        assert (line["top_k"], line["delta"]) == (row["top_k"], row["delta"])
+        expected = [row[name] for name in NUMBERS]
+        assert [line[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-4)
+        assert line["objective"] == mask["tuning"]["objective"]
+        assert line["masks"] == ([] if line["element"] == "none" else [mask["cache_key"]])
+    for line in lines:
+        assert (line["split"], line["documents"], line["not_finite"]) == ("dev", 12, 0)
+        assert line["selection"] == model.get("selection", "top")
+        assert line["run"] == lines[0]["run"]
+
+
+def test_dev_lines_of_a_cross_fitted_task_are_over_the_held_out_documents_of_all_folds(
+    sweep: Any, evaluate: Any
+) -> None:
+    [none, line] = sweep("tiny_folds", "--elements", "head", "--top_k", "5", "--delta", "9")
+    run = evaluate("tiny_folds", grid="5x9/10", n_tune=12)
+    tables = [mask["tuning"]["table"] for mask in run["config"]["sadi"]["tiny_folds"]["masks"]]
+    assert none["documents"] == line["documents"] == 24
+    for found, row in ((none, 0), (line, 1)):
+        for name in ("score", "difference", "margin"):
+            expected = sum(table[row][name] for table in tables) / 2
+            assert found[name] == pytest.approx(expected, abs=1e-4)
+    assert len(line["masks"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("task", "element", "options", "limit", "settings"),
+    [
+        ("tiny_choice", "hidden", (), None, {}),
+        ("tiny_folds", "head", ("--limit", "40"), 40, {}),
+        ("tiny_word", "head", ("--limit", "10"), 10, {}),
+        ("tiny_folds", "neuron", ("--num_fewshot", "1", "--limit", "0.6"), 30, {"num_fewshot": 1}),
+        (
+            "tiny_choice",
+            "head",
+            ("--apply_chat_template", "--system_instruction", "the cat", "--limit", "20"),
+            20,
+            {"apply_chat_template": True, "system_instruction": "the cat"},
+        ),
+    ],
+)
+def test_test_lines_are_the_scores_of_runs_with_fixed_settings(
+    sweep: Any,
+    evaluate: Any,
+    task: str,
+    element: str,
+    options: tuple[str, ...],
+    limit: int | None,
+    settings: dict[str, Any],
+) -> None:
+    grid = ("--elements", element, "--top_k", "3", "--delta", "9", "--split", "test")
+    lines = sweep(task, *grid, *options)
+    plain = evaluate(task, model="hf", limit=limit, settings=settings)
+    steered = evaluate(task, limit=limit, settings=settings, element=element, top_k=3, delta=9)
+    expected = [run["results"][task]["acc,none"] for run in (plain, steered)]
+    assert [line["score"] for line in lines] == pytest.approx(expected)
+    assert all(line["documents"] == (limit or 50) for line in lines)
+    assert all(line["split"] == "test" for line in lines)
+    masks = steered["config"]["sadi"][task]["masks"]
+    assert lines[1]["masks"] == [mask["cache_key"] for mask in masks]
+
+
+def test_the_dev_split_says_best_and_the_test_split_oracle(
+    sweep: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = ("--elements", "head", "--top_k", "3", "--delta", "9")
+    sweep("tiny_choice", *grid)
+    said = capsys.readouterr().out
+    assert "head best: K=3, delta=9" in said
+    assert "oracle" not in said
+    sweep("tiny_choice", *grid, "--split", "test")
+    assert "oracle: best on the scored documents" in capsys.readouterr().out
+
+
+def test_two_tasks_have_their_own_lines(sweep: Any) -> None:
+    together = sweep("tiny_choice,tiny_text", *SMALL)
+    expected = [(t, *s) for t in ("tiny_choice", "tiny_text") for s in SETTINGS]
+    assert keys(together) == expected
+    assert len({line["run"] for line in together}) == 2
+
+
+def test_a_sweep_without_a_grid_tries_the_reference_code_s(sweep: Any) -> None:
+    lines = sweep("tiny_choice", "--elements", "head", n_tune=4)
+    assert len(lines) == 97
+    assert len(set(keys(lines))) == 97
+
+
+def test_a_document_without_a_right_choice_is_scored_in_the_test_split(
+    sweep: Any, tasks_folder: Path, tmp_path: Path
+) -> None:
+    """The harness counts it as wrong; no pair and no held-out document is such a one."""
+    rows = [json.loads(line) for line in (tasks_folder / "validation.jsonl").open()][:6]
+    rows[2]["label"] = -1
+    (tmp_path / "own").mkdir()
+    data = tmp_path / "own" / "validation.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = (tasks_folder / "tiny_choice.yaml").read_text()
+    text = text.replace(str(tasks_folder / "validation.jsonl"), str(data))
+    (tmp_path / "own" / "own.yaml").write_text(text.replace("tiny_choice", "tiny_unknown"))
+    grid = ("--elements", "head", "--top_k", "3", "--delta", "9", "--split", "test")
+    lines = sweep("tiny_unknown", *grid, include=tmp_path / "own")
+    assert [line["documents"] for line in lines] == [6, 6]
+
+
+# ------------------------------------------------------------------ what the run is told
+
+
+def copied(tasks_folder: Path, folder: Path) -> Path:
+    """The tiny tasks in another folder, to which files may be added."""
+    folder.mkdir()
+    for file in tasks_folder.glob("*.yaml"):
+        shutil.copy(file, folder)
+    return folder
+
+
+def test_a_benchmark_file_in_the_included_folder_counts(
+    sweep: Any, tasks_folder: Path, tmp_path: Path
+) -> None:
+    folder = copied(tasks_folder, tmp_path / "mine")
+    (folder / "bench.yaml").write_text("benchmark: mine\ntasks: [tiny_choice]\nn_pairs: 60\n")
+    grid = ("--elements", "head", "--top_k", "3", "--delta", "9")
+    lines = sweep("tiny_choice", *grid, include=folder, n_pairs=None, n_tune=None)
+    assert [line["documents"] for line in lines] == [43, 43]  # 70 shared out as 60 to 100
+
+
+def test_masks_may_come_from_another_task_of_the_included_folder(
+    sweep: Any, evaluate: Any, tasks_folder: Path, tmp_path: Path
+) -> None:
+    folder = copied(tasks_folder, tmp_path / "mine")
+    grid = ("--elements", "head", "--top_k", "3", "--delta", "9")
+    lines = sweep("tiny_text", *grid, include=folder, mask_from="tiny_choice")
+    run = evaluate("tiny_text", mask_from="tiny_choice", grid="3x9/10", n_tune=12)
+    [mask] = run["config"]["sadi"]["tiny_text"]["masks"]
+    for line, row in zip(lines, mask["tuning"]["table"][:2], strict=True):
+        assert line["score"] == pytest.approx(row["score"], abs=1e-4)
+
+
+@pytest.mark.parametrize("model", [{}, {"device": "cpu"}])
+def test_device_and_batch_size_need_not_be_given(
+    sweep: Any, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any]
+) -> None:
+    """Without ``--device`` it is the harness's business where the model goes."""
+    init = SADI.__init__
+
+    def on_this_machine(self: SADI, pretrained: str, **arguments: Any) -> None:
+        assert arguments.setdefault("device", "cpu") == "cpu"
+        init(self, pretrained, **arguments)
+
+    monkeypatch.setattr(SADI, "__init__", on_this_machine)
+    grid = ("--elements", "head", "--top_k", "3", "--delta", "9")
+    assert len(sweep("tiny_choice", *grid, host=False, **model)) == 2
+
+
+def test_a_list_of_numbers_may_begin_with_a_negative_one(sweep: Any) -> None:
+    lines = sweep("tiny_choice", "--elements", "head", "--top_k", "3", "--delta", "-2,9")
+    assert [line["delta"] for line in lines] == [0.0, -2.0, 9.0]
+
+
+# ------------------------------------------------------------------ never twice
+
+
+class Counting:
+    """Takes the place of the grid's scoring: what it was asked for; may interrupt it."""
+
+    def __init__(self, after: int | None = None) -> None:
+        self.after = after
+        self.requests: list[int] = []
+        self.settings: list[list[int]] = []
+        self.inner = engine.grid_log_likelihoods
+
+    def __call__(self, forward: Any, requests: Any, families: Any, **named: Any) -> None:
+        self.requests.append(len(requests))
+        self.settings.append([family.count for family in families])
+        done = named.pop("done")
+
+        def told(which: list[int], *scores: Any) -> None:
+            done(which, *scores)
+            if self.after is not None:
+                self.after -= len(which)
+                if self.after <= 0:
+                    raise KeyboardInterrupt
+
+        self.inner(forward, requests, families, done=told, **named)
+
+
+def test_the_same_command_computes_nothing_again(
+    sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep("tiny_choice,tiny_folds", *SMALL)
+    before = (tmp_path / "out.jsonl").read_bytes()
+    monkeypatch.setattr(engine, "grid_log_likelihoods", None)
+    monkeypatch.setattr(engine, "mean_difference", None)
+    sweep("tiny_choice,tiny_folds", *SMALL)
+    sweep("tiny_folds", "--elements", "head,neuron", "--top_k", "5", "--delta", "9")  # a part of it
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+    with pytest.raises(TypeError):
+        sweep("tiny_choice", *SMALL, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "new"),
+    [
+        (("--elements", "head,neuron", "--top_k", "1", "--delta=-2,9"), [2, 2]),
+        (("--elements", "head", "--top_k", "1", "--delta=-2,9"), [2, 4]),
+        (("--elements", "neuron", "--top_k", "1,5", "--delta=-2,9"), [4]),
+    ],
+    ids=["more K", "more K and another element", "another element"],
+)
+def test_a_larger_grid_computes_only_what_is_new(
+    sweep: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    new: list[int],
+) -> None:
+    whole = sweep("tiny_choice", *SMALL)
+    (tmp_path / "out.jsonl").unlink()
+    first = sweep("tiny_choice", *options)
+    spy = Counting()
+    monkeypatch.setattr(engine, "grid_log_likelihoods", spy)
+    grown = sweep("tiny_choice", *SMALL)
+    assert grown[: len(first)] == first
+    assert [[count for count in counts if count] for counts in spy.settings] == [new]
+    assert_same(grown, whole)
+
+
+def test_other_runs_stand_in_the_same_file(sweep: Any) -> None:
+    grid = ("--elements", "head", "--top_k", "3", "--delta", "9")
+    sweep("tiny_choice", *grid)
+    sweep("tiny_choice", *grid, seed=1)
+    lines = sweep("tiny_choice", *grid, "--split", "test")
+    assert len(lines) == 6
+    assert len({line["run"] for line in lines}) == 3
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(
+    command: Command,
+    sweep: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """36 requests of each of two tasks, interrupted in the first and in the second."""
+    undisturbed = sweep("tiny_choice,tiny_folds", *SMALL)
+    (tmp_path / "out.jsonl").unlink()
+    asked = []
+    for after in (12, 50, 30):
+        spy = Counting(after)
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "grid_log_likelihoods", spy)
+            assert cli.main(command("tiny_choice,tiny_folds", *SMALL)) == 130
+        assert "the same command goes on from here" in capsys.readouterr().err
+        assert list(tmp_path.glob("out.jsonl.*"))
+        asked.append(spy.requests)
+    assert asked[0] == [36]
+    assert 0 < asked[1][0] <= 24
+    assert asked[1][1] == 36  # the next task, or its first fold
+    assert len(read(tmp_path / "out.jsonl")) == 9
+    spy = Counting()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "grid_log_likelihoods", spy)
+        assert_same(sweep("tiny_choice,tiny_folds", *SMALL), undisturbed)
+    assert sum(spy.requests) < 72
+    assert not list(tmp_path.glob("out.jsonl.*"))
+
+
+KILLED = """
+import functools, json, os, signal, sys
+from pathlib import Path
+from lm_eval.tasks import TaskManager
+from sadi_lmeval import cli
+from sadi_lmeval.journal import Journal
+import sadi_lmeval.sweep, sadi_lmeval.model
+
+TaskManager.__init__ = functools.partialmethod(TaskManager.__init__, include_defaults=False)
+output, arguments = Path(sys.argv[1]), sys.argv[2:]
+add = Journal.add
+
+
+def dying(where, count, part):
+    '''Killed while the count-th lines are written to the output or the notes, part of them.'''
+    left = count
+
+    def add_or_die(self, *lines):
+        nonlocal left
+        if lines and (self.path == output) == (where == "output"):
+            left -= 1
+            if not left:
+                text = "".join(json.dumps(line) + "\\n" for line in lines).encode()
+                with self.path.open("ab") as file:
+                    file.write(text[: int(len(text) * part)])
+                os.kill(os.getpid(), signal.SIGKILL)
+        add(self, *lines)
+
+    return add_or_die
+
+
+moments = [("notes", 2, 0.5), ("output", 1, 0.6), ("notes", 1, 0.9), ("output", 1, 1),
+           ("output", 1, 0.95)]
+for moment in moments:
+    child = os.fork()
+    if not child:
+        Journal.add = dying(*moment)
+        os._exit(cli.main(arguments))
+    _, status = os.waitpid(child, 0)
+    print(moment, os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
+"""
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    cache = str(tmp_path.parent / "datasets")
+    own = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": cache, "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **own}
+
+
+def test_a_sweep_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
+    command: Command, sweep: Any, tmp_path: Path
+) -> None:
+    undisturbed = sweep("tiny_choice,tiny_folds", *SMALL)
+    output = tmp_path / "out.jsonl"
+    output.unlink()
+    arguments = command("tiny_choice,tiny_folds", *SMALL)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(output), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(tmp_path),
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    killed = [line for line in lines if line.startswith("(")]
+    assert len(killed) == 5
+    assert all(line.endswith(" True") for line in killed), killed
+    assert output.stat().st_size > 0
+    assert not output.read_bytes().endswith(b"\n")
+    assert_same(sweep("tiny_choice,tiny_folds", *SMALL), undisturbed)
+    assert not list(tmp_path.glob("out.jsonl.*"))
+
+
+def test_the_command_itself_writes_lines_and_heatmaps(
+    command: Command, sweep: Any, tmp_path: Path
+) -> None:
+    expected = sweep("tiny_choice", *SMALL)
+    (tmp_path / "out.jsonl").unlink()
+    images = ("--heatmaps", str(tmp_path / "images"))
+    arguments = command("tiny_choice", *SMALL, *images)
+    done = subprocess.run(
+        [sys.executable, "-m", "sadi_lmeval.cli", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(tmp_path),
+        cwd=tmp_path,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same(read(tmp_path / "out.jsonl"), expected)
+    assert "tiny_choice: unsteered: " in done.stdout
+    assert len(list((tmp_path / "images").glob("*.png"))) == 2
+
+
+# ------------------------------------------------------------------ heatmaps
+
+
+def test_heatmaps_are_drawn_one_a_task_and_element(sweep: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    for _ in range(2):  # the second time all lines are there already
+        sweep("tiny_choice,tiny_text", *SMALL, "--heatmaps", str(folder))
+        names = {f"{t}.{e}.png" for t in ("tiny_choice", "tiny_text") for e in ("head", "neuron")}
+        assert {path.name for path in folder.iterdir()} == names
+        for path in folder.iterdir():
+            assert imread(path).std() > 0
+            path.unlink()
+
+
+# ------------------------------------------------------------------ mistakes
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr of a command that fails."""
+    capsys.readouterr()
+    assert cli.main(arguments) == 1
+    said = capsys.readouterr()
+    lines = said.err.splitlines()
+    assert lines[-1].startswith("sadi-lmeval: error: ")
+    assert "Traceback" not in said.err
+    assert said.out == ""
+    return lines[-1] if len(lines) == 1 else said.err
+
+
+@pytest.mark.parametrize(
+    ("options", "model", "words"),
+    [
+        (("--elements", "heads"), {}, ["--elements heads", "'head'"]),
+        (("--elements", "head,mlp"), {}, ["--elements mlp", "head, hidden, neuron"]),
+        (("--elements", ""), {}, ["--elements", "empty list"]),
+        (("--elements", "head,head"), {}, ["--elements", "head named twice"]),
+        (("--tasks", ""), {}, ["--tasks", "empty list"]),
+        (("--tasks", " , "), {}, ["--tasks", "empty list"]),
+        (("--tasks", "tiny_choice,tiny_choice"), {}, ["--tasks", "tiny_choice named twice"]),
+        (("--tasks", "tiny_choise"), {}, ["'tiny_choise'", "'tiny_choice'"]),
+        (("--top_k", ","), {}, ["--top_k", "empty list"]),
+        (("--delta", ""), {}, ["--delta", "empty list"]),
+        (("--top_k", "1,2,1"), {}, ["--top_k", "1 named twice"]),
+        (("--top_k", "0,x"), {}, ["'0'", "'x'"]),
+        (("--top_k", "1.5", "--delta", "nan,inf"), {}, ["'1.5'", "'nan'", "'inf'"]),
+        (("--delta", "0"), {}, ["delta 0 alone steers nothing"]),
+        (("--elements", "head,neuron", "--top_k", "1"), {}, ["--top_k and --delta", "give both"]),
+        (("--top_k", "1,13", "--delta", "1"), {}, ["top_k=13", "12 entries", "3 layers of 4"]),
+        (("--elements", "head,neuron", "--top_k", "13", "--delta", "1"), {}, ["top_k=13"]),
+        (("--elements", "hidden", "--top_k", "97"), {}, ["top_k=97", "96 entries"]),
+        (("--max_settings", "95"), {}, ["96 settings", "--max_settings 95"]),
+        ((), {"pretrained": None}, ["--model_args", "pretrained=MODEL is missing"]),
+        ((), {"top_k": 3}, ["--model_args top_k", "use --elements, --top_k, --delta"]),
+        ((), {"grid": "1x2", "element": "head"}, ["element, grid"]),
+        ((), {"n_tune": 0}, ["n_tune=0", "at least 1"]),
+        ((), {"objective": "acc"}, ["objective=acc"]),
+        ((), {"selction": "top"}, ["'selction'", "'selection'"]),
+        (("--limit", "0"), {}, ["limit"]),
+        (("--limit", "-1"), {}, ["limit"]),
+    ],
+)
+def test_a_mistake_is_one_line_before_the_model_is_loaded(
+    command: Command,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    model: dict[str, Any],
+    words: list[str],
+) -> None:
+    monkeypatch.setattr("sadi_lmeval.model.SADI._create_model", None)
+    arguments = command("tiny_choice", "--elements", "head", *options, **model)
+    said = refused(arguments, capsys)
+    assert all(word in said for word in words), said
+
+
+def test_a_given_mask_is_refused_or_used(
+    command: Command, evaluate: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = evaluate("tiny_choice", top_k=2, delta=3, seed=5)
+    file = run["config"]["sadi"]["tiny_choice"]["masks"][0]["file"]
+    grid = ("--elements", "head", "--top_k", "3", "--delta", "9")
+    if cli.main(command("tiny_choice", *grid, mask=file)) == 1:
+        assert "mask" in capsys.readouterr().err.splitlines()[-1]
+    else:
+        assert read(tmp_path / "out.jsonl")[1]["masks"] == [file]
+
+
+def test_a_mistake_leaves_no_file(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options in (("--tasks", "tiny_choise"), ("--top_k", "13"), ("--delta", "x")):
+        refused(command("tiny_choice", "--elements", "head", *options), capsys)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_without_matplotlib_heatmaps_are_refused_before_anything_is_done(
+    command: Command,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *more: None if name == "matplotlib" else find(name, *more),
+    )
+    monkeypatch.setattr("sadi_lmeval.model.SADI._create_model", None)
+    folder = tmp_path / "images"
+    said = refused(command("tiny_choice", *SMALL, "--heatmaps", str(folder)), capsys)
+    assert "pip install 'sadi-lmeval[plot]'" in said
+    assert not folder.exists()
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_an_output_that_can_no_longer_be_written_is_an_error_and_the_work_is_kept(
+    command: Command,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The disk fills up while the settings are tried."""
+    inner, count = Path.open, engine.grid_log_likelihoods
+    full = False
+
+    def opened(self: Path, *arguments: Any, **named: Any) -> Any:
+        if full and self.name == "out.jsonl":
+            raise OSError(28, "No space left on device")
+        return inner(self, *arguments, **named)
+
+    def scored(*arguments: Any, **named: Any) -> None:
+        nonlocal full
+        full = True
+        count(*arguments, **named)
+
+    monkeypatch.setattr(Path, "open", opened)
+    monkeypatch.setattr(engine, "grid_log_likelihoods", scored)
+    assert cli.main(command("tiny_choice", *SMALL)) == 1
+    assert "out.jsonl" in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.glob("out.jsonl.*"))
+
+
+def test_heatmaps_that_cannot_be_written_are_refused_in_one_line(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").write_text("mine")
+    grid = ("--elements", "head", "--top_k", "3", "--delta", "9")
+    images = ("--heatmaps", str(tmp_path / "images"))
+    assert cli.main(command("tiny_choice", *grid, *images)) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("sadi-lmeval: error: ")
+    assert "images" in said
+    assert (tmp_path / "images").read_text() == "mine"
+
+
+def test_what_the_task_cannot_do_is_one_line(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = ("--elements", "head", "--top_k", "3", "--delta", "9")
+    for task, model, words in (
+        ("tiny_rolling", {}, "loglikelihood_rolling"),
+        ("tiny_choice", {"n_tune": 59}, "59 are needed"),
+        ("tiny_choice", {"n_pairs": 71}, "71 are needed"),
+        ("tiny_text", {"objective": "metric"}, "objective=metric"),
+        ("tiny_same_split", {}, "folds=2"),
+    ):
+        capsys.readouterr()
+        assert cli.main(command(task, *grid, **model)) == 1
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith("sadi-lmeval: error: ")
+        assert words in said
+
+
+OWN = json.dumps({"run": "r", "task": "t", "element": "none", "top_k": 0, "delta": 0.0}) + "\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"mine\n",
+        b"mine",
+        b"a,b\n1,2\n",
+        b"5",
+        b'{"a": 1}\n',
+        b'{"a": 1}',
+        b'{\n  "a": 1\n}\n',
+        b"\x89PNG\r\n\x1a\n\x00",
+        b"\n",
+        (OWN + "mine\n").encode(),
+        (OWN + '{"a": 1}\n' + OWN).encode(),
+        b'["run", "task", "element", "top_k", "delta"]\n',
+    ],
+)
+def test_a_file_that_no_sweep_wrote_is_refused_and_left_as_it_is(
+    command: Command,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    content: bytes,
+) -> None:
+    def load(*_: Any) -> None:
+        raise UserError("the file was taken")
+
+    monkeypatch.setattr(cli, "_load", load)
+    output = tmp_path / "out.jsonl"
+    output.write_bytes(content)
+    said = refused(command("tiny_choice", *SMALL), capsys)
+    assert f"output {output}" in said
+    assert output.read_bytes() == content
+
+
+def test_a_folder_is_no_output_file(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out.jsonl").mkdir()
+    assert "cannot be used" in refused(command("tiny_choice", *SMALL), capsys)
+    (tmp_path / "out.jsonl").rmdir()
+    (tmp_path / "file").write_text("")
+    arguments = command("tiny_choice", *SMALL, "--output", str(tmp_path / "file" / "out.jsonl"))
+    assert "cannot be used" in refused(arguments, capsys)

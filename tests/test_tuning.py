@@ -1,0 +1,574 @@
+"""K and delta chosen in a run: the table is right, the choice follows from it, nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from test_model import numbers, scores
+from test_pairs import load
+from torch import Tensor
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from sadi_lmeval import engine, steering
+from sadi_lmeval.batches import Bounds
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.forward import Forward
+from sadi_lmeval.interventions.edit import Edits
+from sadi_lmeval.interventions.sadi import binary_mask, sadi_edit
+from sadi_lmeval.mask import load_mask
+from sadi_lmeval.options import parse
+from sadi_lmeval.packing import Continuation
+from sadi_lmeval.plan import draw, find_plan
+from sadi_lmeval.run_tasks import Document, digest
+from sadi_lmeval.scoring import log_likelihoods
+from sadi_lmeval.settings import REFERENCE
+from sadi_lmeval.sites import find_site
+
+GRID = {"grid": "1/3/6x-2/4/9", "n_tune": 12}
+Table = list[dict[str, Any]]
+
+
+def masks_of(results: dict[str, Any], task: str) -> list[dict[str, Any]]:
+    masks: list[dict[str, Any]] = results["config"]["sadi"][task]["masks"]
+    return masks
+
+
+def tuning_of(results: dict[str, Any], task: str) -> dict[str, Any]:
+    [mask] = masks_of(results, task)
+    tuning: dict[str, Any] = mask["tuning"]
+    return tuning
+
+
+def settings_of(table: Table) -> list[tuple[int, float]]:
+    return [(row["top_k"], row["delta"]) for row in table]
+
+
+def assert_same(one: Table, other: Table) -> None:
+    assert settings_of(one) == settings_of(other)
+    for name in ("score", "stderr", "difference", "difference_stderr", "margin"):
+        expected = [row[name] for row in other]
+        assert [row[name] for row in one] == pytest.approx(expected, abs=1e-4), name
+
+
+# ------------------------------------------------------------------ the table
+
+
+def held_out_of(folder: Path, name: str, mask: int, **arguments: Any) -> list[Document]:
+    options = parse(arguments)
+    plan = find_plan(load(folder, name), options)
+    return draw(plan, plan.sources.sources[mask], options, tuning=True).held_out
+
+
+def judged_alone(
+    name: str,
+    documents: Sequence[Document],
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    edits: Edits | None,
+    objective: str,
+) -> list[tuple[float, float]]:
+    """The objective and the margin of each document, from one plain pass after another."""
+    found = []
+    for document in documents:
+        context = tokenizer.encode(f"{document['question']} answer :")
+        choice = name in ("tiny_choice", "tiny_folds")
+        answers = document["choices"] if choice else [document["answer"]]
+        values = []
+        for answer in answers:
+            tokens = tokenizer.encode(f" {answer}")
+            request = Continuation(tuple(context), tuple(tokens), 0)
+            [score] = log_likelihoods(
+                Forward(model), [request], edits, 0, False, Bounds(1, 9999, 9999)
+            )
+            values.append(score)
+        if choice:
+            right = document["label"]
+            likely = [value for value, _ in values]
+            wrong = max(value for i, value in enumerate(likely) if i != right)
+            found.append((float(np.argmax(likely) == right), likely[right] - wrong))
+        elif objective == "likelihood":
+            found.append((values[0][0] / len(tokens), values[0][0]))
+        else:
+            found.append((float(values[0][1]), values[0][0]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("tiny_choice", {}),
+        ("tiny_choice", {"element": "neuron", "activations": "clean"}),
+        ("tiny_folds", {"element": "hidden", "selection": "top_abs"}),
+        ("tiny_text", {}),
+        ("tiny_text", {"objective": "exact_match", "element": "hidden"}),
+        ("tiny_word", {"steering": "fixed", "element": "neuron"}),
+    ],
+)
+def test_the_table_holds_what_each_setting_scores_alone(
+    evaluate: Any,
+    tasks_folder: Path,
+    model_folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    name: str,
+    arguments: dict[str, Any],
+) -> None:
+    ours = {"grid": "1/5x-2/9", "n_tune": 8, "n_pairs": 12, **arguments}
+    options = parse(ours)
+    model = LlamaForCausalLM.from_pretrained(model_folder).eval()
+    site = find_site(model, options.element, options.hidden_site)
+    masks = masks_of(evaluate(name, **ours), name)
+    assert len(masks) == (2 if name == "tiny_folds" else 1)
+    for index, mask in enumerate(masks):
+        documents = held_out_of(tasks_folder, name, index, **ours)
+        tuning = mask["tuning"]
+        difference = load_mask(Path(mask["file"]))
+        table: Table = []
+        unsteered: np.ndarray[Any, Any] = np.zeros(0)
+        for top_k, delta in [(0, 0.0), (1, -2.0), (1, 9.0), (5, -2.0), (5, 9.0)]:
+            edits = None
+            if top_k:
+                chosen = binary_mask(difference.scores, top_k, options.selection, 0)
+                edit = sadi_edit(chosen, difference.values, delta, options.steering)
+                edits = Edits(site, [edit], options.activations == "clean")
+            found = judged_alone(name, documents, model, tokenizer, edits, tuning["objective"])
+            values, margins = (np.array(column) for column in zip(*found, strict=True))
+            unsteered = unsteered if top_k else values
+            table.append(
+                {
+                    "top_k": top_k,
+                    "delta": delta,
+                    "score": values.mean(),
+                    "stderr": stats.sem(values),
+                    "difference": (values - unsteered).mean(),
+                    "difference_stderr": stats.sem(values - unsteered),
+                    "margin": margins.mean(),
+                }
+            )
+        assert tuning["documents"] == len(documents) == 8
+        assert_same(tuning["table"], table)
+        assert len({round(row["margin"], 3) for row in table}) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "element"),
+    [
+        ("tiny_choice", "head"),
+        ("tiny_choice", "neuron"),
+        ("tiny_folds", "head"),
+        ("tiny_text", "neuron"),
+        ("tiny_word", "head"),
+    ],
+)
+def test_the_best_of_the_table_is_chosen_and_steers_as_if_given_by_hand(
+    evaluate: Any, name: str, element: str
+) -> None:
+    tuned = evaluate(name, limit=50, element=element, **GRID)
+    record = tuned["config"]["sadi"][name]
+    json.dumps(record, allow_nan=False)
+    found = scores(tuned, name)
+    a_document = len(found) // 50
+    for index, mask in enumerate(masks_of(tuned, name)):
+        table = mask["tuning"]["table"]
+        expected = [(0, 0.0), *((k, d) for k in (1, 3, 6) for d in (-2.0, 4.0, 9.0))]
+        assert settings_of(table) == expected
+        best = max(table, key=lambda r: (r["score"], r["margin"], -r["top_k"] * abs(r["delta"])))
+        chosen = {"top_k": best["top_k"], "delta": best["delta"]}
+        assert mask["tuning"]["chosen"] == chosen == {k: mask[k] for k in ("top_k", "delta")}
+        assert chosen["top_k"] == len(mask["selected"])
+        assert mask["tuning"]["beats_unsteered"] is (best["difference"] > best["difference_stderr"])
+        given = chosen if best["top_k"] else {"delta": 0}
+        by_hand = evaluate(name, limit=50, element=element, **given)
+        if best["top_k"]:
+            assert masks_of(by_hand, name)[index]["selected"] == mask["selected"]
+            assert "tuning" not in masks_of(by_hand, name)[index]
+        half = slice(25 * index * a_document, 25 * (index + 1) * a_document)
+        part = half if name == "tiny_folds" else slice(None)
+        if name == "tiny_text":
+            assert found == scores(by_hand, name)
+        else:
+            same = numbers(by_hand, name)[part]
+            assert numbers(tuned, name)[part] == pytest.approx(same, abs=1e-4)
+    for key in ("top_k", "delta"):
+        values = [mask[key] for mask in record["masks"]]
+        assert record[key] == (values if len(set(values)) > 1 else values[0])
+
+
+def test_the_unsteered_model_is_taken_where_every_setting_is_worse(
+    evaluate: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="lm_eval.sadi"):
+        found = evaluate("tiny_text", grid="3x-2/4")
+    [mask] = masks_of(found, "tiny_text")
+    assert mask["tuning"]["chosen"] == {"top_k": 0, "delta": 0.0}
+    assert mask["selected"] == []
+    assert scores(found, "tiny_text") == scores(evaluate("tiny_text", model="hf"), "tiny_text")
+    assert "no setting beats the unsteered model" in caplog.text
+
+
+def test_a_run_says_so_where_nothing_beats_the_unsteered_model(
+    evaluate: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="lm_eval.sadi"):
+        found = tuning_of(evaluate("tiny_choice", grid="1x9/10", n_tune=58), "tiny_choice")
+        assert found["beats_unsteered"]
+        assert "no setting beats" not in caplog.text
+        assert not tuning_of(evaluate("tiny_word", **GRID), "tiny_word")["beats_unsteered"]
+    [line] = [r.getMessage() for r in caplog.records if "no setting beats" in r.getMessage()]
+    for word in ("tiny_word", "by more than a standard error", "12 held-out documents"):
+        assert word in line
+
+
+OVERFLOWING = {"grid": "2x4/3e38", "n_tune": 12}
+
+
+def test_a_setting_without_finite_scores_is_in_the_table_and_never_chosen(
+    evaluate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = tuning_of(evaluate("tiny_choice", **OVERFLOWING), "tiny_choice")
+    assert found["table"][2]["not_finite"] == 12
+    assert found["table"][2]["score"] is found["table"][2]["difference"] is None
+    assert found["chosen"]["delta"] in (0.0, 4.0)
+    json.dumps(found, allow_nan=False)
+    monkeypatch.setattr(engine, "grid_log_likelihoods", None)
+    again = evaluate("tiny_choice", **OVERFLOWING)
+    assert tuning_of(again, "tiny_choice") == found
+
+
+def test_a_setting_without_finite_scores_changes_no_other_s(evaluate: Any) -> None:
+    """They are scored side by side in one pass."""
+    found, expected = (
+        tuning_of(evaluate("tiny_choice", grid=grid, n_tune=12), "tiny_choice")["table"][:2]
+        for grid in ("2x4/3e38", "2x4/3")
+    )
+    assert_same(found, expected)
+
+
+# ------------------------------------------------------------------ what is tried
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, [(k, d) for k in REFERENCE["head"].top_k for d in REFERENCE["head"].delta]),
+        ({"top_k": 3, "delta": "auto"}, [(3, d) for d in REFERENCE["head"].delta]),
+        ({"grid": "1/3x0/4"}, [(1, 4.0), (3, 4.0)]),
+        ({"element": "neuron", "delta": 4, "top_k": "auto"},
+         [(k, 4.0) for k in (3, 5, 10, 30, 50, 100)]),
+    ],
+)  # fmt: skip
+def test_the_settings_are_those_of_the_grid_and_the_unsteered_model(
+    evaluate: Any, arguments: dict[str, Any], expected: list[tuple[int, float]]
+) -> None:
+    found = tuning_of(evaluate("tiny_choice", n_tune=4, **arguments), "tiny_choice")
+    assert settings_of(found["table"]) == [(0, 0.0), *expected]
+    assert found["documents"] == 4
+
+
+def test_as_many_settings_as_are_tried_are_allowed(evaluate: Any) -> None:
+    given = {"top_k": "auto", "n_tune": 4}
+    tried = tuning_of(evaluate("tiny_choice", **given), "tiny_choice")
+    count = len(tried["table"]) - 1
+    with pytest.raises(UserError, match=f"{count} settings"):
+        evaluate("tiny_choice", max_settings=count - 1, **given)
+    again = evaluate("tiny_choice", max_settings=count, **given)
+    assert tuning_of(again, "tiny_choice") == tried
+
+
+def test_a_grid_that_steers_nothing_is_refused_for_what_it_is(evaluate: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        evaluate("tiny_choice", grid="1/2x0")
+    assert "grid" in str(caught.value)
+    assert "benchmark" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "words"),
+    [
+        ("tiny_choice", {"n_tune": 59}, ["70 documents", "leaves 58", "59 are needed"]),
+        ("tiny_choice", {"n_pairs": 67}, ["67 of them", "leaves 3", "12 are needed"]),
+        ("tiny_text", {"objective": "metric"}, ["objective=metric", "tiny_text"]),
+        ("tiny_choice", {"objective": "exact_match"}, ["objective=exact_match", "tiny_choice"]),
+    ],
+)
+def test_what_cannot_be_tuned_is_said_in_one_line(
+    evaluate: Any, task: str, arguments: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        evaluate(task, **{**GRID, **arguments})
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_given_mask_is_tuned_on_documents_that_did_not_make_it(
+    evaluate: Any, tasks_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = masks_of(evaluate("tiny_choice", top_k=2, delta=3, seed=1), "tiny_choice")[0]["file"]
+    seen: list[Document] = []
+    tune = steering.tune
+
+    def spying(trial: Any, *arguments: Any) -> Any:
+        seen.extend(trial.documents)
+        return tune(trial, *arguments)
+
+    monkeypatch.setattr(steering, "tune", spying)
+    found = evaluate("tiny_choice", mask=file, **GRID)
+    made = set(load_mask(Path(file)).card["documents"])
+    scored = {digest(document) for document in load(tasks_folder, "tiny_choice").evaluated()}
+    assert len(made) == 12
+    assert len(seen) == 12
+    assert not {digest(document) for document in seen} & (made | scored)
+    assert masks_of(found, "tiny_choice")[0]["file"] == file
+    assert len(tuning_of(found, "tiny_choice")["table"]) == 10
+
+
+# ------------------------------------------------------------------ the cache
+
+
+def cached(folder: Path) -> Path:
+    [file] = (folder / "cache").glob("*.tuning.json")
+    return file
+
+
+def test_a_second_run_takes_the_choice_from_the_cache(
+    evaluate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = evaluate("tiny_choice", **GRID)
+    kept = cached(tmp_path).read_bytes()
+    assert not list((tmp_path / "cache").glob("*.jsonl"))
+    monkeypatch.setattr(engine, "grid_log_likelihoods", None)
+    for limit in (10, 20):
+        again = evaluate("tiny_choice", limit=limit, **GRID)
+        assert tuning_of(again, "tiny_choice") == tuning_of(first, "tiny_choice")
+    same = numbers(first, "tiny_choice")
+    assert numbers(again, "tiny_choice")[:30] == pytest.approx(same, abs=1e-4)
+    assert cached(tmp_path).read_bytes() == kept
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"grid": "1/3/6x-2/4/8"},
+    {"n_tune": 13},
+    {"n_pairs": 13},
+    {"seed": 1},
+    {"selection": "bottom"},
+    {"steering": "fixed"},
+    {"activations": "clean"},
+    {"settings": {"num_fewshot": 1}},
+]
+
+
+def test_another_choice_is_not_taken_from_the_cache(
+    evaluate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate("tiny_choice", **GRID)
+    monkeypatch.setattr(engine, "grid_log_likelihoods", None)
+    for change in CHANGES:
+        with pytest.raises(TypeError):
+            evaluate("tiny_choice", **{**GRID, **change})
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+DAMAGES: list[Callable[[bytes], bytes]] = [
+    flipped,
+    lambda content: content[:-20],
+    lambda content: b"",
+    lambda content: b"\xff" + content,
+]
+
+
+def test_a_damaged_file_is_built_anew_with_a_warning(
+    evaluate: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = evaluate("tiny_choice", **GRID)
+    file = cached(tmp_path)
+    kept = file.read_bytes()
+    for damage in DAMAGES:
+        file.write_bytes(damage(kept))
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="lm_eval.sadi"):
+            again = evaluate("tiny_choice", **GRID)
+        assert f"{file}: damaged" in caplog.text
+        assert tuning_of(again, "tiny_choice") == tuning_of(first, "tiny_choice")
+        assert file.read_bytes() == kept
+
+
+def test_a_file_of_another_run_is_not_believed(evaluate: Any, tmp_path: Path) -> None:
+    first = evaluate("tiny_choice", **GRID)
+    file = cached(tmp_path)
+    evaluate("tiny_choice", grid="1/2x5/6", n_tune=12)
+    [other] = {*(tmp_path / "cache").glob("*.tuning.json")} - {file}
+    file.write_bytes(other.read_bytes())
+    again = evaluate("tiny_choice", **GRID)
+    assert tuning_of(again, "tiny_choice") == tuning_of(first, "tiny_choice")
+
+
+def test_a_folder_that_cannot_be_written_costs_a_warning_only(
+    evaluate: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = tuning_of(evaluate("tiny_choice", **GRID), "tiny_choice")
+    (tmp_path / "file").write_text("")
+    with caplog.at_level(logging.WARNING, logger="lm_eval.sadi"):
+        found = evaluate("tiny_choice", cache_dir=str(tmp_path / "file" / "in"), **GRID)
+    assert "the choice of K and delta is not kept" in caplog.text
+    assert tuning_of(found, "tiny_choice") == expected
+
+
+# ------------------------------------------------------------------ interruption
+
+
+class Scored:
+    """Takes the place of the grid's scoring: counts requests, and may interrupt it."""
+
+    def __init__(self, after: int | None = None) -> None:
+        self.after = after
+        self.requests: list[int] = []
+        self.inner = engine.grid_log_likelihoods
+
+    def __call__(self, forward: Any, requests: Any, families: Any, **named: Any) -> None:
+        self.requests.append(len(requests))
+        done = named.pop("done")
+        count = 0
+
+        def told(which: list[int], values: Tensor, greedy: Tensor) -> None:
+            nonlocal count
+            done(which, values, greedy)
+            count += len(which)
+            if self.after is not None and count >= self.after:
+                raise KeyboardInterrupt
+
+        self.inner(forward, requests, families, done=told, **named)
+
+
+@pytest.fixture
+def undisturbed(evaluate: Any, tmp_path: Path) -> dict[str, Any]:
+    return tuning_of(
+        evaluate("tiny_choice", cache_dir=str(tmp_path / "other"), **GRID), "tiny_choice"
+    )
+
+
+def test_an_interrupted_choice_goes_on_where_it_was(
+    evaluate: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: dict[str, Any],
+) -> None:
+    noted = 0
+    for after in (1, 12, 6):
+        spy = Scored(after)
+        monkeypatch.setattr(engine, "grid_log_likelihoods", spy)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate("tiny_choice", **GRID)
+        assert spy.requests == [3 * (12 - noted)]
+        monkeypatch.undo()
+        [notes] = (tmp_path / "cache").glob("*.tuning.jsonl")
+        lines = notes.read_text().splitlines()
+        documents = [json.loads(line)["document"] for line in lines]
+        assert len(documents) == len(set(documents)) > noted
+        noted = len(documents)
+    assert 6 <= noted < 12
+    assert not list((tmp_path / "cache").glob("*.tuning.json"))
+    spy = Scored()
+    monkeypatch.setattr(engine, "grid_log_likelihoods", spy)
+    found = tuning_of(evaluate("tiny_choice", **GRID), "tiny_choice")
+    assert spy.requests == [3 * (12 - noted)]
+    assert found["chosen"] == undisturbed["chosen"]
+    assert_same(found["table"], undisturbed["table"])
+    assert not notes.exists()
+
+
+def test_all_but_the_last_step_done_is_not_done_again(
+    evaluate: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: dict[str, Any],
+) -> None:
+    """Interrupted after the last document, before the outcome was written."""
+    monkeypatch.setattr("sadi_lmeval.tuning.best", None)
+    with pytest.raises(TypeError):
+        evaluate("tiny_choice", **GRID)
+    monkeypatch.undo()
+    monkeypatch.setattr(engine, "grid_log_likelihoods", None)
+    found = tuning_of(evaluate("tiny_choice", **GRID), "tiny_choice")
+    assert_same(found["table"], undisturbed["table"])
+
+
+def test_notes_that_are_not_this_choice_s_are_passed_over(
+    evaluate: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(engine, "grid_log_likelihoods", Scored(12))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate("tiny_choice", **GRID)
+    monkeypatch.undo()
+    [notes] = (tmp_path / "cache").glob("*.tuning.jsonl")
+    right = [[1.0, 1.0]] * 10
+    foreign = [
+        5,
+        None,
+        {},
+        {"document": 10, "judged": right[1:]},
+        {"document": 12, "judged": right},
+        {"document": -1, "judged": right},
+        {"document": "x", "judged": right},
+        {"document": 10, "judged": [["a", "b"]] * 10},
+        {"document": 10, "judged": [[]] * 10},
+    ]
+    with notes.open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in foreign)
+        file.write('{"document": 10, "jud')
+    found = tuning_of(evaluate("tiny_choice", **GRID), "tiny_choice")
+    assert_same(found["table"], undisturbed["table"])
+
+
+def test_a_score_that_is_not_finite_is_noted_and_known_again(
+    evaluate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sadi_lmeval.tuning.best", None)
+    with pytest.raises(TypeError):
+        evaluate("tiny_choice", **OVERFLOWING)
+    monkeypatch.undo()
+    monkeypatch.setattr(engine, "grid_log_likelihoods", None)
+    table = tuning_of(evaluate("tiny_choice", **OVERFLOWING), "tiny_choice")["table"]
+    assert [row["not_finite"] for row in (table[0], table[2])] == [0, 12]
+
+
+# ------------------------------------------------------------------ method=none
+
+
+@pytest.mark.parametrize("name", ["tiny_folds", "tiny_word", "tiny_text"])
+def test_method_none_scores_as_hf_and_needs_no_mask(
+    evaluate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(engine, "mean_difference", None)
+    monkeypatch.setattr(engine, "grid_log_likelihoods", None)
+    found, plain = evaluate(name, method="none"), evaluate(name, model="hf")
+    if name == "tiny_text":
+        assert scores(found, name) == scores(plain, name)
+    else:
+        assert numbers(found, name) == pytest.approx(numbers(plain, name), abs=1e-4)
+    assert found["config"]["sadi"][name] == {"method": "none", "top_k": 0, "delta": 0.0}
+    assert not (tmp_path / "cache").exists()
+
+
+def test_method_none_takes_rolling_log_likelihoods(evaluate: Any) -> None:
+    found = evaluate("tiny_rolling", "tiny_choice", method="none")
+    plain = evaluate("tiny_rolling", "tiny_choice", model="hf")
+    for name in ("tiny_rolling", "tiny_choice"):
+        ours = [np.atleast_1d(score)[0] for score in scores(found, name)]
+        theirs = [np.atleast_1d(score)[0] for score in scores(plain, name)]
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    key = "word_perplexity,none"
+    rolling, expected = (r["results"]["tiny_rolling"][key] for r in (found, plain))
+    assert rolling == pytest.approx(expected)
