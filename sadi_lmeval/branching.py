@@ -23,7 +23,8 @@ def longest_branching_path(model: nn.Module) -> int:
     """Up to how many tokens a path of a packed row is computed as it would be alone.
 
     A packed row brings its own attention mask, which takes the place of a sliding or chunked
-    window: right as long as no path is longer than the window.
+    window: right as long as no path is longer than the window, or than the length from which
+    rotary frequencies change.
 
     Returns:
         0 where the model cannot take packed rows (linear attention, attention biases that follow
@@ -31,7 +32,9 @@ def longest_branching_path(model: nn.Module) -> int:
         row of its own.
     """
     config = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    kinds = getattr(config, "layer_types", None) or []
+    kinds = [*(getattr(config, "layer_types", None) or [])]
+    # GPT-Neo's local attention counts places in the row, not tokens on the path.
+    kinds += [kind for kind in getattr(config, "attention_layers", None) or [] if kind == "local"]
     if any(kind not in _FULL for kind in kinds):
         reason = f"layers of type {', '.join(sorted(set(kinds) - set(_FULL)))}"
     else:
@@ -44,7 +47,7 @@ def longest_branching_path(model: nn.Module) -> int:
 
 def _windows(config: Any) -> Iterator[int]:
     """How far back a token sees."""
-    for name in ("sliding_window", "attention_chunk_size", "sliding_window_size", "window_size"):
+    for name in ("sliding_window", "attention_chunk_size", "sliding_window_size"):
         window = getattr(config, name, None)
         if isinstance(window, int) and window:
             yield window

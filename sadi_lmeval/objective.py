@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lm_eval import utils as harness
 
@@ -87,7 +87,7 @@ def judge(
     metrics = {name: value for name, value in metrics.items() if "perplexity" not in name}
     better = task.task.higher_is_better()
     for name in [*better, *metrics]:
-        metric = metrics.get(name)
+        metric: Any = metrics.get(name)
         if isinstance(metric, (bool, int, float)) or hasattr(metric, "item"):
             return Judged(float(metric) * (1 if better.get(name, True) else -1), margin)
     return Judged(margin, margin)
