@@ -215,7 +215,8 @@ def grid(bench: Bench, row: str) -> str:
     part = parts[0]
     requests = [lm.continuation(*text) for text in part.trial.texts[0]]
     for element, mask in zip(what.elements, part.masks, strict=True):
-        settings = what.settings(element)[:: len(what.settings(element)) // 4]
+        every = what.settings(lm.engine.site(element, "mlp"))
+        settings = every[:: len(every) // 4]
         family = Edits(
             lm.engine.site(element, "mlp"), edits_of(mask.difference, settings, lm.options), False
         )

@@ -127,7 +127,7 @@ def _sweep(given: argparse.Namespace) -> None:
         )
     if grid is not None and not grid.settings:
         raise UserError("grid: delta 0 alone steers nothing; the unsteered model is always tried")
-    if given.limit is not None and given.limit <= 0:
+    if given.limit is not None and not given.limit > 0:
         raise UserError(f"--limit {given.limit:g}: must be above 0")
     if given.heatmaps is not None:
         check_can_draw()
@@ -136,7 +136,9 @@ def _sweep(given: argparse.Namespace) -> None:
     from sadi_lmeval.sweep import Sweep, check_output, sweep
 
     check_output(given.output)
-    model, tasks = _load(given, names, {e: (grid or REFERENCE[e]).top_k for e in elements})
+    model, tasks = _load(
+        given, names, dict.fromkeys(elements, grid.top_k) if grid is not None else {}
+    )
     what = Sweep(tuple(elements), grid, given.split, given.limit)  # type: ignore[arg-type]
     lines = sweep(tasks, what, model.options, model, given.output)
     _print_best(lines, given.split)
@@ -157,10 +159,15 @@ def _load(
     from sadi_lmeval.run_tasks import load_tasks
 
     arguments = simple_parse_args_string(given.model_args)
-    ours = [name for name in ("method", "element", "top_k", "delta", "grid") if name in arguments]
+    ours = [
+        name
+        for name in ("method", "element", "top_k", "delta", "grid", "max_settings")
+        if name in arguments
+    ]
     if ours:
         raise UserError(
-            f"--model_args {', '.join(ours)}: a sweep tries many; use --elements, --top_k, --delta"
+            f"--model_args {', '.join(ours)}: a sweep tries many; "
+            "use --elements, --top_k, --delta, --max_settings"
         )
     if "mask" in arguments:
         raise UserError("--model_args mask: a sweep makes its own masks; use mask_from=TASK")
@@ -174,8 +181,10 @@ def _load(
     if not torch.cuda.is_available():
         arguments.setdefault("device", "cpu")  # the harness's own default is cuda
     size = arguments.setdefault("batch_size", "auto")
-    if str(size).isdigit():
+    if str(size).isdigit() and int(size):
         arguments["batch_size"] = int(size)
+    elif not str(size).startswith("auto"):
+        raise UserError(f"--batch_size {size}: must be a whole number of at least 1, or auto")
     if given.include_path is not None:
         arguments.setdefault("include_path", str(given.include_path))
     _check_top_k(arguments, top_k)
@@ -186,7 +195,15 @@ def _load(
         "fewshot_as_multiturn": given.fewshot_as_multiturn,
     }
     tasks = load_tasks(names, include, given.num_fewshot, settings)
-    model = SADI(**arguments)
+    try:
+        model = SADI(**arguments)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"--model_args pretrained={arguments['pretrained']}: cannot be loaded ({reason})"
+        ) from error
     if given.apply_chat_template:
         settings["chat_template"] = model.apply_chat_template
         model.chat_template(given.apply_chat_template)
@@ -213,19 +230,26 @@ def _check_top_k(arguments: dict[str, Any], top_k: Mapping[str, Sequence[int]]) 
             check_top_k(max(numbers), *entries, element)
 
 
+def _rank(line: dict[str, Any]) -> tuple[float, float, float]:
+    """Ties go to the larger margin, then to the smaller edit, as they do while tuning."""
+    size = line["top_k"] * abs(line["delta"])
+    return round(line["score"], 9), round(line["margin"], 9), -size
+
+
 def _print_best(lines: list[dict[str, Any]], split: str) -> None:
     """The best setting of each task and element, named for what it is."""
     name = "best" if split == "dev" else "oracle: best on the scored documents"
     found = [line for line in lines if line["score"] is not None]
     for task, element in dict.fromkeys((line["task"], line["element"]) for line in found):
         mine = [line for line in found if (line["task"], line["element"]) == (task, element)]
-        best = max(mine, key=lambda line: (line["score"], line["margin"]))
+        best = max(mine, key=_rank)
         said = (
             "unsteered"
             if element == "none"
             else f"{element} {name}: K={best['top_k']}, delta={best['delta']:g}"
         )
-        gain = "" if element == "none" else (
+        compared = element != "none" and best["difference"] is not None
+        gain = "" if not compared else (
             f", {best['difference']:+.4f} ± {best['difference_stderr']:.4f} from unsteered"
         )  # fmt: skip
         print(f"{task}: {said}: {best['score']:.4f} ± {best['stderr']:.4f}{gain}")

@@ -67,7 +67,7 @@ def measured(
         "hidden_site": options.hidden_site if site.element == "hidden" else None,
         "shape": [site.layers, site.entries, site.entry_width],
         "task": task.name,
-        "task_digest": _task_digest(task),
+        "task_digest": task_digest(task),
         "source": source.label,
         "recipe": plan.recipe.recipe,
         "recipe_digest": plan.recipe.digest,
@@ -90,7 +90,7 @@ def measured(
     return Measured(difference, f"{task.name} ({source.label})", key, file)
 
 
-def _task_digest(task: RunTask) -> str:
+def task_digest(task: RunTask) -> str:
     """A digest of the task's configuration; functions count by their names."""
     content = json.dumps(
         task.task.config.to_dict(),

@@ -190,6 +190,8 @@ def parse(arguments: dict[str, Any]) -> Options:
 def tuned(options: Options) -> bool:
     """Whether the arguments leave K or delta to be chosen on held-out documents."""
     given = options.top_k, options.delta
+    if options.method == "none" or options.delta == 0:
+        return False
     return "auto" in given or given == (None, None) or options.grid is not None
 
 

@@ -59,11 +59,20 @@ def find_plan(task: RunTask, options: Options) -> Plan:
     if options.mask_from and options.mask_from != task.name:
         source_task = load_task(options.mask_from, folders, task)
     benchmark = find_benchmark(source_task.name, folders)
-    recipe = load_recipe(
-        options.recipe or benchmark.recipe or _default_recipe(source_task), folders
-    )
+    recipe = recipe_of(source_task, options)
     sources = find_sources(task, source_task, benchmark, options.folds)
     return Plan(task, source_task, benchmark, recipe, sources)
+
+
+def recipe_of(task: RunTask, options: Options) -> Recipe:
+    """The recipe for a task's documents: the user's, the benchmark's, or that of its kind.
+
+    Raises:
+        UserError: there is nothing to contrast, or no such recipe.
+    """
+    folders = user_folders(options)
+    named = options.recipe or find_benchmark(task.name, folders).recipe
+    return load_recipe(named or _default_recipe(task), folders)
 
 
 def user_folders(options: Options) -> list[Path]:

@@ -97,7 +97,7 @@ def prepare(task: RunTask, model: SteerableModel, options: Options) -> TaskSteer
         record: dict[str, Any] = {"method": options.method, **UNSTEERED._asdict()}
         return TaskSteering(task, [], [], lambda _: NO_EDIT, record)
     site = model.engine.site(options.element, options.hidden_site)
-    settings = settings_for(task, options, site)
+    settings, chosen_by_trying = settings_for(task, options, site)
     most = max(setting.top_k for setting in settings)
     check_top_k(most, site.layers, site.entries, site.element)
     record = {
@@ -109,14 +109,14 @@ def prepare(task: RunTask, model: SteerableModel, options: Options) -> TaskSteer
     }
     if options.element == "hidden":
         record["hidden_site"] = options.hidden_site
-    if options.mask and len(settings) == 1:
+    if options.mask and not chosen_by_trying:
         found = _given(options.mask, site, options, model)
         masks = [_prepared(found, settings[0], None, options)]
         record |= {"mask_file": options.mask, "folds": None}
         return _finished(task, masks, lambda _: 0, record)
 
     plan = find_plan(task, options)
-    tuning = len(settings) > 1
+    tuning = chosen_by_trying
     if tuning:
         resolved(options.objective, plan.source_task)
     masks = []
@@ -140,8 +140,8 @@ def prepare(task: RunTask, model: SteerableModel, options: Options) -> TaskSteer
     return _finished(task, masks, plan.sources.mask_of, record)
 
 
-def settings_for(task: RunTask, options: Options, site: Site) -> list[Setting]:
-    """The settings to choose from; one where the user or the benchmark has chosen."""
+def settings_for(task: RunTask, options: Options, site: Site) -> tuple[list[Setting], bool]:
+    """The settings, and whether one is to be chosen: not where user or benchmark have."""
     benchmark = find_benchmark(options.mask_from or task.name, user_folders(options))
     top_k, delta = options.top_k, options.delta
     if options.grid is None:
@@ -154,7 +154,7 @@ def settings_for(task: RunTask, options: Options, site: Site) -> list[Setting]:
             f"task {task.name}: benchmark {benchmark.benchmark} names delta 0, which steers "
             "nothing; pass delta="
         )
-    return choice.settings
+    return choice.settings, options.grid is not None or "auto" in (top_k, delta)
 
 
 def _choose(
@@ -176,7 +176,7 @@ def _choose(
     if plan.sources.folds:
         label += f", {source.label}"
     choice = tune(
-        Trial(task, plan, held_out, texts, options.objective),
+        Trial(task, plan.recipe, held_out, texts, options.objective),
         settings,
         family,
         model,

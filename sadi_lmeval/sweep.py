@@ -8,12 +8,12 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from sadi_lmeval.cache import cache_key
-from sadi_lmeval.difference import Measured, measured, versions
+from sadi_lmeval.difference import Measured, measured, task_digest, versions
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.interventions.edit import Edits
 from sadi_lmeval.journal import Journal
@@ -21,9 +21,10 @@ from sadi_lmeval.objective import Judged, resolved
 from sadi_lmeval.options import Element, Options, check_top_k
 from sadi_lmeval.outcome import outcome
 from sadi_lmeval.pairs import scored_texts
-from sadi_lmeval.plan import draw, find_plan, num_fewshot
+from sadi_lmeval.plan import draw, find_plan, num_fewshot, recipe_of
 from sadi_lmeval.run_tasks import Document, RunTask
 from sadi_lmeval.settings import REFERENCE, UNSTEERED, Grid, Setting
+from sadi_lmeval.sites import Site
 from sadi_lmeval.sources import refuse_scored_documents
 from sadi_lmeval.steerable import SteerableModel
 from sadi_lmeval.steering import edits_of
@@ -51,8 +52,17 @@ class Sweep:
     split: Split
     limit: float | None
 
-    def settings(self, element: Element) -> list[Setting]:
-        return (self.grid or REFERENCE[element]).settings
+    def settings(self, site: Site) -> list[Setting]:
+        """The settings of an element; the reference code's go no further than its entries.
+
+        Raises:
+            UserError: more entries are to be steered than there are.
+        """
+        entries = site.layers * site.entries
+        if self.grid is not None:
+            check_top_k(max(self.grid.top_k), site.layers, site.entries, site.element)
+            return self.grid.settings
+        return [s for s in REFERENCE[site.element].settings if s.top_k <= entries]
 
 
 class _Part(NamedTuple):
@@ -80,6 +90,9 @@ def sweep(
     check_output(output)
     file = Journal(output, required=True)
     found: list[dict[str, Any]] = []
+    sites = [model.engine.site(element, options.hidden_site) for element in what.elements]
+    every: list[tuple[str, Setting]] = [("none", UNSTEERED)]
+    every += [(site.element, setting) for site in sites for setting in what.settings(site)]
     for number, task in enumerate(tasks, start=1):
         parts = parts_of(task, what, options, model)
         run = _identity(parts, what, options, model)
@@ -88,9 +101,7 @@ def sweep(
             for line in file.lines
             if line["run"] == run
         }
-        wanted: list[tuple[str, Setting]] = [("none", UNSTEERED)]
-        wanted += [(element, s) for element in what.elements for s in what.settings(element)]
-        left = [each for each in wanted if _key(*each) not in done]
+        left = [each for each in every if _key(*each) not in done]
         notes = output.with_name(f"{output.name}.{run[:12]}.part")
         if left:
             label = f"{task.name} ({number} of {len(tasks)}), {len(left)} settings"
@@ -101,10 +112,10 @@ def sweep(
                 _key(line["element"], Setting(line["top_k"], line["delta"])): line for line in fresh
             }
         else:
-            logger.info("Task %s: all %d settings are in %s", task.name, len(wanted), output)
+            logger.info("Task %s: all %d settings are in %s", task.name, len(every), output)
         for path in notes.parent.glob(f"{notes.name}*"):
             path.unlink(missing_ok=True)
-        found += [done[_key(*each)] for each in wanted]
+        found += [done[_key(*each)] for each in every]
     return found
 
 
@@ -136,7 +147,7 @@ _BEGINNING = '{"run": "'
 def _is_ours(line: str) -> bool:
     """Whether a sweep wrote a line, or began it and was killed."""
     if not line.endswith("\n"):
-        return line.startswith(_BEGINNING) or _BEGINNING.startswith(line)
+        return line.startswith(_BEGINNING)
     try:
         content = json.loads(line)
     except ValueError:
@@ -149,9 +160,9 @@ def _is_ours(line: str) -> bool:
 def parts_of(task: RunTask, what: Sweep, options: Options, model: SteerableModel) -> list[_Part]:
     plan = find_plan(task, options)
     sites = [model.engine.site(element, options.hidden_site) for element in what.elements]
-    for element, site in zip(what.elements, sites, strict=True):
-        most = max(setting.top_k for setting in what.settings(element))
-        check_top_k(most, site.layers, site.entries, element)
+    recipe = plan.recipe
+    if what.split == "test" and plan.source_task.name != task.name:
+        recipe = recipe_of(task, replace(options, recipe=None))
     objective = resolved(options.objective, plan.source_task if what.split == "dev" else task)
     scored = _limited(task.evaluated(), what.limit) if what.split == "test" else []
     parts = []
@@ -172,7 +183,7 @@ def parts_of(task: RunTask, what: Sweep, options: Options, model: SteerableModel
         if what.split == "test":
             for mask in masks:
                 refuse_scored_documents(task, documents, mask.difference.card, mask.source)
-        parts.append(_Part(Trial(judged, plan, documents, texts, objective), masks))
+        parts.append(_Part(Trial(judged, recipe, documents, texts, objective), masks))
     if not parts:
         raise UserError(f"task {task.name}: no documents to score; pass a larger --limit")
     return parts
@@ -198,6 +209,7 @@ def _identity(parts: Sequence[_Part], what: Sweep, options: Options, model: Stee
             "texts": [
                 hashlib.sha256(json.dumps(part.trial.texts).encode()).hexdigest() for part in parts
             ],
+            "task": task_digest(parts[0].trial.task),
             "objective": parts[0].trial.objective,
             "split": what.split,
             "selection": options.selection,

@@ -21,7 +21,7 @@ from sadi_lmeval.journal import Journal
 from sadi_lmeval.objective import Judged, judge, resolved, templates_compiled_once
 from sadi_lmeval.options import Objective
 from sadi_lmeval.outcome import Outcome, Tuning, best, outcome
-from sadi_lmeval.plan import Plan
+from sadi_lmeval.recipe import Recipe
 from sadi_lmeval.run_tasks import Document, RunTask, Text
 from sadi_lmeval.settings import UNSTEERED, Setting
 from sadi_lmeval.steerable import SteerableModel
@@ -33,7 +33,7 @@ class Trial(NamedTuple):
     """Documents, and the requests that the settings are tried on."""
 
     task: RunTask
-    plan: Plan
+    recipe: Recipe
     documents: Sequence[Document]
     texts: Sequence[Sequence[Text]]
     objective: Objective
@@ -164,7 +164,7 @@ def _judged(
     return [
         judge(
             trial.task,
-            trial.plan.recipe,
+            trial.recipe,
             trial.documents[index],
             list(zip(each, flags, strict=True)),
             lengths,

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lm_eval.tasks import TaskManager
 from matplotlib.image import imread
+from torch import Tensor
 
 from sadi_lmeval import cli, engine
 from sadi_lmeval.errors import UserError
@@ -489,6 +491,28 @@ def test_heatmaps_are_drawn_one_a_task_and_element(sweep: Any, tmp_path: Path) -
         for path in folder.iterdir():
             assert imread(path).std() > 0
             path.unlink()
+
+
+def test_a_sweep_ends_well_where_the_unsteered_model_is_not_finite(
+    sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inner = engine.grid_log_likelihoods
+
+    def without_unsteered(*arguments: Any, done: Any, **named: Any) -> None:
+        def told(which: list[int], values: Tensor, greedy: Tensor) -> None:
+            values[0] = torch.nan
+            done(which, values, greedy)
+
+        inner(*arguments, done=told, **named)
+
+    monkeypatch.setattr(engine, "grid_log_likelihoods", without_unsteered)
+    folder = tmp_path / "images"
+    lines = sweep("tiny_choice", *SMALL, "--heatmaps", str(folder))
+    assert lines[0]["not_finite"] == 12
+    assert all(line["difference"] is None for line in lines)
+    assert all(line["score"] is not None for line in lines[1:])
+    assert "tiny_choice: head best: K=" in capsys.readouterr().out
+    assert len(list(folder.iterdir())) == 2
 
 
 # ------------------------------------------------------------------ mistakes

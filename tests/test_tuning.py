@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from test_model import numbers, scores
 from test_pairs import load
@@ -248,6 +249,26 @@ def test_a_setting_without_finite_scores_changes_no_other_s(evaluate: Any) -> No
         for grid in ("2x4/3e38", "2x4/3")
     )
     assert_same(found, expected)
+
+
+def test_a_run_goes_on_where_the_unsteered_model_is_not_finite(
+    evaluate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = engine.grid_log_likelihoods
+
+    def without_unsteered(*arguments: Any, done: Any, **named: Any) -> None:
+        def told(which: list[int], values: Tensor, greedy: Tensor) -> None:
+            values[0] = torch.nan
+            done(which, values, greedy)
+
+        inner(*arguments, done=told, **named)
+
+    monkeypatch.setattr(engine, "grid_log_likelihoods", without_unsteered)
+    found = tuning_of(evaluate("tiny_choice", **GRID), "tiny_choice")
+    assert found["table"][0]["not_finite"] == 12
+    assert found["chosen"]["top_k"] > 0
+    assert not found["beats_unsteered"]
+    json.dumps(found, allow_nan=False)
 
 
 # ------------------------------------------------------------------ what is tried
