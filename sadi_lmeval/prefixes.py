@@ -50,7 +50,7 @@ def _split(
 ) -> list[Group]:
     """``members`` are sorted, and share their first ``known`` tokens, which are worth sharing."""
     length = _common(sequences, members)
-    base = length if length >= _SHORTEST and len(members) > 1 else known
+    base = length if length - known >= _SHORTEST and len(members) > 1 else known
     groups: list[Group] = []
     rest: list[int] = []
     run: list[int] = []

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -15,8 +17,11 @@ from test_recipe import values
 from sadi_lmeval.benchmark import Benchmark, find_benchmark, read_benchmark
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.folders import task_configs
-from sadi_lmeval.options import DEFAULT_DELTA, DEFAULT_TOP_K
+from sadi_lmeval.options import DEFAULT_DELTA, DEFAULT_TOP_K, Options
 from sadi_lmeval.recipe import load_recipe
+from sadi_lmeval.run_tasks import RunTask
+from sadi_lmeval.sites import Site
+from sadi_lmeval.steering import settings_for
 
 
 def write(folder: Path, name: str, **content: Any) -> Path:
@@ -54,20 +59,36 @@ def test_every_benchmark_of_the_package_is_sound_and_names_a_recipe_that_is_ther
             load_recipe(benchmark.recipe, [])
 
 
-def test_a_task_that_no_file_names_gets_the_defaults() -> None:
+def test_a_task_that_no_file_names_leaves_everything_open() -> None:
     found = find_benchmark("nobody_knows", [])
     assert found == Benchmark(benchmark="nobody_knows", tasks=("nobody_knows",))
-    for element in ("head", "neuron", "hidden"):
-        assert found.default_top_k(element) == DEFAULT_TOP_K[element]
-        assert found.default_delta(element) == DEFAULT_DELTA[element]
+    assert found.top_k == found.delta == {}
 
 
-def test_a_file_s_defaults_count_for_the_elements_that_it_names(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.yaml", tasks=["x"], top_k={"head": 2}, delta={"neuron": 3})
-    found = read_benchmark(path)
-    assert found is not None
-    assert [found.default_top_k(e) for e in ("head", "neuron")] == [2, DEFAULT_TOP_K["neuron"]]
-    assert [found.default_delta(e) for e in ("head", "neuron")] == [DEFAULT_DELTA["head"], 3]
+@pytest.mark.parametrize(
+    ("element", "user", "expected", "tried"),
+    [
+        ("head", {}, {2}, True),  # K is named, delta is chosen
+        ("neuron", {}, {3.0}, True),  # delta is named, K is chosen
+        ("hidden", {}, {2, 9.0}, False),  # both are named
+        ("head", {"top_k": 5}, {5, DEFAULT_DELTA["head"]}, False),
+        ("head", {"delta": 4.0}, {2, 4.0}, False),
+        ("neuron", {"delta": 4.0}, {DEFAULT_TOP_K["neuron"], 4.0}, False),
+        ("hidden", {"top_k": "auto"}, {9.0}, True),
+    ],
+)
+def test_what_a_file_names_counts_where_the_user_gives_nothing(
+    tmp_path: Path, element: Any, user: dict[str, Any], expected: set[float], tried: bool
+) -> None:
+    numbers = {"top_k": {"head": 2, "hidden": 2}, "delta": {"neuron": 3, "hidden": 9}}
+    write(tmp_path, "a.yaml", tasks=["x"], **numbers)
+    task = RunTask(SimpleNamespace(config=SimpleNamespace(task="x")))  # type: ignore[arg-type]
+    options = Options(element=element, include_path=str(tmp_path), **user)
+    site = Site(element, (torch.nn.Identity(),) * 30, "input", 100, 1)
+    every, chosen = settings_for(task, options, site)
+    same = {k for k in {s.top_k for s in every} if all(s.top_k == k for s in every)}
+    same |= {d for d in {s.delta for s in every} if all(s.delta == d for s in every)}
+    assert (same, chosen) == (expected, tried)
 
 
 def test_the_user_s_folder_wins_over_the_package_and_the_first_over_the_second(

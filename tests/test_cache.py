@@ -16,7 +16,7 @@ import torch
 from conftest import tiny_llama
 from torch import nn
 
-from sadi_lmeval import cache, mask
+from sadi_lmeval import atomic, cache
 from sadi_lmeval.cache import cache_key, cached_mask, weights_digest
 from sadi_lmeval.mask import MeanDifference
 
@@ -112,7 +112,7 @@ def test_a_full_disk_costs_a_warning_only(
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(mask.os, "fsync", full)
+    monkeypatch.setattr(atomic.os, "fsync", full)
     with caplog.at_level(logging.WARNING, "lm_eval.sadi"):
         found, file = cached_mask(tmp_path, "key", build)
     assert torch.equal(found.values, VALUES)
