@@ -49,9 +49,10 @@ def main() -> None:
         steering = "none"
         if said:
             tuning = said["masks"][0]["tuning"]
+            chosen = f"{said['element']}, K = {said['top_k']}, delta = {said['delta']:g}"
             steering = (
-                f"{said['element']}, K = {said['top_k']}, delta = {said['delta']:g}, chosen on "
-                f"{tuning['documents']} held-out documents, {said['masks'][0]['n_pairs']} pairs"
+                f"{chosen if said['top_k'] else 'none'}, chosen on {tuning['documents']} held-out "
+                f"documents out of {len(tuning['table'])} settings"
             )
         print(
             f"| {model:7} | {found['acc,none']:.4f} | {found['acc_stderr,none']:.4f} "
