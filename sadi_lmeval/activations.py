@@ -11,7 +11,7 @@ from tqdm import tqdm
 from sadi_lmeval.batches import Bounds, batches
 from sadi_lmeval.forward import Forward
 from sadi_lmeval.positions import Points
-from sadi_lmeval.prefixes import Group, group_by_prefix
+from sadi_lmeval.prefixes import Group, group_by_prefix, shared_length
 from sadi_lmeval.sequences import Tree, pack
 from sadi_lmeval.sites import Site
 
@@ -87,10 +87,7 @@ class _Row(NamedTuple):
 def _shared(pair: TokenPair) -> int:
     """Tokens that both texts of a pair begin with; each keeps at least one of its own."""
     least = min(len(pair.positive), len(pair.negative)) - 1
-    shared = 0
-    while shared < least and pair.positive[shared] == pair.negative[shared]:
-        shared += 1
-    return shared
+    return min(least, shared_length(pair.positive, pair.negative))
 
 
 def _packed(pair: TokenPair, past: int) -> _Row:

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer
 from sadi_lmeval.hooks import keeping, passing_over
 from sadi_lmeval.interventions.edit import Edits, reading
 from sadi_lmeval.positions import Points
+from sadi_lmeval.prefixes import shared_length
 from sadi_lmeval.sequences import Batch, Past, Tree, pack
 from sadi_lmeval.sites import Site, decoder_blocks
 
@@ -148,9 +149,7 @@ class Forward:
         if not tokens:
             return None
         before, past = self._last_prefix
-        known = 0
-        while known < min(len(before), len(tokens)) and before[known] == tokens[known]:
-            known += 1
+        known = shared_length(before, tokens)
         if past is not None and known == len(tokens):
             return past.up_to(known)
         tree = Tree(past=known)

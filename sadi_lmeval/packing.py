@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sadi_lmeval.prefixes import Group
+from sadi_lmeval.prefixes import Group, shared_length
 from sadi_lmeval.sequences import Tree
 
 UNSTEERED = -1
@@ -85,7 +85,7 @@ def _shared(requests: Sequence[Continuation], group: Group) -> Iterator[list[int
         context, tokens, _ = requests[index]
         own = len(context) - group.length
         before = requests[row[-1]].context if row else ()
-        common = _common(before, context)
+        common = shared_length(before, context)
         # A last prompt token may be edited: another prompt that goes on has its own.
         shared = max(0, min(common, len(before) - 1, len(context) - 1) - group.length)
         more = len(tokens) if before == context else own - shared + len(tokens) - 1
@@ -104,15 +104,9 @@ def _shared(requests: Sequence[Continuation], group: Group) -> Iterator[list[int
         yield row
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    most = min(len(one), len(other))
-    if one[:most] == other[:most]:
-        return most
-    return next(i for i in range(most) if one[i] != other[i])
-
-
 _Sign = tuple[int, int]
-"""A token, and the edit where it is a last prompt token (else -2)."""
+"""A token, and the edit where it is a last prompt token, else ``_WITHIN``."""
+_WITHIN = -2
 
 
 def _packed(requests: Sequence[Continuation], members: list[int], past: int) -> Row:
@@ -120,8 +114,8 @@ def _packed(requests: Sequence[Continuation], members: list[int], past: int) -> 
     signs: list[tuple[list[_Sign], int]] = []
     for index in members:
         context, tokens, edit = requests[index]
-        path = [(token, -2) for token in context[past:-1]]
-        path += [(context[-1], edit), *((token, -2) for token in tokens[:-1])]
+        path = [(token, _WITHIN) for token in context[past:-1]]
+        path += [(context[-1], edit), *((token, _WITHIN) for token in tokens[:-1])]
         signs.append((path, index))
     signs.sort()
     row = Row(Tree(past=past))
@@ -129,13 +123,13 @@ def _packed(requests: Sequence[Continuation], members: list[int], past: int) -> 
     waiting: list[tuple[int, int, int, int, list[int]]] = [(0, 0, len(signs), -1, [])]
     while waiting:
         depth, first, last, parent, positions = waiting.pop()
-        end = _run(signs[first][0], signs[last - 1][0], depth)
+        end = shared_length(signs[first][0], signs[last - 1][0], depth)
         if end > depth:
             run = signs[first][0][depth:end]
             parent = row.tree.add([token for token, _ in run], parent)
             start = row.tree.segments[parent].start
             positions = [*positions, *range(start, start + len(run))]
-            row.edited += [(start + i, edit) for i, (_, edit) in enumerate(run) if edit != -2]
+            row.edited += [(start + i, edit) for i, (_, edit) in enumerate(run) if edit != _WITHIN]
         while first < last and len(signs[first][0]) == end:
             index = signs[first][1]
             tokens = requests[index].tokens
@@ -152,11 +146,3 @@ def _packed(requests: Sequence[Continuation], members: list[int], past: int) -> 
             first = after
         waiting += reversed(branches)
     return row
-
-
-def _run(first: list[_Sign], last: list[_Sign], depth: int) -> int:
-    """Up to where sorted paths are the same: the first against the last."""
-    end = depth
-    while end < len(first) and end < len(last) and first[end] == last[end]:
-        end += 1
-    return end

@@ -17,6 +17,7 @@ from sadi_lmeval.forward import Forward, cache_of
 from sadi_lmeval.hooks import visiting
 from sadi_lmeval.interventions.edit import Edits, reading
 from sadi_lmeval.positions import Points
+from sadi_lmeval.prefixes import shared_length
 from sadi_lmeval.sites import unwrapped
 
 logger = logging.getLogger("lm_eval.sadi")
@@ -121,11 +122,8 @@ def beginning_of(prompts: Sequence[list[int]]) -> list[int]:
     """What all prompts begin with, if it is worth computing once; at most all but a token."""
     if len(prompts) < _FEWEST:
         return []
-    first, last = min(prompts), max(prompts)
-    most = min(len(prompt) for prompt in prompts) - 1
-    length = 0
-    while length < most and first[length] == last[length]:
-        length += 1
+    first, most = min(prompts), min(len(prompt) for prompt in prompts) - 1
+    length = min(most, shared_length(first, max(prompts)))
     return list(first[:length]) if length >= _SHORTEST else []
 
 

@@ -14,6 +14,15 @@ _DEEPEST = 64
 """Splits within splits after which a group is left as it is."""
 
 
+def shared_length(one: Sequence[object], other: Sequence[object], start: int = 0) -> int:
+    """Up to where two sequences are the same; they are known to be up to ``start``."""
+    most = min(len(one), len(other))
+    length = start
+    while length < most and one[length] == other[length]:
+        length += 1
+    return length
+
+
 class Group(NamedTuple):
     """Sequences that share a beginning.
 
@@ -88,7 +97,4 @@ def _common(sequences: Sequence[Sequence[int]], members: list[int]) -> int:
     """Tokens that sorted members share, their last tokens excepted: first against last."""
     first, last = sequences[members[0]], sequences[members[-1]]
     most = min(len(sequences[i]) for i in members) - 1
-    length = 0
-    while length < most and first[length] == last[length]:
-        length += 1
-    return length
+    return min(most, shared_length(first, last))
