@@ -97,7 +97,7 @@ def prepare(task: RunTask, model: SteerableModel, options: Options) -> TaskSteer
         record: dict[str, Any] = {"method": options.method, **UNSTEERED._asdict()}
         return TaskSteering(task, [], [], lambda _: NO_EDIT, record)
     site = model.engine.site(options.element, options.hidden_site)
-    settings, chosen_by_trying = settings_for(task, options, site)
+    settings, tuning = settings_for(task, options, site)
     most = max(setting.top_k for setting in settings)
     check_top_k(most, site.layers, site.entries, site.element)
     record = {
@@ -109,19 +109,18 @@ def prepare(task: RunTask, model: SteerableModel, options: Options) -> TaskSteer
     }
     if options.element == "hidden":
         record["hidden_site"] = options.hidden_site
-    if options.mask and not chosen_by_trying:
+    if options.mask and not tuning:
         found = _given(options.mask, site, options, model)
         masks = [_prepared(found, settings[0], None, options)]
         record |= {"mask_file": options.mask, "folds": None}
         return _finished(task, masks, lambda _: 0, record)
 
     plan = find_plan(task, options)
-    tuning = chosen_by_trying
     if tuning:
         resolved(options.objective, plan.source_task)
+    given = _given(options.mask, site, options, model) if options.mask else None
     masks = []
     for source in plan.sources.sources:
-        given = _given(options.mask, site, options, model) if options.mask else None
         source = source if given is None else _without_pairs_of(given, plan, source)
         drawn = draw(plan, source, options, tuning)
         found = given or measured(plan, source, drawn.pairs, site, options, model)

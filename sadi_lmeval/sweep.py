@@ -158,6 +158,7 @@ def _is_ours(line: str) -> bool:
 
 
 def parts_of(task: RunTask, what: Sweep, options: Options, model: SteerableModel) -> list[_Part]:
+    """The documents that a sweep scores of a task, with the masks that they may be scored with."""
     plan = find_plan(task, options)
     sites = [model.engine.site(element, options.hidden_site) for element in what.elements]
     recipe = plan.recipe
@@ -206,9 +207,7 @@ def _identity(parts: Sequence[_Part], what: Sweep, options: Options, model: Stee
                 | {"hidden_site": options.hidden_site}
                 for part in parts
             ],
-            "texts": [
-                hashlib.sha256(json.dumps(part.trial.texts).encode()).hexdigest() for part in parts
-            ],
+            "texts": [part.trial.texts_digest for part in parts],
             "task": task_digest(parts[0].trial.task),
             "objective": parts[0].trial.objective,
             "split": what.split,

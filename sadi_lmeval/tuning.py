@@ -38,6 +38,10 @@ class Trial(NamedTuple):
     texts: Sequence[Sequence[Text]]
     objective: Objective
 
+    @property
+    def texts_digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()
+
 
 def tune(
     trial: Trial,
@@ -61,8 +65,8 @@ def tune(
     """
     objective = resolved(trial.objective, trial.task)
     trial = trial._replace(objective=objective)
-    texts = hashlib.sha256(json.dumps(trial.texts).encode()).hexdigest()
-    key = cache_key({**inputs, "settings": settings, "texts": texts, "objective": objective})
+    of_trial = {"texts": trial.texts_digest, "objective": objective}
+    key = cache_key({**inputs, **of_trial, "settings": settings})
     path = folder / f"{key}.tuning.json"
     known = _load(path, key)
     if known is not None:
