@@ -1,8 +1,9 @@
-"""Difference extraction: the mean difference of pairs' last-token activations (equation 3)."""
+"""Activations of contrastive pairs at the last token of each text (paper section 3.1)."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from tqdm import tqdm
 
 from sadi_lmeval.batches import Bounds, batches
 from sadi_lmeval.forward import Forward
+from sadi_lmeval.interventions.iti import fit_probes
+from sadi_lmeval.mask import Kind
 from sadi_lmeval.positions import Points
 from sadi_lmeval.prefixes import Group, group_by_prefix, shared_length
 from sadi_lmeval.sequences import Tree, pack
@@ -23,59 +26,113 @@ class TokenPair(NamedTuple):
     negative: list[int]
 
 
-def mean_difference(
+class Reducer(Protocol):
+    """Makes what a method needs of activations as they come."""
+
+    def add(self, pairs: list[int], signs: list[int], values: Tensor) -> None:
+        """Take some texts' activations.
+
+        Args:
+            pairs: of each text, the index of its pair.
+            signs: of each text, 1 for the positive and -1 for the negative one.
+            values: ``[texts, layers, width]`` on the CPU.
+        """
+
+    def tensors(self, label: str) -> dict[str, Tensor]:
+        """What came out, when every text of every pair has been taken."""
+
+
+class MeanDifference:
+    """D = (1/T) Σ (A_pos,i − A_neg,i) (equation 3), as a float64 stream: memory does not grow."""
+
+    def __init__(self, site: Site, pairs: int) -> None:
+        self.site, self.pairs = site, pairs
+        self.total = torch.zeros(site.layers, site.width, dtype=torch.float64)
+
+    def add(self, pairs: list[int], signs: list[int], values: Tensor) -> None:
+        weights = torch.tensor(signs, dtype=torch.float64)
+        self.total += torch.einsum("n,nlw->lw", weights, values.double())
+
+    def tensors(self, label: str) -> dict[str, Tensor]:
+        site, mean = self.site, (self.total / self.pairs).float()
+        return {"difference": mean.view(site.layers, site.entries, site.entry_width)}
+
+
+class HeadProbes:
+    """ITI's probes, for which every activation is kept (float32)."""
+
+    def __init__(self, site: Site, pairs: int, seed: int) -> None:
+        self.site, self.seed = site, seed
+        self.values = torch.zeros(2, pairs, site.layers, site.width)
+
+    def add(self, pairs: list[int], signs: list[int], values: Tensor) -> None:
+        side = [0 if sign > 0 else 1 for sign in signs]
+        self.values[side, pairs] = values.float()
+
+    def tensors(self, label: str) -> dict[str, Tensor]:
+        shape = *self.values.shape[:3], self.site.entries, self.site.entry_width
+        positive, negative = self.values.view(shape)
+        return fit_probes(positive, negative, self.seed, label)._asdict()
+
+
+def reducer(kind: Kind, site: Site, pairs: int, seed: int) -> Reducer:
+    """What makes a kind of measurement."""
+    if kind == "probes":
+        return HeadProbes(site, pairs, seed)
+    return MeanDifference(site, pairs)
+
+
+def read_pairs(
     forward: Forward,
-    site: Site,
+    readers: Sequence[tuple[Site, Reducer]],
     pairs: list[TokenPair],
     pad: int,
     branching: bool,
     bounds: Bounds,
     label: str,
-) -> Tensor:
-    """D = (1/T) Σ (A_pos,i − A_neg,i), at the last token of each text, in every layer.
+) -> None:
+    """Read activations at the last token of each text, in every layer, at several sites at once.
 
-    The sum is float64 and a stream: memory does not grow with the number of pairs. What the two
-    texts of a pair share at their beginning is computed once where the model takes packed rows.
+    What the two texts of a pair share at their beginning is computed once where the model takes
+    packed rows.
 
     Args:
         forward: the model.
-        site: what is read.
+        readers: sites, and what takes their activations.
         pairs: T pairs, at least one.
         pad: the padding token.
         branching: whether the model takes packed rows with branches.
         bounds: the size of a batch.
         label: for the progress bar.
-
-    Returns:
-        ``[layers, entries, entry_width]`` float32.
     """
-    total = torch.zeros(site.layers, site.width, dtype=torch.float64)
     # Each pair's own end lets what two pairs share be all that either of them shares.
     shared = [[*pair.positive[: _shared(pair)], -1 - i] for i, pair in enumerate(pairs)]
     groups = group_by_prefix(shared) if branching else [Group(0, list(range(len(pairs))))]
+    sites = [site for site, _ in readers]
     with tqdm(total=len(pairs) * 2, desc=label, unit="text") as bar:
         for group in groups:
             past = forward.prefix(shared[group.members[0]][: group.length])
             rows: list[_Row] = []
             for member in group.members:
                 pair = pairs[member]
-                rows += [_packed(pair, group.length)] if branching else _apart(pair)
+                rows += [_packed(pair, member, group.length)] if branching else _apart(pair, member)
             for batch in batches(rows, bounds):
-                ends = [(i, end, sign) for i, row in enumerate(batch) for end, sign in row.ends]
-                points = Points.of([(i, end) for i, end, _ in ends], len(batch), forward.device)
+                ends = [(i, end, row.pair, sign)
+                        for i, row in enumerate(batch) for end, sign in row.ends]  # fmt: skip
+                points = Points.of([(i, end) for i, end, *_ in ends], len(batch), forward.device)
                 inputs = pack([row.tree for row in batch], pad, forward.dtype, forward.device, past)
-                values = forward.activations(inputs, points, site).cpu().double()
-                signs = torch.tensor([sign for _, _, sign in ends], dtype=torch.float64)
-                total += torch.einsum("n,nlw->lw", signs, values)
+                values = forward.activations(inputs, points, sites)
+                which, signs = [pair for *_, pair, _ in ends], [sign for *_, sign in ends]
+                for (_, taker), found in zip(readers, values, strict=True):
+                    taker.add(which, signs, found.cpu())
                 bar.update(len(ends))
-    mean = (total / len(pairs)).float()
-    return mean.view(site.layers, site.entries, site.entry_width)
 
 
 class _Row(NamedTuple):
     """A packed row, and the last token of each of its texts with the text's sign."""
 
     tree: Tree
+    pair: int
     ends: list[tuple[int, int]]
     scored: int = 0  # nothing is read off logits
 
@@ -90,7 +147,7 @@ def _shared(pair: TokenPair) -> int:
     return min(least, shared_length(pair.positive, pair.negative))
 
 
-def _packed(pair: TokenPair, past: int) -> _Row:
+def _packed(pair: TokenPair, number: int, past: int) -> _Row:
     """Both texts in one row, what they share once."""
     shared = _shared(pair)
     tree = Tree(past=past)
@@ -99,13 +156,13 @@ def _packed(pair: TokenPair, past: int) -> _Row:
     for text, sign in ((pair.positive, 1), (pair.negative, -1)):
         tree.add(text[shared:], root)
         ends.append((tree.length - 1, sign))
-    return _Row(tree, ends)
+    return _Row(tree, number, ends)
 
 
-def _apart(pair: TokenPair) -> list[_Row]:
+def _apart(pair: TokenPair, number: int) -> list[_Row]:
     rows = []
     for text, sign in ((pair.positive, 1), (pair.negative, -1)):
         tree = Tree()
         tree.add(text)
-        rows.append(_Row(tree, [(tree.length - 1, sign)]))
+        rows.append(_Row(tree, number, [(tree.length - 1, sign)]))
     return rows

@@ -6,11 +6,11 @@ import fnmatch
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from sadi_lmeval.errors import UserError, nearest
 from sadi_lmeval.folders import task_configs
-from sadi_lmeval.options import DEFAULT_TOP_K
+from sadi_lmeval.options import Element
 from sadi_lmeval.yaml_files import read_yaml, yaml_files
 
 
@@ -102,7 +102,7 @@ def _faults(content: dict[str, Any]) -> list[str]:
     for key in ("top_k", "delta"):
         value = content.get(key, {})
         if not isinstance(value, dict) or any(
-            element not in DEFAULT_TOP_K
+            element not in get_args(Element)
             or isinstance(number, bool)
             or not isinstance(number, int if key == "top_k" else (int, float))
             or not math.isfinite(number)
@@ -110,7 +110,7 @@ def _faults(content: dict[str, Any]) -> list[str]:
             for element, number in value.items()
         ):
             allowed = "(whole, at least 1)" if key == "top_k" else "(finite)"
-            faults.append(f"{key} must map {', '.join(DEFAULT_TOP_K)} to numbers {allowed}")
+            faults.append(f"{key} must map {', '.join(get_args(Element))} to numbers {allowed}")
     return faults
 
 

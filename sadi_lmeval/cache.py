@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from platformdirs import user_cache_path
 from torch import nn
 
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.mask import MeanDifference, load_mask, save_mask
+from sadi_lmeval.mask import Measurement, load_mask, save_mask
 
 logger = logging.getLogger("lm_eval.sadi")
 
@@ -50,41 +51,71 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
-def cached_mask(
-    folder: Path, key: str, build: Callable[[], MeanDifference]
-) -> tuple[MeanDifference, Path | None]:
-    """The mask under ``key``, built and kept if it is not there or damaged.
+def cached_measurements(
+    folder: Path, keys: Sequence[str], build: Callable[[list[str]], dict[str, Measurement]]
+) -> dict[str, tuple[Measurement, Path | None]]:
+    """The measurements under some keys; those that are not there or damaged are built and kept.
 
-    Of several processes that want one mask, one builds it and the others wait. A folder that
-    cannot be written costs a warning, not the run.
+    Of several processes that want the same, one builds and the others wait. A folder that cannot
+    be written costs a warning, not the run.
+
+    Args:
+        folder: of the cache.
+        keys: what is wanted.
+        build: makes those that are missing, all at once.
 
     Returns:
-        the mask and its file, or None where it could not be kept.
+        each measurement and its file, or None where it could not be kept.
     """
-    path = folder / f"{key}.safetensors"
-    lock = FileLock(path.with_suffix(".lock"))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        found = _load(path)
-        if found is not None:
-            return found, path
-        _warn(folder, error)
-        return build(), None
-    try:
-        found = _load(path)
-        if found is not None:
-            return found, path
-        found = build()
-        try:
-            save_mask(found, path)
-        except OSError as error:
+    paths = {key: folder / f"{key}.safetensors" for key in keys}
+    found: dict[str, tuple[Measurement, Path | None]] = {}
+
+    def look() -> list[str]:
+        for key in keys:
+            known = _load(paths[key]) if key not in found else None
+            if known is not None:
+                found[key] = known, paths[key]
+        return [key for key in keys if key not in found]
+
+    missing = look()
+    if not missing:
+        return found
+    with locked(folder, [f"{key}.lock" for key in missing]) as error:
+        missing = look()  # another process may have been at it
+        built = build(missing) if missing else {}
+        for key, measurement in built.items():
+            found[key] = measurement, paths[key]
+            try:
+                if error is None:
+                    save_mask(measurement, paths[key])
+            except OSError as failed:
+                error = failed
+            if error is not None:
+                found[key] = measurement, None
+        if built and error is not None:
             _warn(folder, error)
-            return found, None
-        return found, path
-    finally:
-        lock.release()
+    return found
+
+
+@contextmanager
+def locked(folder: Path, names: Iterable[str]) -> Iterator[OSError | None]:
+    """Hold locks of a folder while the block runs.
+
+    All who want several take them in the same order, so nobody waits for one who waits for them.
+
+    Yields:
+        None, or why the folder cannot be written: then nothing is locked.
+    """
+    failed = None
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in sorted(names):
+                stack.enter_context(FileLock(folder / name))
+        except OSError as error:
+            stack.close()
+            failed = error
+        yield failed
 
 
 def _warn(folder: Path, error: OSError) -> None:
@@ -96,7 +127,7 @@ def _warn(folder: Path, error: OSError) -> None:
     )
 
 
-def _load(path: Path) -> MeanDifference | None:
+def _load(path: Path) -> Measurement | None:
     try:
         if not path.is_file():
             return None

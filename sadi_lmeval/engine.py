@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sadi_lmeval.activations import TokenPair, mean_difference
+from sadi_lmeval.activations import Reducer, TokenPair, read_pairs
 from sadi_lmeval.batches import Bounds
 from sadi_lmeval.branching import can_resume, longest_branching_path
 from sadi_lmeval.forward import Forward
@@ -84,12 +84,14 @@ class Engine:
             self._sites[key] = find_site(self.model, element, hidden_site)
         return self._sites[key]
 
-    def measure(self, site: Site, pairs: list[TokenPair], label: str) -> Tensor:
-        """The mean difference of pairs, see :func:`mean_difference`."""
+    def read(
+        self, readers: Sequence[tuple[Site, Reducer]], pairs: list[TokenPair], label: str
+    ) -> None:
+        """Read the activations of pairs, see :func:`read_pairs`."""
         longest = max(len(text) for pair in pairs for text in pair)
-        return mean_difference(
+        read_pairs(
             self.forward,
-            site,
+            readers,
             pairs,
             pad=self.pad,
             branching=longest <= self.longest_branching_path,

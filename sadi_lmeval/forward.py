@@ -94,7 +94,7 @@ class Forward:
             if steered is not None:
                 edits, points_of, which, clean, of_point = steered
                 if clean is None and edits.clean and edits.layers:
-                    clean = self.activations(batch, points_of, edits.site)
+                    [clean] = self.activations(batch, points_of, [edits.site])
                     of_point = None
                 stack.enter_context(edits.at(points_of, which, clean, of_point))
             if resumed is not None and resumed.layer:
@@ -102,13 +102,16 @@ class Forward:
                 stack.enter_context(passing_over(over, resumed.states, self._in_tuple))
             return self._run(batch, points)
 
-    def activations(self, batch: Batch, points: Points, site: Site) -> Tensor:
-        """Unsteered activations ``[n, layers, width]`` at n points; no logits are computed."""
+    def activations(self, batch: Batch, points: Points, sites: Sequence[Site]) -> list[Tensor]:
+        """Unsteered activations ``[n, layers, width]`` at n points, of each site.
+
+        No logits are computed.
+        """
         nowhere = Points.of([], points.batch, batch.input_ids.device)
-        with reading(site, points) as collected:
+        with ExitStack() as stack:
+            collected = [stack.enter_context(reading(site, points)) for site in sites]
             self._run(batch, nowhere)
-        device = collected[0].device
-        return torch.stack([values.to(device) for values in collected], dim=1)
+        return [torch.stack([v.to(values[0].device) for v in values], 1) for values in collected]
 
     def trunk(
         self,

@@ -3,8 +3,8 @@
 An edit changes nothing before the last prompt token, and nothing there below the first edited
 layer. So one unsteered pass (the trunk) computes a prompt with its continuations and keeps its
 keys, its values and what goes into the decoder blocks. Each edit then costs the last prompt token
-and the tokens after it, from the first edited layer upwards; and where that is the last layer,
-the last prompt token alone, as no later token sees that layer's output.
+and the tokens after it, from the first edited layer upwards; and where the last prompt token alone
+is edited, in the last layer alone, that token, as no later one sees the layer's output.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sadi_lmeval.batches import Bounds
 from sadi_lmeval.forward import Forward, Resumed, Steered
-from sadi_lmeval.interventions.edit import Edits
+from sadi_lmeval.interventions.edit import Edits, Scope
 from sadi_lmeval.likelihood import Likelihood, likelihood
 from sadi_lmeval.packing import Continuation, pack_requests
 from sadi_lmeval.positions import Points
@@ -136,14 +136,15 @@ def _family(
     greedy = trunk.base.greedy.repeat(family.count, 1)
     last = family.site.layers - 1
     passes = _passes(family, resuming)
-    # Only the last prompt token sees an edit of the last layer.
+    # Only the edited tokens themselves see an edit of the last layer.
+    apart = family.scope == "prompt"
     for alone, part in (
-        (True, {layer: edits for layer, edits in passes.items() if layer == last}),
-        (False, {layer: edits for layer, edits in passes.items() if layer != last}),
+        (True, {layer: edits for layer, edits in passes.items() if apart and layer == last}),
+        (False, {layer: edits for layer, edits in passes.items() if not apart or layer != last}),
     ):
         if not part:
             continue
-        branch = _Branch(trunk, alone)
+        branch = _Branch(trunk, family.scope, alone)
         tokens = len(trunk.batch) * branch.width
         widest = _WIDEST.get(forward.device.type, _WIDEST_ELSEWHERE)
         at_once = max(
@@ -173,11 +174,12 @@ class _Branch:
 
     Attributes:
         width: tokens of a row for one edit.
+        edited: (row, index of an own token) of each point that is edited.
         places: (row, index of an own token) of each point with logits.
         changed: which scored tokens those points predict, ``[k]``.
     """
 
-    def __init__(self, trunk: GrownTrunk, prompts_alone: bool) -> None:
+    def __init__(self, trunk: GrownTrunk, scope: Scope, prompts_alone: bool) -> None:
         own = [sorted(row.prompts) if prompts_alone else row.own for row in trunk.batch]
         index = [{position: i for i, position in enumerate(o)} for o in own]
         self.width = max(len(o) for o in own)
@@ -206,7 +208,7 @@ class _Branch:
         self.edited = [
             (i, index[i][position])
             for i, row in enumerate(trunk.batch)
-            for position in sorted(row.prompts)
+            for position in (own[i] if scope == "onwards" else sorted(row.prompts))
         ]
         number = {}
         self.places: list[tuple[int, int]] = []

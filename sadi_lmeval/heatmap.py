@@ -1,4 +1,4 @@
-"""K × delta heatmaps of a sweep, as PNG files."""
+"""Heatmaps of a sweep, where × how strongly, as PNG files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sadi_lmeval.arms import parameters_of
 from sadi_lmeval.errors import UserError
 
 
@@ -34,7 +35,7 @@ def check_folder(folder: Path) -> None:
 
 
 def draw_heatmaps(lines: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
-    """Draw one heatmap a task and element: the mean difference from the unsteered model.
+    """Draw one heatmap a task and method: the mean difference from the unsteered model.
 
     Args:
         lines: of a sweep.
@@ -48,31 +49,32 @@ def draw_heatmaps(lines: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for task, element in dict.fromkeys(
-        (line["task"], line["element"]) for line in lines if line["element"] != "none"
+    for task, method in dict.fromkeys(
+        (line["task"], line["method"]) for line in lines if line["method"] != "none"
     ):
-        mine = [line for line in lines if (line["task"], line["element"]) == (task, element)]
+        mine = [line for line in lines if (line["task"], line["method"]) == (task, method)]
+        names = parameters_of(method)
         unsteered = next(
-            line for line in lines if line["task"] == task and line["element"] == "none"
+            line for line in lines if line["task"] == task and line["method"] == "none"
         )
-        top_k = sorted({line["top_k"] for line in mine})
-        delta = sorted({line["delta"] for line in mine})
-        values = [[float("nan")] * len(delta) for _ in top_k]
+        where = sorted({line[names.where] for line in mine})
+        strength = sorted({line[names.strength] for line in mine})
+        values = [[float("nan")] * len(strength) for _ in where]
         for line in mine:
             if line["difference"] is not None:
-                at = top_k.index(line["top_k"]), delta.index(line["delta"])
+                at = where.index(line[names.where]), strength.index(line[names.strength])
                 values[at[0]][at[1]] = line["difference"]
         reach = max((abs(v) for row in values for v in row if v == v), default=0.0) or 1.0
-        figure = Figure(figsize=(2.5 + 0.5 * len(delta), 1.8 + 0.4 * len(top_k)), dpi=120)
+        figure = Figure(figsize=(2.5 + 0.5 * len(strength), 1.8 + 0.4 * len(where)), dpi=120)
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         image = axes.imshow(values, cmap="RdBu", vmin=-reach, vmax=reach, aspect="auto")
-        axes.set_xticks(range(len(delta)), [f"{d:g}" for d in delta], rotation=90)
-        axes.set_yticks(range(len(top_k)), [str(k) for k in top_k])
-        axes.set_xlabel("delta")
-        axes.set_ylabel("K")
+        axes.set_xticks(range(len(strength)), [f"{d:g}" for d in strength], rotation=90)
+        axes.set_yticks(range(len(where)), [str(k) for k in where])
+        axes.set_xlabel(names.strength)
+        axes.set_ylabel("K" if names.where == "top_k" else names.where)
         for (row, column), value in (
-            ((r, c), values[r][c]) for r in range(len(top_k)) for c in range(len(delta))
+            ((r, c), values[r][c]) for r in range(len(where)) for c in range(len(strength))
         ):
             if value == value:
                 color = "white" if abs(value) > 0.6 * reach else "black"
@@ -83,13 +85,13 @@ def draw_heatmaps(lines: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
         of = mine[0]
         score = "not finite" if unsteered["score"] is None else f"{unsteered['score']:.3f}"
         figure.suptitle(
-            f"{task}, {element}: {of['objective']} less unsteered "
+            f"{task}, {method}: {of['objective']} less unsteered "
             f"({score}), {of['documents']} {of['split']} documents",
             fontsize=9,
         )
         figure.colorbar(image, ax=axes)
         figure.tight_layout()
-        path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', task)}.{element}.png"
+        path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', task)}.{method}.png"
         figure.savefig(path)
         written.append(path)
     return written

@@ -1,7 +1,7 @@
-"""The mean difference between positive and negative activations, and its file.
+"""What was measured of the pairs' activations, and its file.
 
-A file holds the score of every entry, so that another K or selection needs no new pass. It is a
-safetensors file whose metadata carries a JSON card; nothing in it is ever executed.
+A file holds what every setting is made of, so that another K or selection needs no new pass. It is
+a safetensors file whose metadata carries a JSON card; nothing in it is ever executed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,30 +26,53 @@ _LARGEST = 1 << 31
 """Bytes: far above any model's D; larger files are not opened."""
 
 
+Kind = Literal["mean_difference", "probes"]
+
+_TENSORS: dict[str, dict[str, int]] = {
+    "mean_difference": {"difference": 3},
+    "probes": {
+        "accuracy": 2,
+        "mass_mean": 3,
+        "probe": 3,
+        "mass_mean_std": 2,
+        "probe_std": 2,
+    },
+}
+"""Names of a kind's tensors, and of how many axes of the site's shape each is."""
+
+
 @dataclass(frozen=True)
-class MeanDifference:
-    """D of one model, element and set of pairs.
+class Measurement:
+    """What was measured on one model, at one site, of one set of pairs.
 
     Attributes:
-        values: ``[layers, entries, entry_width]`` float32.
-        card: where it comes from, as plain JSON values.
+        tensors: float32, by name, ``[layers, entries]`` or ``[layers, entries, entry_width]``:
+            ``difference`` of a mean difference D; of probes see
+            :class:`sadi_lmeval.interventions.iti.Probes`.
+        card: where it comes from, as plain JSON values; ``kind`` says what it is.
     """
 
-    values: Tensor
+    tensors: dict[str, Tensor]
     card: dict[str, Any]
 
     @property
-    def scores(self) -> Tensor:
-        """One number an entry, ``[layers, entries]``: for heads the mean over ``head_dim``."""
-        return self.values.mean(dim=-1)
+    def digest(self) -> str:
+        """sha256 of the tensors."""
+        content = hashlib.sha256()
+        for name in sorted(self.tensors):
+            values = self.tensors[name].contiguous()
+            content.update(f"{name} {list(values.shape)} ".encode())
+            content.update(values.view(torch.uint8).numpy().tobytes())
+        return content.hexdigest()
 
-    def check_fits(self, site: Site, model_type: str, source: str) -> None:
-        """Refuse a D of another architecture, element or shape.
+    def check_fits(self, kind: Kind, site: Site, model_type: str, source: str) -> None:
+        """Refuse what is of another kind, architecture, element or shape.
 
         Raises:
             UserError: saying what the file is for and what the model has.
         """
         here = {
+            "kind": kind,
             "model_type": model_type,
             "element": site.element,
             "shape": [site.layers, site.entries, site.entry_width],
@@ -62,22 +85,23 @@ class MeanDifference:
                 )
 
 
-def save_mask(difference: MeanDifference, path: Path) -> None:
+def save_mask(measurement: Measurement, path: Path) -> None:
     """Write atomically: the file is there whole or not at all.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    card = json.dumps({**difference.card, "sha256": _digest(difference.values)}, sort_keys=True)
+    card = json.dumps({**measurement.card, "sha256": measurement.digest}, sort_keys=True)
     metadata = {
         "format": f"sadi-lmeval {FORMAT}",
         "card": card,
         "card_sha256": hashlib.sha256(card.encode()).hexdigest(),
     }
-    write_atomically(path, save({"difference": difference.values.contiguous()}, metadata))
+    tensors = {name: tensor.contiguous() for name, tensor in measurement.tensors.items()}
+    write_atomically(path, save(tensors, metadata))
 
 
-def load_mask(path: Path) -> MeanDifference:
+def load_mask(path: Path) -> Measurement:
     """Read and verify a file of :func:`save_mask`.
 
     Raises:
@@ -93,16 +117,18 @@ def load_mask(path: Path) -> MeanDifference:
                     f"mask {path}: not a mask of this package (format {metadata.get('format')!r}, "
                     f"expected 'sadi-lmeval {FORMAT}')"
                 )
-            values = file.get_tensor("difference")
-        card = json.loads(metadata["card"])
-        if not isinstance(card, dict):
-            raise TypeError("its card is not a mapping")
+            card = json.loads(metadata["card"])
+            if not isinstance(card, dict):
+                raise TypeError("its card is not a mapping")
+            shape, axes = card["shape"], _TENSORS[card["kind"]]
+            tensors = {name: file.get_tensor(name) for name in axes}
+        found = Measurement(tensors, card)
         intact = (
             metadata.get("card_sha256") == hashlib.sha256(metadata["card"].encode()).hexdigest()
-            and values.dtype == torch.float32
-            and values.dim() == 3
-            and list(values.shape) == card["shape"]
-            and card.pop("sha256") == _digest(values)
+            and len(shape) == 3
+            and all(tensors[n].dtype == torch.float32 for n in axes)
+            and all(list(tensors[n].shape) == shape[:count] for n, count in axes.items())
+            and card.pop("sha256") == found.digest
         )
     except (OSError, SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
         if isinstance(error, UserError):
@@ -110,8 +136,4 @@ def load_mask(path: Path) -> MeanDifference:
         raise UserError(f"mask {path}: damaged or not a mask file ({error})") from None
     if not intact:
         raise UserError(f"mask {path}: damaged (its content does not match its checksums)")
-    return MeanDifference(values, card)
-
-
-def _digest(values: Tensor) -> str:
-    return hashlib.sha256(values.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+    return found

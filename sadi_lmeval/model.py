@@ -1,4 +1,4 @@
-"""``hf-sadi``: the harness's Hugging Face model, steered."""
+"""``hf-sadi``, ``hf-iti`` and ``hf-caa``: the harness's Hugging Face model, steered."""
 
 from __future__ import annotations
 
@@ -26,19 +26,14 @@ from sadi_lmeval.cache import weights_digest
 from sadi_lmeval.engine import Engine
 from sadi_lmeval.errors import UserError, show_user_errors_as_one_line
 from sadi_lmeval.interventions.edit import Edit, Edits
-from sadi_lmeval.options import (
-    NAMES,
-    check_top_k,
-    largest_top_k,
-    parse,
-    refuse_unknown,
-)
+from sadi_lmeval.methods import check_where, joined, largest_where, options_of, site_of
+from sadi_lmeval.options import NAMES, Method, Options, refuse_unknown
 from sadi_lmeval.packing import UNSTEERED, Continuation
 from sadi_lmeval.plan import user_folders
 from sadi_lmeval.prefill import (
     Prompts,
     beginning_of,
-    steered_prefill,
+    steered_generation,
     with_shared_beginning,
 )
 from sadi_lmeval.response_cache import ResponseCache
@@ -52,19 +47,21 @@ logger = logging.getLogger("lm_eval.sadi")
 _AUTO_GENERATION_ROWS = {"cpu": 8}
 
 
-class SADI(HFLM):  # type: ignore[misc]
-    """A causal language model, steered by SADI at the last prompt token of every request.
+class SteeredModel(HFLM):  # type: ignore[misc]
+    """A causal language model, steered from the last prompt token of every request.
 
     Takes every argument of the harness's ``hf`` beside its own (see
     :class:`sadi_lmeval.options.Options`). ``delta`` is SADI's strength; the delta weights that
     ``hf`` calls ``delta`` are ``delta_weights`` here.
     """
 
+    METHOD: Method = "sadi"
+
     def __init__(self, pretrained: str | transformers.PreTrainedModel, **arguments: Any) -> None:
         show_user_errors_as_one_line()
         ours = {name: arguments.pop(name) for name in list(arguments) if name in NAMES}
         delta_weights = arguments.pop("delta_weights", None)
-        self.options = parse(ours)
+        self.options = options_of(ours, self.METHOD)
         if not isinstance(pretrained, str):
             refuse_unknown(arguments, HFLM.__init__, None)
         self._arguments = arguments
@@ -90,12 +87,12 @@ class SADI(HFLM):  # type: ignore[misc]
         if self.backend != "causal" or bidirectional or foreign:
             raise UserError(
                 f"model type {kind!r} ({named or 'architecture not named'}) is not a causal "
-                "language model; SADI steers decoder-only models"
+                "language model; only decoder-only models are steered"
             )
         refuse_unknown(self._arguments, HFLM.__init__, config)
-        entries = entries_in(config, self.options.element)
+        entries = entries_in(config, site_of(self.options)[0])
         if entries is not None:
-            check_top_k(largest_top_k(self.options), *entries, self.options.element)
+            check_where(largest_where(self.options), *entries, self.options)
 
     @cached_property
     def model_card(self) -> dict[str, Any]:
@@ -163,22 +160,26 @@ class SADI(HFLM):  # type: ignore[misc]
             name not in noted or noted[name] is self._tasks[name].task for name in names
         ):
             return
-        self._tasks, self._first_edit = {}, {}
-        edits: list[Edit] = []
+        prepared = {}
         for name in names:
             if name is None:
                 raise UserError(
                     "a request names no task, so there are no pairs to build a mask from"
                 )
             task = noted.get(name) or load_task(name, user_folders(self.options), None)
-            steering = prepare(task, self, self.options)
-            self._tasks[name] = steering
+            [prepared[name]] = prepare(task, self, [self.options])
+        self._use(prepared)
+
+    def _use(self, prepared: dict[str, TaskSteering]) -> None:
+        """Steer the tasks like that from now on."""
+        self._tasks, self._first_edit, self._edits = prepared, {}, None
+        edits: list[Edit] = []
+        for name, steering in prepared.items():
             self._first_edit[name] = len(edits)
             edits += steering.edits
-        self._edits = None
         if edits:
-            site = self.engine.site(self.options.element, self.options.hidden_site)
-            self._edits = Edits(site, edits, self.options.activations == "clean")
+            site = self.engine.site(*site_of(self.options))
+            self._edits = joined(site, edits, self.options)
 
     def _steer(self, requests: list[Instance]) -> list[int]:
         """The index of the edit for each request, or ``UNSTEERED``; refuses leaks."""
@@ -196,11 +197,11 @@ class SADI(HFLM):  # type: ignore[misc]
             self._tasks[name].guard(scored)
         return [of_document[request.task_name, id(request.doc)] for request in requests]
 
-    def _steering_digest(self, edit: int) -> str:
+    def steering_digest(self, options: Options, edits: Edits | None, edit: int) -> str:
         """What a cached response depends on beside its request."""
-        steered = "" if self._edits is None or edit == UNSTEERED else self._edits.digest(edit)
+        steered = "" if edits is None or edit == UNSTEERED else edits.digest(edit)
         content = hashlib.sha256(steered.encode())
-        content.update(repr((self.model_card, self.options, self.max_length)).encode())
+        content.update(repr((self.model_card, options, self.max_length)).encode())
         return content.hexdigest()
 
     # ------------------------------------------------------------------ requests
@@ -209,14 +210,14 @@ class SADI(HFLM):  # type: ignore[misc]
         self.cache_hook = ResponseCache(cache_hook.dbdict)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Score]:
-        """Log-likelihood of each continuation, its prompt's last token steered.
+        """Log-likelihood of each continuation, steered from its prompt's last token.
 
         Requests of several tasks and folds may be mixed; each gets its own mask.
         """
         if self.enable_thinking:
             return super().loglikelihood(requests, disable_tqdm)  # type: ignore[no-any-return]
         which = self._steer(requests)
-        digests = {edit: self._steering_digest(edit) for edit in set(which)}
+        digests = {e: self.steering_digest(self.options, self._edits, e) for e in set(which)}
         scores: list[Score | None] = [None] * len(requests)
         left: list[int] = []
         continuations: list[Continuation] = []
@@ -267,11 +268,11 @@ class SADI(HFLM):  # type: ignore[misc]
         return super().loglikelihood_rolling(requests, disable_tqdm)  # type: ignore[no-any-return]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Generate after each prompt; only the prefill's last prompt token is steered."""
+        """Generate after each prompt, steered from its last token."""
         which = self._steer(requests)
         texts: list[str | None] = [None] * len(requests)
         for edit in sorted(set(which)):
-            self.cache_hook.steering = self._steering_digest(edit)
+            self.cache_hook.steering = self.steering_digest(self.options, self._edits, edit)
             left = []
             for index, request in enumerate(requests):
                 if which[index] == edit:
@@ -312,7 +313,9 @@ class SADI(HFLM):  # type: ignore[misc]
         kwargs["attention_mask"] = prompts.attention_mask
         with ExitStack() as stack:
             if edit != UNSTEERED and self._edits is not None:
-                stack.enter_context(steered_prefill(self.model, self._edits, edit, context, mask))
+                stack.enter_context(
+                    steered_generation(self.model, self._edits, edit, context, mask)
+                )
             return super()._model_generate(prompts.input_ids, max_length, stop, **kwargs)
 
     # ------------------------------------------------------------------ results
@@ -322,6 +325,24 @@ class SADI(HFLM):  # type: ignore[misc]
         info: dict[str, Any] = super().get_model_info()
         info["sadi"] = {name: steering.record for name, steering in self._tasks.items()}
         return info
+
+
+class SADI(SteeredModel):
+    """Scales the input's own activations at the last prompt token (Wang et al., ICLR 2025)."""
+
+    METHOD = "sadi"
+
+
+class ITI(SteeredModel):
+    """Shifts heads from the last prompt token onwards (Li et al. 2023)."""
+
+    METHOD = "iti"
+
+
+class CAA(SteeredModel):
+    """Shifts the residual stream of a layer from the last prompt token on (Rimsky et al. 2023)."""
+
+    METHOD = "caa"
 
 
 def _refuse_rolling(name: str) -> NoReturn:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-from lm_eval import utils as harness
 
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.options import Objective
@@ -91,20 +87,3 @@ def judge(
         if isinstance(metric, (bool, int, float)) or hasattr(metric, "item"):
             return Judged(float(metric) * (1 if better.get(name, True) else -1), margin)
     return Judged(margin, margin)
-
-
-@contextmanager
-def templates_compiled_once() -> Iterator[None]:
-    """Keep compiled templates while many results of the same documents are judged.
-
-    The harness compiles a template each time it renders it, which takes longer than a score.
-    """
-    before = harness.env.__dict__.get("from_string")
-    harness.env.from_string = functools.cache(harness.env.from_string)
-    try:
-        yield
-    finally:
-        if before is None:
-            del harness.env.from_string
-        else:
-            harness.env.from_string = before

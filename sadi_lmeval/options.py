@@ -1,4 +1,4 @@
-"""The model arguments of ``hf-sadi``, checked before a model is loaded."""
+"""The model arguments of ``hf-sadi``, ``hf-iti`` and ``hf-caa``, checked before loading."""
 
 from __future__ import annotations
 
@@ -10,25 +10,44 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sadi_lmeval.errors import UserError, nearest
-from sadi_lmeval.settings import REFERENCE, Grid, read_grid
+from sadi_lmeval.settings import Grid, Parameters, read_grid
 
-Method = Literal["sadi", "none"]
+Method = Literal["sadi", "iti", "caa", "none"]
 Element = Literal["head", "neuron", "hidden"]
 HiddenSite = Literal["mlp", "residual"]
 Selection = Literal["top", "top_abs", "bottom", "random"]
 Steering = Literal["dynamic", "fixed"]
 Activations = Literal["live", "clean"]
+Direction = Literal["mass_mean", "probe"]
 Objective = Literal["auto", "metric", "likelihood", "exact_match"]
 Auto = Literal["auto"]
 
-DEFAULT_TOP_K: dict[str, int] = {"head": 6, "neuron": 100, "hidden": 10}
-"""K where the user gives delta alone: the middle of the reference code's grids."""
-DEFAULT_DELTA: dict[str, float] = {"head": 9.0, "neuron": 9.0, "hidden": 9.0}
-"""delta where the user gives K alone (strength 10 of the reference code)."""
+PARAMETERS: dict[str, Parameters] = {
+    "sadi": Parameters("top_k", "delta"),
+    "iti": Parameters("top_k", "alpha"),
+    "caa": Parameters("layer", "multiplier"),
+}
+"""What each method calls its two numbers."""
+_OWN: dict[str, tuple[str, ...]] = {
+    "sadi": ("method", "element", "hidden_site", "selection", "steering", "activations"),
+    "iti": ("direction",),
+    "caa": (),
+}
+"""What else only that method takes."""
+OF_METHODS = tuple(
+    dict.fromkeys(
+        name
+        for method in PARAMETERS
+        for name in (*PARAMETERS[method], *_OWN[method])
+        if name not in ("hidden_site", "activations", "direction")
+    )
+)
+"""What tells methods and settings apart: a command that tries several sets these itself."""
+
 DEFAULT_N_PAIRS = 150
-"""Contrastive pairs per mask; the paper's figure 4 finds about 150 enough."""
+"""Contrastive pairs per mask; SADI's paper's figure 4 finds about 150 enough."""
 DEFAULT_N_TUNE = 100
-"""Held-out documents that K and delta are chosen on."""
+"""Held-out documents that a setting is chosen on."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +59,10 @@ class Options:
     hidden_site: HiddenSite = "mlp"
     top_k: int | Auto | None = None
     delta: float | Auto | None = None
+    alpha: float | Auto | None = None
+    layer: int | Auto | None = None
+    multiplier: float | Auto | None = None
+    direction: Direction = "mass_mean"
     grid: Grid | None = None
     max_settings: int = 1000
     n_tune: int | None = None
@@ -57,20 +80,39 @@ class Options:
     cache_dir: str | None = None
     include_path: str | None = None
 
+    @property
+    def parameters(self) -> Parameters:
+        """What the method calls the two numbers of a setting; of the unsteered model SADI's."""
+        return PARAMETERS.get(self.method, PARAMETERS["sadi"])
+
+    @property
+    def where(self) -> int | Auto | None:
+        """Where to steer: K, or the layer."""
+        found: int | Auto | None = getattr(self, self.parameters.where)
+        return found
+
+    @property
+    def strength(self) -> float | Auto | None:
+        """How strongly to steer."""
+        found: float | Auto | None = getattr(self, self.parameters.strength)
+        return found
+
 
 NAMES = frozenset(field.name for field in fields(Options))
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "method": get_args(Method),
+    "method": ("sadi", "none"),
     "element": get_args(Element),
     "hidden_site": get_args(HiddenSite),
     "selection": get_args(Selection),
     "steering": get_args(Steering),
     "activations": get_args(Activations),
+    "direction": get_args(Direction),
     "objective": get_args(Objective),
 }
 _LEAST: dict[str, int] = {
     "top_k": 1,
+    "layer": 0,
     "max_settings": 1,
     "n_pairs": 1,
     "n_tune": 1,
@@ -123,25 +165,40 @@ _LOADING = frozenset(
 )
 
 
-def parse(arguments: dict[str, Any]) -> Options:
+def parse(arguments: dict[str, Any], method: Method = "sadi") -> Options:
     """Check our arguments and freeze them.
 
     Args:
         arguments: what the user gave, of the names in ``NAMES`` only.
+        method: of the model that they were given to.
 
     Raises:
         UserError: naming every fault at once.
     """
+    parameters = PARAMETERS[method]
+    foreign = {
+        name
+        for other in PARAMETERS
+        for name in (*PARAMETERS[other], *_OWN[other])
+        if other != method
+    } - {*parameters, *_OWN[method]}
+    numbers = {name for names in PARAMETERS.values() for name in names}
+    strengths = {names.strength for names in PARAMETERS.values()}
     faults: list[str] = []
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"method": method}
     for name, value in arguments.items():
         if value is None:
             continue
-        if name in ("top_k", "delta") and value == "auto":
+        if name in foreign:
+            faults.append(
+                f"{name}={value}: hf-{method} has no {name}; where and how strongly it steers are "
+                f"{parameters.where} and {parameters.strength}"
+            )
+        elif name in numbers and value == "auto":
             values[name] = value
         elif name == "grid":
             try:
-                values[name] = read_grid(value)
+                values[name] = read_grid(value, parameters)
             except UserError as error:
                 faults.append(str(error))
         elif name in _CHOICES:
@@ -152,19 +209,21 @@ def parse(arguments: dict[str, Any]) -> Options:
         elif name in _LEAST:
             number = _whole(value)
             if number is None or number < _LEAST[name]:
-                auto = " or auto" if name == "top_k" else ""
+                auto = " or auto" if name in numbers else ""
                 faults.append(
                     f"{name}={value}: must be a whole number of at least {_LEAST[name]}{auto}"
                 )
             else:
                 values[name] = number
-        elif name == "delta":
+        elif name in strengths:
             number_or_none = _finite(value)
             if number_or_none is None:
-                faults.append(
-                    f"delta={value}: must be a finite number or auto (steering strength; "
-                    "for the harness's delta weights pass delta_weights=PATH)"
+                hint = (
+                    " (steering strength; for the harness's delta weights pass delta_weights=PATH)"
+                    if name == "delta"
+                    else ""
                 )
+                faults.append(f"{name}={value}: must be a finite number or auto{hint}")
             else:
                 values[name] = number_or_none
         elif name in _TEXTS:
@@ -176,82 +235,11 @@ def parse(arguments: dict[str, Any]) -> Options:
             faults.append(f"mask={values['mask']}: no such file")
     if "include_path" in values and not Path(values["include_path"]).is_dir():
         faults.append(f"include_path={values['include_path']}: no such folder")
-    if "grid" in values and not {values.get("top_k", "auto"), values.get("delta", "auto")} & {
-        "auto"
-    }:
-        faults.append("grid= was given with a fixed top_k and delta: pass either")
+    if "grid" in values and not {values.get(name, "auto") for name in parameters} & {"auto"}:
+        faults.append(f"grid= was given with a fixed {' and '.join(parameters)}: pass either")
     if faults:
         raise UserError("; ".join(faults))
-    options = Options(**values)
-    _check_grid(options)
-    return options
-
-
-def tuned(options: Options) -> bool:
-    """Whether the arguments leave K or delta to be chosen on held-out documents."""
-    given = options.top_k, options.delta
-    if options.method == "none" or options.delta == 0:
-        return False
-    return "auto" in given or given == (None, None) or options.grid is not None
-
-
-def grid(options: Options, entries: int | None = None) -> Grid:
-    """The settings to choose from: the user's grid or the reference code's, a number that the
-    user fixed in place of its list. Of K and delta given alone, the other has its default.
-
-    Args:
-        options: the user's.
-        entries: of the model, where known: the reference code's grid goes no further.
-    """
-    chosen = options.grid or REFERENCE[options.element]
-    top_k, delta = options.top_k, options.delta
-    if options.grid is None:
-        if entries is not None:
-            chosen = chosen._replace(top_k=tuple(k for k in chosen.top_k if k <= entries))
-        if top_k is None and delta is not None:
-            top_k = DEFAULT_TOP_K[options.element]
-        elif delta is None and top_k is not None:
-            delta = DEFAULT_DELTA[options.element]
-    if isinstance(top_k, int):
-        chosen = chosen._replace(top_k=(top_k,))
-    if isinstance(delta, (int, float)):
-        chosen = chosen._replace(delta=(delta,))
-    return chosen
-
-
-def _check_grid(options: Options) -> None:
-    """Refuse a grid that is too large, or steers nothing."""
-    count = len(grid(options).settings)
-    if tuned(options) and count > options.max_settings:
-        raise UserError(
-            f"grid of {count} settings: at most max_settings={options.max_settings} are tried; "
-            "pass a smaller grid= or a larger max_settings="
-        )
-    if tuned(options) and not count:
-        raise UserError(
-            "grid: delta 0 alone steers nothing, and the unsteered model is always tried; pass "
-            "another delta"
-        )
-
-
-def largest_top_k(options: Options) -> int:
-    """The largest K that the user asks for; 0 where it is left to us."""
-    if options.grid is not None:
-        return max(grid(options).top_k)
-    return options.top_k if isinstance(options.top_k, int) else 0
-
-
-def check_top_k(top_k: int, layers: int, entries: int, element: str) -> None:
-    """Refuse to steer more entries than a model has.
-
-    Raises:
-        UserError: naming both numbers.
-    """
-    if top_k > layers * entries:
-        raise UserError(
-            f"top_k={top_k}: this model has {layers * entries} entries of element {element} "
-            f"({layers} layers of {entries})"
-        )
+    return Options(**values)
 
 
 def refuse_unknown(

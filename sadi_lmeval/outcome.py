@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sadi_lmeval.objective import Judged
-from sadi_lmeval.settings import Setting
+from sadi_lmeval.settings import Parameters, Setting
 
 
 class Outcome(NamedTuple):
     """How a setting did on the held-out documents.
 
     Attributes:
-        setting: K and delta.
+        setting: where and how strongly.
         score: mean objective.
         stderr: its standard error.
         difference: mean of the document-wise differences from the unsteered model.
@@ -43,12 +43,14 @@ class Tuning(NamedTuple):
         chosen: index of the chosen one.
         documents: how many held-out documents.
         objective: what they were judged by.
+        parameters: what the method calls a setting's two numbers.
     """
 
     outcomes: list[Outcome]
     chosen: int
     documents: int
     objective: str
+    parameters: Parameters
 
     @property
     def setting(self) -> Setting:
@@ -62,16 +64,13 @@ class Tuning(NamedTuple):
 
     def record(self) -> dict[str, Any]:
         """For the results file, as plain JSON values."""
-        table = [
-            {"top_k": o.setting.top_k, "delta": o.setting.delta, **o._asdict()}
-            for o in self.outcomes
-        ]
+        table = [{**o.setting.named(self.parameters), **o._asdict()} for o in self.outcomes]
         for row in table:
             del row["setting"]
         return {
             "objective": self.objective,
             "documents": self.documents,
-            "chosen": {"top_k": self.setting.top_k, "delta": self.setting.delta},
+            "chosen": self.setting.named(self.parameters),
             "beats_unsteered": self.beats_unsteered,
             "table": table,
         }
@@ -100,13 +99,14 @@ def _standard_error(values: np.ndarray[Any, Any]) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def best(outcomes: Sequence[Outcome]) -> int:
+def best(outcomes: Sequence[Outcome], parameters: Parameters) -> int:
     """The setting with the best score; ties go to the larger margin, then the smaller edit."""
 
     def rank(index: int) -> tuple[float, float, float]:
         found = outcomes[index]
+        size = found.setting.size(parameters)
         if found.score is None or found.margin is None:
-            return -math.inf, -math.inf, -found.setting.size
-        return round(found.score, 9), round(found.margin, 9), -found.setting.size
+            return -math.inf, -math.inf, -size
+        return round(found.score, 9), round(found.margin, 9), -size
 
     return max(range(len(outcomes)), key=rank)

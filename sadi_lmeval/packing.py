@@ -41,11 +41,13 @@ class Row:
     Attributes:
         tree: its tokens.
         edited: (position, edit) of each last prompt token.
+        following: (position, edit) of each token after one, with the edit of that one.
         entries: the tokens to score.
     """
 
     tree: Tree
     edited: list[tuple[int, int]] = field(default_factory=list)
+    following: list[tuple[int, int]] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
 
     @property
@@ -119,30 +121,36 @@ def _packed(requests: Sequence[Continuation], members: list[int], past: int) -> 
         signs.append((path, index))
     signs.sort()
     row = Row(Tree(past=past))
-    # depth of what is placed, the members that share it, and their positions so far
-    waiting: list[tuple[int, int, int, int, list[int]]] = [(0, 0, len(signs), -1, [])]
+    # depth of what is placed, the members that share it, their positions so far, and the edit of
+    # the last prompt token among these
+    waiting: list[tuple[int, int, int, int, list[int], int]] = [(0, 0, len(signs), -1, [], _WITHIN)]
     while waiting:
-        depth, first, last, parent, positions = waiting.pop()
+        depth, first, last, parent, positions, under = waiting.pop()
         end = shared_length(signs[first][0], signs[last - 1][0], depth)
         if end > depth:
             run = signs[first][0][depth:end]
             parent = row.tree.add([token for token, _ in run], parent)
             start = row.tree.segments[parent].start
             positions = [*positions, *range(start, start + len(run))]
-            row.edited += [(start + i, edit) for i, (_, edit) in enumerate(run) if edit != _WITHIN]
+            for position, (_, edit) in enumerate(run, start=start):
+                if edit != _WITHIN:
+                    row.edited.append((position, edit))
+                    under = edit
+                elif under != _WITHIN:
+                    row.following.append((position, under))
         while first < last and len(signs[first][0]) == end:
             index = signs[first][1]
             tokens = requests[index].tokens
             where = positions[end - len(tokens) :]
             row.entries += [Entry(index, p, t) for p, t in zip(where, tokens, strict=True)]
             first += 1
-        branches = []
+        branches: list[tuple[int, int, int, int, list[int], int]] = []
         while first < last:
             next_sign = signs[first][0][end]
             after = first
             while after < last and signs[after][0][end] == next_sign:
                 after += 1
-            branches.append((end, first, after, parent, positions))
+            branches.append((end, first, after, parent, positions, under))
             first = after
         waiting += reversed(branches)
     return row

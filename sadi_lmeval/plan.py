@@ -20,9 +20,9 @@ logger = logging.getLogger("lm_eval.sadi")
 _FEWEST_PAIRS = 4
 """Pairs below which a mean difference is mostly noise."""
 _FEWEST_TUNED = 4
-"""Held-out documents below which a choice of K and delta says nothing at all."""
+"""Held-out documents below which a choice of a setting says nothing at all."""
 _FEW_TUNED = 20
-"""Held-out documents below which a choice of K and delta is a weak one, and the run says so."""
+"""Held-out documents below which a choice of a setting is a weak one, and the run says so."""
 
 
 class Plan(NamedTuple):
@@ -99,7 +99,7 @@ def _default_recipe(task: RunTask) -> str:
 
 
 def draw(plan: Plan, source: Source, options: Options, tuning: bool) -> Drawn:
-    """Draw the pairs of a mask, and the held-out documents that its K and delta are chosen on.
+    """Draw the pairs of a mask, and the held-out documents that its setting is chosen on.
 
     Where there are not enough documents for as many of both as is usual, they are shared out in
     the usual proportion, unless the user has said how many.
@@ -149,16 +149,18 @@ def _check_held_out(
 ) -> None:
     name = plan.source_task.name
     needed = options.n_tune or _FEWEST_TUNED
+    names = " and ".join(options.parameters)
     if held_out < needed:
         raise UserError(
             f"task {name}: {source.label} has {usable} documents, {pairs} of them in the pairs, "
-            f"which leaves {held_out} to choose K and delta on, but {needed} are needed; pass "
-            "top_k= and delta=, or a smaller n_pairs or n_tune"
+            f"which leaves {held_out} to choose {names} on, but {needed} are needed; pass "
+            f"{'= and '.join(options.parameters)}=, or a smaller n_pairs or n_tune"
         )
     if held_out < _FEW_TUNED:
         logger.warning(
-            "Task %s: K and delta are chosen on only %d held-out documents (%s)",
+            "Task %s: %s are chosen on only %d held-out documents (%s)",
             name,
+            names,
             held_out,
             source.label,
         )

@@ -29,13 +29,13 @@ _FEWEST = 4
 
 
 @contextmanager
-def steered_prefill(
+def steered_generation(
     model: nn.Module, edits: Edits, which: int, context: Tensor, attention_mask: Tensor
 ) -> Iterator[None]:
-    """Edit the last prompt token of every sequence that is generated in the block.
+    """Edit the last prompt token, and if asked every later one, of what the block generates.
 
-    Where the token is processed in one of several chunks, or again because there is no key/value
-    cache, it is found by counting the tokens that the cache already holds.
+    Where tokens are processed in several chunks, or again because there is no key/value cache,
+    they are found by counting the tokens that the cache already holds.
 
     Args:
         model: the causal language model.
@@ -48,26 +48,29 @@ def steered_prefill(
         return
     last = context.shape[1] - 1
     clean = _clean(model, edits, context, attention_mask) if edits.clean else None
-    position: int | None = None
+    edited: range = range(0)
 
     def before(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        nonlocal position
+        nonlocal edited
         tokens = keywords.get("input_ids")
         if tokens is None:
             tokens = arguments[0] if arguments else keywords["inputs_embeds"]
         past = keywords.get("past_key_values")
         start = int(past.get_seq_length()) if past is not None else 0
-        position = last - start if 0 <= last - start < tokens.shape[1] else None
+        length = tokens.shape[1]
+        end = last - start + 1 if edits.scope == "prompt" else length
+        edited = range(max(0, last - start), min(end, length))
 
     def visit(layer: int, activations: Tensor) -> Tensor | None:
-        if position is None:
+        if not edited:
             return None
         rows = activations.shape[0] if activations.dim() == 3 else context.shape[0]
-        points = Points.of([(row, position) for row in range(rows)], rows, activations.device)
+        where = [(row, position) for row in range(rows) for position in edited]
+        points = Points.of(where, rows, activations.device)
         values = points.read(activations) if clean is None else clean[:, layer]
-        if len(values) != rows:  # beams and several sequences a prompt
-            values = values.repeat_interleave(rows // len(values), dim=0)
-        indices = torch.full((rows,), which)
+        if len(values) != len(where):  # beams and several sequences a prompt
+            values = values.repeat_interleave(len(where) // len(values), dim=0)
+        indices = torch.full((len(where),), which)
         return points.write(activations, edits.apply(layer, values.to(activations), indices))
 
     with ExitStack() as stack:

@@ -37,7 +37,11 @@ if TYPE_CHECKING:  # type checkers know this name without the import of `typing`
 
 SWITCH = "SADI_LMEVAL_NO_BRIDGE"
 
-MODELS = {"hf-sadi": "sadi_lmeval.model:SADI"}
+MODELS = {
+    "hf-sadi": "sadi_lmeval.model:SADI",
+    "hf-iti": "sadi_lmeval.model:ITI",
+    "hf-caa": "sadi_lmeval.model:CAA",
+}
 """Name for ``--model`` to the class; the entry points in pyproject.toml say the same."""
 
 

@@ -37,7 +37,7 @@ class ResponseCache:
     """
 
     def __init__(self, database: SqliteDict | None) -> None:
-        self.database = database
+        self.database: Any = database
         self.steering = ""
         if database is not None:
             database.__class__ = _OnlyOurs

@@ -17,6 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from lm_eval import utils as harness
 from lm_eval.api.samplers import FirstNSampler
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
@@ -165,6 +166,7 @@ def note_tasks_of_the_run() -> None:
     """Start noting down the tasks whose requests the harness builds from now on."""
     _noted.clear()
     _managers.clear()
+    _compile_templates_once()
     build: Callable[..., None] = Task.build_all_requests
     load: Callable[..., Any] = TaskManager.load
     if getattr(build, "_notes_tasks", False):
@@ -183,6 +185,15 @@ def note_tasks_of_the_run() -> None:
     build_all_requests._notes_tasks = True  # type: ignore[attr-defined]
     Task.build_all_requests = build_all_requests
     TaskManager.load = load_tasks
+
+
+def _compile_templates_once() -> None:
+    """Keep the harness's compiled templates.
+
+    It compiles a template each time it renders it, which takes longer than to score a short text.
+    """
+    if not hasattr(harness.env.from_string, "cache_info"):
+        harness.env.from_string = functools.lru_cache(maxsize=4096)(harness.env.from_string)
 
 
 def tasks_of_the_run() -> dict[str, RunTask]:
@@ -220,7 +231,11 @@ def load_task(name: str, folders: list[Path], like: RunTask | None) -> RunTask:
 
 
 def load_tasks(
-    names: list[str], folders: list[Path], num_fewshot: int | None, settings: dict[str, Any]
+    names: list[str],
+    folders: list[Path],
+    num_fewshot: int | None,
+    settings: dict[str, Any],
+    manager: TaskManager | None = None,
 ) -> list[RunTask]:
     """Tasks, and those of groups and tags, as the harness's command would run them.
 
@@ -229,11 +244,13 @@ def load_tasks(
         folders: with task files of the user's.
         num_fewshot: few-shot examples; None: as each task says.
         settings: how the run renders prompts.
+        manager: what knows the tasks, instead of the folders.
 
     Raises:
         UserError: the harness knows no such name, or its data cannot be had.
     """
-    manager = TaskManager(include_path=[str(folder) for folder in folders] or None)
+    if manager is None:
+        manager = TaskManager(include_path=[str(folder) for folder in folders] or None)
     _managers[:] = [manager]
     for name in names:
         if name not in manager.all_tasks:

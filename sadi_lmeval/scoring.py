@@ -40,9 +40,9 @@ def log_likelihoods(
 ) -> list[Score]:
     """Score continuations, each after its prompt's last token was edited.
 
-    Only the last prompt token is edited, so whatever comes before it is computed once: a prompt
-    for all its continuations, and what many prompts begin with for all of them. Requests of
-    different tasks, folds and edits share batches. No logits are computed but those that predict
+    Nothing before the last prompt token is edited, so whatever comes there is computed once: a
+    prompt for all its continuations, and what many prompts begin with for all of them. Requests
+    of different tasks, folds and edits share batches. No logits are computed but those that predict
     a token of a continuation.
 
     Args:
@@ -83,10 +83,11 @@ def _score(
     softmax_dtype: torch.dtype | None,
 ) -> list[tuple[int, Score]]:
     inputs = pack([row.tree for row in batch], pad, forward.dtype, forward.device, past)
+    onwards = edits is not None and edits.scope == "onwards"
     where = [
         (i, position, edit)
         for i, row in enumerate(batch)
-        for position, edit in row.edited
+        for position, edit in (row.edited + row.following if onwards else row.edited)
         if edit != UNSTEERED
     ]
     steered = None

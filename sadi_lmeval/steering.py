@@ -9,13 +9,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sadi_lmeval.benchmark import find_benchmark
-from sadi_lmeval.difference import Measured, cache_folder, measured
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.interventions.edit import Edit, Edits
-from sadi_lmeval.interventions.sadi import binary_mask, sadi_edit
-from sadi_lmeval.mask import MeanDifference, load_mask
+from sadi_lmeval.interventions.edit import Edit
+from sadi_lmeval.mask import load_mask
+from sadi_lmeval.measured import Measured, cache_folder, measured
+from sadi_lmeval.methods import (
+    check_where,
+    edits_of,
+    grid,
+    is_unsteered,
+    joined,
+    kind_of,
+    selected,
+    site_of,
+    tuned,
+)
 from sadi_lmeval.objective import resolved
-from sadi_lmeval.options import Auto, Options, check_top_k, grid
+from sadi_lmeval.options import Options
 from sadi_lmeval.outcome import Tuning
 from sadi_lmeval.packing import UNSTEERED as NO_EDIT
 from sadi_lmeval.pairs import scored_texts
@@ -25,18 +35,23 @@ from sadi_lmeval.settings import UNSTEERED, Setting
 from sadi_lmeval.sites import Site
 from sadi_lmeval.sources import Source, identity, made_from, refuse_scored_documents
 from sadi_lmeval.steerable import SteerableModel
-from sadi_lmeval.tuning import Trial, tune
+from sadi_lmeval.tuning import Contender, Trial, tune
 
 logger = logging.getLogger("lm_eval.sadi")
 
 
 class PreparedMask(NamedTuple):
-    """A mask that is ready to steer with."""
+    """A mask, or another method's vectors, ready to steer with.
+
+    Attributes:
+        selected: the [layer, entry] that are steered; None where a whole layer is.
+        tuning: how the setting was chosen; None where it was given.
+    """
 
     measured: Measured
     setting: Setting
     edit: Edit
-    selected: list[list[int]]
+    selected: list[list[int]] | None
     tuning: Tuning | None
 
 
@@ -68,159 +83,203 @@ class TaskSteering:
             of_mask.setdefault(self.mask_of(document), []).append(document)
         for index, scored in of_mask.items():
             found = self.masks[index].measured
-            refuse_scored_documents(self.task, scored, found.difference.card, found.source)
+            refuse_scored_documents(self.task, scored, found.measurement.card, found.source)
 
 
-def edits_of(
-    difference: MeanDifference, settings: Sequence[Setting], options: Options
-) -> list[Edit]:
-    """The edit of each setting: M from the scores of D, then A' = A + delta (A ⊙ M)."""
-    masks = {
-        top_k: binary_mask(difference.scores, top_k, options.selection, options.seed)
-        for top_k in {setting.top_k for setting in settings}
-    }
-    return [
-        sadi_edit(masks[setting.top_k], difference.values, setting.delta, options.steering)
-        for setting in settings
-    ]
+class _Arm(NamedTuple):
+    """One way of steering a task: where, and with which settings.
+
+    Attributes:
+        settings: to choose from; the only one where nothing is chosen.
+    """
+
+    options: Options
+    site: Site
+    settings: list[Setting]
+    tuning: bool
 
 
-def prepare(task: RunTask, model: SteerableModel, options: Options) -> TaskSteering:
-    """Build or load the masks of a task, and choose K and delta where they are not given.
+def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Options]) -> list[TaskSteering]:
+    """Build or load what each arm steers a task with, and choose the settings that are not given.
 
-    With a delta of 0 nothing is steered and no mask is needed.
+    Arms that take their pairs from the same documents get the same pairs and the same held-out
+    documents, in passes that they share.
+
+    Args:
+        task: of the run.
+        model: reads and scores.
+        arms: the options of each; one, except where methods are compared.
 
     Raises:
         UserError: for whatever the user can mend: too few documents, an unfit mask file, …
     """
-    if options.method == "none" or options.delta == 0:
-        record: dict[str, Any] = {"method": options.method, **UNSTEERED._asdict()}
-        return TaskSteering(task, [], [], lambda _: NO_EDIT, record)
-    site = model.engine.site(options.element, options.hidden_site)
-    settings, tuning = settings_for(task, options, site)
-    most = max(setting.top_k for setting in settings)
-    check_top_k(most, site.layers, site.entries, site.element)
-    record = {
-        "method": options.method,
-        "element": options.element,
-        "selection": options.selection,
-        "steering": options.steering,
-        "activations": options.activations,
-    }
-    if options.element == "hidden":
-        record["hidden_site"] = options.hidden_site
-    if options.mask and not tuning:
-        found = _given(options.mask, site, options, model)
-        masks = [_prepared(found, settings[0], None, options)]
-        record |= {"mask_file": options.mask, "folds": None}
-        return _finished(task, masks, lambda _: 0, record)
-
-    plan = find_plan(task, options)
-    if tuning:
-        resolved(options.objective, plan.source_task)
-    given = _given(options.mask, site, options, model) if options.mask else None
-    masks = []
-    for source in plan.sources.sources:
-        source = source if given is None else _without_pairs_of(given, plan, source)
-        drawn = draw(plan, source, options, tuning)
-        found = given or measured(plan, source, drawn.pairs, site, options, model)
-        if tuning:
-            choice = _choose(plan, source, drawn.held_out, found, settings, site, options, model)
-            masks.append(_prepared(found, choice.setting, choice, options))
+    found: dict[int, TaskSteering] = {}
+    alike: dict[Options, list[int]] = {}
+    for index, options in enumerate(arms):
+        if is_unsteered(options):
+            names = options.parameters
+            record = {"method": options.method, "parameters": names, **UNSTEERED.named(names)}
+            found[index] = TaskSteering(task, [], [], lambda _: NO_EDIT, record)
         else:
-            masks.append(_prepared(found, settings[0], None, options))
-    if plan.source_task.name != task.name:
-        record["mask_from"] = plan.source_task.name
-    record |= {
-        "recipe": plan.recipe.recipe,
-        "pairs_from": plan.sources.split,
-        "folds": plan.sources.folds,
-    }
-    return _finished(task, masks, plan.sources.mask_of, record)
+            alike.setdefault(_about_pairs(options), []).append(index)
+    for indices in alike.values():
+        together = [_arm(task, arms[index], model) for index in indices]
+        found |= zip(indices, _prepare(task, model, together), strict=True)
+    return [found[index] for index in range(len(arms))]
+
+
+def _about_pairs(options: Options) -> Options:
+    """Only what decides on the pairs and the held-out documents."""
+    names = "n_pairs n_tune objective pairs_num_fewshot folds seed recipe"
+    names += " mask mask_from cache_dir include_path"
+    return Options(**{name: getattr(options, name) for name in names.split()})
+
+
+def _arm(task: RunTask, options: Options, model: SteerableModel) -> _Arm:
+    site = model.engine.site(*site_of(options))
+    settings, tuning = settings_for(task, options, site)
+    most = max(setting.where for setting in settings)
+    check_where(most, site.layers, site.entries, options)
+    return _Arm(options, site, settings, tuning)
 
 
 def settings_for(task: RunTask, options: Options, site: Site) -> tuple[list[Setting], bool]:
     """The settings, and whether one is to be chosen: not where user or benchmark have."""
-    benchmark = find_benchmark(options.mask_from or task.name, user_folders(options))
-    top_k, delta = options.top_k, options.delta
-    if options.grid is None:
-        rest: Auto | None = "auto" if top_k is None and delta is None else None
-        top_k = benchmark.top_k.get(options.element, rest) if top_k is None else top_k
-        delta = benchmark.delta.get(options.element, rest) if delta is None else delta
-    choice = grid(replace(options, top_k=top_k, delta=delta), site.layers * site.entries)
-    if not choice.settings:
+    if options.method == "sadi" and options.grid is None:
+        benchmark = find_benchmark(options.mask_from or task.name, user_folders(options))
+        top_k, delta = options.top_k, options.delta
+        top_k = benchmark.top_k.get(options.element) if top_k is None else top_k
+        delta = benchmark.delta.get(options.element) if delta is None else delta
+        options = replace(options, top_k=top_k, delta=delta)
+    settings = grid(options, (site.layers, site.entries)).settings
+    if not settings:
         raise UserError(
-            f"task {task.name}: benchmark {benchmark.benchmark} names delta 0, which steers "
-            "nothing; pass delta="
+            f"task {task.name}: its benchmark file names delta 0, which steers nothing; pass delta="
         )
-    return choice.settings, options.grid is not None or "auto" in (top_k, delta)
+    return settings, tuned(options)
 
 
-def _choose(
+def _prepare(task: RunTask, model: SteerableModel, arms: Sequence[_Arm]) -> list[TaskSteering]:
+    """Arms whose pairs are the same."""
+    first, tuning = arms[0].options, any(arm.tuning for arm in arms)
+    given = [_given(first.mask, arm, model) for arm in arms] if first.mask else None
+    if given and not tuning:
+        origin: dict[str, Any] = {"mask_file": first.mask, "folds": None}
+        return [
+            _finished(task, [_prepared(mask, arm, None)], lambda _: 0, arm, origin)
+            for mask, arm in zip(given, arms, strict=True)
+        ]
+
+    plan = find_plan(task, first)
+    if tuning:
+        resolved(first.objective, plan.source_task)
+    prepared: list[list[PreparedMask]] = [[] for _ in arms]
+    for source in plan.sources.sources:
+        for mask in given or []:
+            source = _without_pairs_of(mask, plan, source)
+        drawn = draw(plan, source, first, tuning)
+        found = given or measured(plan, source, drawn.pairs, [a.options for a in arms], model)
+        choices = _choices(plan, source, drawn.held_out, found, arms, model) if tuning else {}
+        for index, arm in enumerate(arms):
+            prepared[index].append(_prepared(found[index], arm, choices.get(index)))
+    origin = {
+        "recipe": plan.recipe.recipe,
+        "pairs_from": plan.sources.split,
+        "folds": plan.sources.folds,
+    }
+    if plan.source_task.name != task.name:
+        origin["mask_from"] = plan.source_task.name
+    return [
+        _finished(task, masks, plan.sources.mask_of, arm, origin)
+        for masks, arm in zip(prepared, arms, strict=True)
+    ]
+
+
+def _choices(
     plan: Plan,
     source: Source,
     held_out: list[Document],
-    found: Measured,
-    settings: Sequence[Setting],
-    site: Site,
-    options: Options,
+    found: Sequence[Measured],
+    arms: Sequence[_Arm],
     model: SteerableModel,
-) -> Tuning:
-    task = plan.source_task
-    shots = num_fewshot(plan, options)
-    texts = scored_texts(task, held_out, source.allowed, shots, options.seed)
-    edits = edits_of(found.difference, settings, options)
-    family = Edits(site, edits, options.activations == "clean")
-    label = f"K and delta of {task.name}"
+) -> dict[int, Tuning]:
+    """The choice of every arm that has one, all tried at once."""
+    task, first = plan.source_task, arms[0].options
+    shots = num_fewshot(plan, first)
+    texts = scored_texts(task, held_out, source.allowed, shots, first.seed)
+    asked = [index for index, arm in enumerate(arms) if arm.tuning]
+    contenders = [_contender(arms[index], found[index], model) for index in asked]
+    names = {name: None for contender in contenders for name in contender.parameters}
+    label = f"{' and '.join(names) if len(asked) == 1 else 'Settings'} of {task.name}"
     if plan.sources.folds:
         label += f", {source.label}"
-    choice = tune(
-        Trial(task, plan.recipe, held_out, texts, options.objective),
-        settings,
-        family,
+    choices = tune(
+        Trial(task, plan.recipe, held_out, texts, first.objective),
+        contenders,
         model,
-        {
-            "card": found.difference.card,
-            "selection": options.selection,
-            "steering": options.steering,
-            "activations": options.activations,
-            "seed": options.seed,
-            "model": model.model_card,
-        },
-        cache_folder(options),
+        cache_folder(first),
         label,
     )
-    chosen = choice.outcomes[choice.chosen]
-    if not choice.beats_unsteered:
+    for choice, index in zip(choices, asked, strict=True):
+        if choice.beats_unsteered:
+            continue
+        chosen = choice.outcomes[choice.chosen]
+        said = ", ".join(f"{k}={v:g}" for k, v in chosen.setting.named(choice.parameters).items())
         logger.warning(
-            "Task %s: no setting beats the unsteered model by more than a standard error on %d "
-            "held-out documents (best: K=%d, delta=%g, %+.4f ± %.4f)",
+            "Task %s: no setting of %s beats the unsteered model by more than a standard error on "
+            "%d held-out documents (best: %s, %+.4f ± %.4f)",
             task.name,
+            arms[index].options.method,
             choice.documents,
-            chosen.setting.top_k,
-            chosen.setting.delta,
+            said,
             chosen.difference or 0.0,
             chosen.difference_stderr or 0.0,
         )
-    return choice
+    return dict(zip(asked, choices, strict=True))
 
 
-def _given(path: str, site: Site, options: Options, model: SteerableModel) -> Measured:
+def _contender(arm: _Arm, found: Measured, model: SteerableModel) -> Contender:
+    options = arm.options
+    edits = joined(arm.site, edits_of(found.measurement, arm.settings, options), options)
+    inputs = {
+        "card": found.measurement.card,
+        "seed": options.seed,
+        "model": model.model_card,
+        **_how(options),
+    }
+    return Contender(options.parameters, arm.settings, edits, inputs)
+
+
+def _how(options: Options) -> dict[str, Any]:
+    """How a method uses what was measured: what of its arguments is neither where nor strength."""
+    if options.method == "iti":
+        return {"method": "iti", "direction": options.direction}
+    if options.method == "caa":
+        return {"method": "caa"}
+    return {
+        "method": "sadi",
+        "selection": options.selection,
+        "steering": options.steering,
+        "activations": options.activations,
+    }
+
+
+def _given(path: str, arm: _Arm, model: SteerableModel) -> Measured:
     """A mask file of the user's, refused where it does not fit."""
-    difference = load_mask(Path(path))
-    difference.check_fits(site, model.model_card["model_type"], path)
-    hidden_site = difference.card.get("hidden_site")
-    if options.element == "hidden" and hidden_site != options.hidden_site:
+    found = load_mask(Path(path))
+    found.check_fits(kind_of(arm.options), arm.site, model.model_card["model_type"], path)
+    hidden_site, wanted = found.card.get("hidden_site"), site_of(arm.options)[1]
+    if arm.site.element == "hidden" and hidden_site != wanted:
         raise UserError(
-            f"mask {path} is for hidden_site={hidden_site}, but this run has "
-            f"{options.hidden_site}; pass the mask's"
+            f"mask {path} is for hidden_site={hidden_site}, but this run has {wanted}; pass the "
+            "mask's"
         )
-    return Measured(difference, path, "", Path(path))
+    return Measured(found, path, "", Path(path))
 
 
 def _without_pairs_of(given: Measured, plan: Plan, source: Source) -> Source:
     """A source without the documents that a given mask was made from: to tune on others."""
-    used = made_from(given.difference.card)
+    used = made_from(given.measurement.card)
     return source._replace(
         allowed=lambda document: (
             source.allowed(document) and not used.has(identity(plan.source_task, document))
@@ -228,31 +287,41 @@ def _without_pairs_of(given: Measured, plan: Plan, source: Source) -> Source:
     )
 
 
-def _prepared(
-    found: Measured, setting: Setting, tuning: Tuning | None, options: Options
-) -> PreparedMask:
-    mask = binary_mask(found.difference.scores, setting.top_k, options.selection, options.seed)
-    [edit] = edits_of(found.difference, [setting], options)
-    return PreparedMask(found, setting, edit, mask.nonzero().tolist(), tuning)
+def _prepared(found: Measured, arm: _Arm, tuning: Tuning | None) -> PreparedMask:
+    setting = arm.settings[0] if tuning is None else tuning.setting
+    [edit] = edits_of(found.measurement, [setting], arm.options)
+    where = selected(found.measurement, setting, arm.options)
+    return PreparedMask(found, setting, edit, where, tuning)
 
 
 def _finished(
     task: RunTask,
     masks: list[PreparedMask],
     mask_of: Callable[[Document], int],
-    record: dict[str, Any],
+    arm: _Arm,
+    origin: dict[str, Any],
 ) -> TaskSteering:
-    for name in ("top_k", "delta"):
-        chosen = [getattr(mask.setting, name) for mask in masks]
+    names, site = arm.options.parameters, arm.site
+    record: dict[str, Any] = {
+        "element": site.element,
+        **({"hidden_site": site_of(arm.options)[1]} if site.element == "hidden" else {}),
+        "layers": site.layers,
+        "entries": site.entries,
+        **_how(arm.options),
+        **origin,
+        "parameters": names,
+    }
+    for index, name in enumerate(names):
+        chosen = [mask.setting[index] for mask in masks]
         record[name] = chosen[0] if len(set(chosen)) == 1 else chosen
     record["masks"] = [
         {
             "source": mask.measured.source,
-            "n_pairs": mask.measured.difference.card.get("n_pairs"),
-            "top_k": mask.setting.top_k,
-            "delta": mask.setting.delta,
-            "selected": mask.selected,
+            "n_pairs": mask.measured.measurement.card.get("n_pairs"),
+            **mask.setting.named(names),
+            **({} if mask.selected is None else {"selected": mask.selected}),
             "cache_key": mask.measured.key,
+            "sha256": mask.measured.measurement.digest,
             "file": None if mask.measured.file is None else str(mask.measured.file),
             **({} if mask.tuning is None else {"tuning": mask.tuning.record()}),
         }

@@ -12,22 +12,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from sadi_lmeval.arms import arm
 from sadi_lmeval.cache import cache_key
-from sadi_lmeval.difference import Measured, measured, task_digest, versions
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.interventions.edit import Edits
 from sadi_lmeval.journal import Journal
+from sadi_lmeval.measured import Measured, measured, task_digest, versions
+from sadi_lmeval.methods import check_where, edits_of, grid, joined, site_of
 from sadi_lmeval.objective import Judged, resolved
-from sadi_lmeval.options import Element, Options, check_top_k
+from sadi_lmeval.options import Options
 from sadi_lmeval.outcome import outcome
 from sadi_lmeval.pairs import scored_texts
 from sadi_lmeval.plan import draw, find_plan, num_fewshot, recipe_of
 from sadi_lmeval.run_tasks import Document, RunTask
-from sadi_lmeval.settings import REFERENCE, UNSTEERED, Grid, Setting
-from sadi_lmeval.sites import Site
+from sadi_lmeval.settings import UNSTEERED, Grid, Setting
 from sadi_lmeval.sources import refuse_scored_documents
 from sadi_lmeval.steerable import SteerableModel
-from sadi_lmeval.steering import edits_of
 from sadi_lmeval.tuning import Trial, judge_settings
 
 logger = logging.getLogger("lm_eval.sadi")
@@ -40,36 +39,40 @@ class Sweep:
     """What is tried.
 
     Attributes:
-        elements: which elements.
-        grid: K and delta of all elements; None: the reference code's of each.
+        methods: names of ways of steering, see :mod:`sadi_lmeval.arms`.
+        grid: where and how strongly, of all methods; None: each method's own.
         split: ``dev``: held-out documents, from which a setting may be chosen; ``test``: those
             that the task scores, from which none may.
         limit: the most documents a task, or the part of them if below 1.
     """
 
-    elements: tuple[Element, ...]
+    methods: tuple[str, ...]
     grid: Grid | None
     split: Split
     limit: float | None
 
-    def settings(self, site: Site) -> list[Setting]:
-        """The settings of an element; the reference code's go no further than its entries.
+    def settings(self, options: Options, model: SteerableModel) -> list[Setting]:
+        """The settings of a method; its own grid goes no further than the model's entries.
 
         Raises:
             UserError: more entries are to be steered than there are.
         """
-        entries = site.layers * site.entries
+        site = model.engine.site(*site_of(options))
         if self.grid is not None:
-            check_top_k(max(self.grid.top_k), site.layers, site.entries, site.element)
+            check_where(max(self.grid.where), site.layers, site.entries, options)
             return self.grid.settings
-        return [s for s in REFERENCE[site.element].settings if s.top_k <= entries]
+        return grid(options, (site.layers, site.entries)).settings
+
+
+_Every = dict[str, tuple[Options, list[Setting]]]
+"""Of each method its options and settings."""
 
 
 class _Part(NamedTuple):
     """Documents that share masks: all of a task, or those of one fold."""
 
     trial: Trial
-    masks: list[Measured]  # of each element
+    masks: dict[str, Measured]  # of each method
 
 
 def sweep(
@@ -90,37 +93,41 @@ def sweep(
     check_output(output)
     file = Journal(output, required=True)
     found: list[dict[str, Any]] = []
-    sites = [model.engine.site(element, options.hidden_site) for element in what.elements]
-    every: list[tuple[str, Setting]] = [("none", UNSTEERED)]
-    every += [(site.element, setting) for site in sites for setting in what.settings(site)]
+    arms = {name: arm(name, options) for name in what.methods}
+    every: _Every = {"none": (arm("none", options), [UNSTEERED])}
+    every |= {name: (each, what.settings(each, model)) for name, each in arms.items()}
+    wanted = [(name, setting) for name, (_, settings) in every.items() for setting in settings]
     for number, task in enumerate(tasks, start=1):
         parts = parts_of(task, what, options, model)
         run = _identity(parts, what, options, model)
         done = {
-            _key(line["element"], Setting(line["top_k"], line["delta"])): line
+            _key(line, every): line
             for line in file.lines
-            if line["run"] == run
+            if line["run"] == run and line["method"] in every
         }
-        left = [each for each in every if _key(*each) not in done]
+        left: _Every = {
+            name: (each, [s for s in settings if (name, s) not in done])
+            for name, (each, settings) in every.items()
+        }
+        count = sum(len(settings) for _, settings in left.values())
         notes = output.with_name(f"{output.name}.{run[:12]}.part")
-        if left:
-            label = f"{task.name} ({number} of {len(tasks)}), {len(left)} settings"
-            lines = _lines(parts, left, what, options, model, notes, label)
+        if count:
+            label = f"{task.name} ({number} of {len(tasks)}), {count} settings"
+            lines = _lines(parts, left, model, notes, label)
             fresh = [{"run": run, "task": task.name, "split": what.split, **line} for line in lines]
             file.add(*fresh)
-            done |= {
-                _key(line["element"], Setting(line["top_k"], line["delta"])): line for line in fresh
-            }
+            done |= {_key(line, every): line for line in fresh}
         else:
-            logger.info("Task %s: all %d settings are in %s", task.name, len(every), output)
+            logger.info("Task %s: all %d settings are in %s", task.name, len(wanted), output)
         for path in notes.parent.glob(f"{notes.name}*"):
             path.unlink(missing_ok=True)
-        found += [done[_key(*each)] for each in every]
+        found += [done[each] for each in wanted]
     return found
 
 
-def _key(element: str, setting: Setting) -> tuple[str, int, float]:
-    return element, setting.top_k, setting.delta
+def _key(line: dict[str, Any], every: _Every) -> tuple[str, Setting]:
+    names = every[line["method"]][0].parameters
+    return line["method"], Setting(*(line[name] for name in names))
 
 
 def check_output(output: Path) -> None:
@@ -152,15 +159,13 @@ def _is_ours(line: str) -> bool:
         content = json.loads(line)
     except ValueError:
         return False
-    return isinstance(content, dict) and {"run", "task", "element", "top_k", "delta"} <= set(
-        content
-    )
+    return isinstance(content, dict) and {"run", "task", "method"} <= set(content)
 
 
 def parts_of(task: RunTask, what: Sweep, options: Options, model: SteerableModel) -> list[_Part]:
     """The documents that a sweep scores of a task, with the masks that they may be scored with."""
     plan = find_plan(task, options)
-    sites = [model.engine.site(element, options.hidden_site) for element in what.elements]
+    arms = {name: arm(name, options) for name in what.methods}
     recipe = plan.recipe
     if what.split == "test" and plan.source_task.name != task.name:
         recipe = recipe_of(task, replace(options, recipe=None))
@@ -180,10 +185,11 @@ def parts_of(task: RunTask, what: Sweep, options: Options, model: SteerableModel
             texts = scored_texts(judged, documents, None, task.num_fewshot, options.seed)
         if not documents:
             continue
-        masks = [measured(plan, source, drawn.pairs, site, options, model) for site in sites]
+        found = measured(plan, source, drawn.pairs, list(arms.values()), model)
+        masks = dict(zip(arms, found, strict=True))
         if what.split == "test":
-            for mask in masks:
-                refuse_scored_documents(task, documents, mask.difference.card, mask.source)
+            for mask in found:
+                refuse_scored_documents(task, documents, mask.measurement.card, mask.source)
         parts.append(_Part(Trial(judged, recipe, documents, texts, objective), masks))
     if not parts:
         raise UserError(f"task {task.name}: no documents to score; pass a larger --limit")
@@ -197,20 +203,22 @@ def _limited(documents: list[Document], limit: float | None) -> list[Document]:
 
 
 def _identity(parts: Sequence[_Part], what: Sweep, options: Options, model: SteerableModel) -> str:
-    """A digest of all that outcomes depend on beside the element, K and delta."""
-    of_element = ("element", "shape")
+    """A digest of all that outcomes depend on beside the method and the setting."""
+    of_method = ("kind", "element", "hidden_site", "shape")
     return cache_key(
         {
             "model": model.model_card,
             "cards": [
-                {k: v for k, v in part.masks[0].difference.card.items() if k not in of_element}
-                | {"hidden_site": options.hidden_site}
+                {k: v for k, v in mask.measurement.card.items() if k not in of_method}
                 for part in parts
+                for mask in list(part.masks.values())[:1]
             ],
             "texts": [part.trial.texts_digest for part in parts],
             "task": task_digest(parts[0].trial.task),
             "objective": parts[0].trial.objective,
             "split": what.split,
+            "hidden_site": options.hidden_site,
+            "direction": options.direction,
             "selection": options.selection,
             "steering": options.steering,
             "activations": options.activations,
@@ -221,55 +229,42 @@ def _identity(parts: Sequence[_Part], what: Sweep, options: Options, model: Stee
 
 
 def _lines(
-    parts: Sequence[_Part],
-    left: Sequence[tuple[str, Setting]],
-    what: Sweep,
-    options: Options,
-    model: SteerableModel,
-    notes: Path,
-    label: str,
+    parts: Sequence[_Part], left: _Every, model: SteerableModel, notes: Path, label: str
 ) -> list[dict[str, Any]]:
     """The outcome of every setting that is left over the documents of all parts."""
     judged: list[list[Judged]] = []
-    of_element = {
-        element: [setting for name, setting in left if name == element] for element in what.elements
-    }
-    settings: list[tuple[str, Setting]] = [("none", UNSTEERED)]
-    settings += [(element, s) for element in what.elements for s in of_element[element]]
+    steered = {name: of for name, of in left.items() if name != "none" and of[1]}
+    settings = [(name, setting) for name, of in steered.items() for setting in of[1]]
     for number, part in enumerate(parts):
-        families = [
-            Edits(
-                model.engine.site(element, options.hidden_site),
-                edits_of(mask.difference, of_element[element], options),
-                options.activations == "clean",
-            )
-            for element, mask in zip(what.elements, part.masks, strict=True)
-            if of_element[element]
-        ]
-        grid = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
-        journal = Journal(notes.with_name(f"{notes.name}{number}.{grid}"))
-        name = label if len(parts) == 1 else f"{label}, part {number + 1} of {len(parts)}"
-        judged += judge_settings(part.trial, families, model, journal, name)
+        families = []
+        for name, (options, mine) in steered.items():
+            edits = edits_of(part.masks[name].measurement, mine, options)
+            families.append(joined(model.engine.site(*site_of(options)), edits, options))
+        of_grid = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+        journal = Journal(notes.with_name(f"{notes.name}{number}.{of_grid}"))
+        called = label if len(parts) == 1 else f"{label}, part {number + 1} of {len(parts)}"
+        judged += judge_settings(part.trial, families, model, journal, called)
     lines = []
     columns = list(zip(*judged, strict=True))
-    for (element, setting), column in zip(settings, columns, strict=True):
-        if (element, setting) not in left:
+    for (name, setting), column in zip([("none", UNSTEERED), *settings], columns, strict=True):
+        options, mine = left[name]
+        if setting not in mine:
             continue
         found = outcome(setting, column, columns[0])._asdict()
         del found["setting"]
+        sadi = options.method == "sadi"
+        of_sadi = {n: getattr(options, n) for n in ("selection", "steering", "activations")}
         lines.append(
             {
-                "element": element,
-                **setting._asdict(),
+                "method": name,
+                "element": "none" if name == "none" else site_of(options)[0],
+                **setting.named(options.parameters),
                 "documents": len(judged),
                 "objective": parts[0].trial.objective,
                 **found,
                 "model": model.model_card["model"],
-                "selection": options.selection,
-                "steering": options.steering,
-                "activations": options.activations,
-                "masks": [mask.key for part in parts for mask in part.masks
-                          if mask.difference.card["element"] == element],
+                **(of_sadi if sadi else {}),
+                "masks": [part.masks[name].key for part in parts if name in part.masks],
             }
-        )  # fmt: skip
+        )
     return lines

@@ -1,4 +1,4 @@
-"""K and delta chosen on held-out documents: neither in the pairs nor ever scored."""
+"""Settings chosen on held-out documents: neither in the pairs nor ever scored."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
 from sadi_lmeval.atomic import write_atomically
-from sadi_lmeval.cache import cache_key
+from sadi_lmeval.cache import cache_key, locked
 from sadi_lmeval.interventions.edit import Edits
 from sadi_lmeval.journal import Journal
-from sadi_lmeval.objective import Judged, judge, resolved, templates_compiled_once
+from sadi_lmeval.objective import Judged, judge, resolved
 from sadi_lmeval.options import Objective
 from sadi_lmeval.outcome import Outcome, Tuning, best, outcome
 from sadi_lmeval.recipe import Recipe
 from sadi_lmeval.run_tasks import Document, RunTask, Text
-from sadi_lmeval.settings import UNSTEERED, Setting
+from sadi_lmeval.settings import UNSTEERED, Parameters, Setting
 from sadi_lmeval.steerable import SteerableModel
 
 logger = logging.getLogger("lm_eval.sadi")
@@ -43,65 +42,103 @@ class Trial(NamedTuple):
         return hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()
 
 
+class Contender(NamedTuple):
+    """A method that wants a setting.
+
+    Attributes:
+        parameters: what it calls a setting's two numbers.
+        settings: to choose from.
+        edits: of each setting.
+        inputs: what the outcome depends on beside the trial: the card of what was measured, and
+            how it is used.
+    """
+
+    parameters: Parameters
+    settings: Sequence[Setting]
+    edits: Edits
+    inputs: dict[str, Any]
+
+
 def tune(
     trial: Trial,
-    settings: Sequence[Setting],
-    edits: Edits,
+    contenders: Sequence[Contender],
     model: SteerableModel,
-    inputs: dict[str, Any],
     folder: Path,
     label: str,
-) -> Tuning:
-    """Try every setting, or take the outcome out of the cache.
+) -> list[Tuning]:
+    """Try every setting of every method at once, or take the outcomes out of the cache.
 
     Args:
         trial: the held-out documents.
-        settings: of each of ``edits``.
-        edits: as many as settings.
+        contenders: the methods.
         model: scores.
-        inputs: what the outcome depends on beside the trial: the mask's card and how it is used.
         folder: where outcomes are kept; the work is noted down there document by document.
         label: for the progress bar.
     """
     objective = resolved(trial.objective, trial.task)
     trial = trial._replace(objective=objective)
     of_trial = {"texts": trial.texts_digest, "objective": objective}
-    key = cache_key({**inputs, **of_trial, "settings": settings})
-    path = folder / f"{key}.tuning.json"
-    known = _load(path, key)
-    if known is not None:
-        return known
-    journal: Path | None = path.with_suffix(".jsonl")
-    lock = FileLock(path.with_suffix(".lock"))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        journal = None
-        logger.warning(
-            "%s cannot be written (%s): the choice of K and delta is not kept. "
-            "Pass cache_dir=FOLDER to keep it elsewhere.",
-            folder,
-            error,
-        )
-    try:
-        known = _load(path, key)  # another process may have been at it
-        if known is not None:
-            return known
-        notes = Journal(journal)
-        judged = judge_settings(trial, [edits], model, notes, label)
-        columns = list(zip(*judged, strict=True))
+    keys = [cache_key({**each.inputs, **of_trial, "settings": each.settings})
+            for each in contenders]  # fmt: skip
+    found: dict[str, Tuning] = {}
+
+    def look() -> dict[str, Contender]:
+        for key in keys:
+            known = _load(_path(folder, key), key) if key not in found else None
+            if known is not None:
+                found[key] = known
+        return {k: c for k, c in zip(keys, contenders, strict=True) if k not in found}
+
+    left = look()
+    if left:
+        with locked(folder, [f"{key}.tuning.lock" for key in left]) as error:
+            if error is not None:
+                logger.warning(
+                    "%s cannot be written (%s): the choice of %s is not kept. "
+                    "Pass cache_dir=FOLDER to keep it elsewhere.",
+                    folder,
+                    error,
+                    " and ".join(contenders[0].parameters),
+                )
+            left = look()  # another process may have been at it
+            if left:
+                found |= _tried(trial, left, model, folder if error is None else None, label)
+    return [found[key] for key in keys]
+
+
+def _tried(
+    trial: Trial,
+    contenders: dict[str, Contender],
+    model: SteerableModel,
+    folder: Path | None,
+    label: str,
+) -> dict[str, Tuning]:
+    """The outcomes of methods by their keys; kept in the folder if there is one."""
+    path = None
+    if folder is not None:
+        keys = list(contenders)
+        path = _path(folder, keys[0] if len(keys) == 1 else cache_key({"keys": keys}))
+    notes = Journal(None if path is None else path.with_suffix(".jsonl"))
+    families = [contender.edits for contender in contenders.values()]
+    columns = list(zip(*judge_settings(trial, families, model, notes, label), strict=True))
+    found, first = {}, 1
+    for key, (parameters, settings, _, _) in contenders.items():
+        mine = [columns[0], *columns[first : first + len(settings)]]
+        first += len(settings)
         outcomes = [
             outcome(setting, column, columns[0])
-            for setting, column in zip([UNSTEERED, *settings], columns, strict=True)
+            for setting, column in zip([UNSTEERED, *settings], mine, strict=True)
         ]
-        found = Tuning(outcomes, best(outcomes), len(trial.documents), objective)
-        if journal is not None:
-            _save(found, path, key)
-            notes.remove()
-        return found
-    finally:
-        lock.release()
+        chosen = best(outcomes, parameters)
+        found[key] = Tuning(outcomes, chosen, len(trial.documents), trial.objective, parameters)
+        if folder is not None:
+            _save(found[key], _path(folder, key), key)
+    notes.remove()
+    return found
+
+
+def _path(folder: Path, key: str) -> Path:
+    return folder / f"{key}.tuning.json"
 
 
 def judge_settings(
@@ -132,10 +169,7 @@ def judge_settings(
             owner += [index] * len(texts)
     scores: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
     first = {index: number for number, index in reversed(list(enumerate(owner)))}
-    with (
-        tqdm(total=len(trial.documents), initial=len(found), desc=label, unit="document") as bar,
-        templates_compiled_once(),
-    ):
+    with tqdm(total=len(trial.documents), initial=len(found), desc=label, unit="document") as bar:
 
         def done(numbers: list[int], values: Tensor, greedy: Tensor) -> None:
             lines = []
@@ -215,7 +249,7 @@ def _load(path: Path, key: str) -> Tuning | None:
         if values.pop("key") != key:
             raise ValueError("it belongs to another run")
         outcomes = [Outcome(Setting(*o[0]), *o[1:]) for o in values.pop("outcomes")]
-        return Tuning(outcomes, **values)
+        return Tuning(outcomes, parameters=Parameters(*values.pop("parameters")), **values)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from torch import Tensor
 from sadi_lmeval.hooks import visiting
 from sadi_lmeval.positions import Points
 from sadi_lmeval.sites import Site
+
+Scope = Literal["prompt", "onwards"]
+"""Which tokens are edited: the last prompt token alone, or every later token too."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,19 @@ class Edits:
     Attributes:
         clean: whether A is the activation of an unsteered forward pass, whose whole site is
             written back in every layer, instead of the activation of the steered pass itself.
+            Only the last prompt token has such a one.
+        scope: which tokens are edited.
         count: how many edits.
         first_layers: the first layer that each edit touches; ``site.layers`` where none.
         layers: the layers that some edit touches, in order.
     """
 
-    def __init__(self, site: Site, edits: Iterable[Edit], clean: bool) -> None:
+    def __init__(
+        self, site: Site, edits: Iterable[Edit], clean: bool, scope: Scope = "prompt"
+    ) -> None:
         self.site = site
         self.clean = clean
+        self.scope = scope
         found = [_touched(edit) for edit in edits]
         self.count = len(found)
         self.first_layers = [
@@ -68,7 +77,7 @@ class Edits:
 
     def digest(self, edit: int) -> str:
         """sha256 of what one of the edits does."""
-        content = hashlib.sha256(f"{self.site.element} {self.clean}".encode())
+        content = hashlib.sha256(f"{self.site.element} {self.clean} {self.scope}".encode())
         for layer in self.layers:
             change = self._change[layer][edit]
             touched = change.any(dim=0)

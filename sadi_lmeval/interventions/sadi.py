@@ -9,6 +9,11 @@ from sadi_lmeval.interventions.edit import Edit
 from sadi_lmeval.options import Selection, Steering
 
 
+def entry_scores(difference: Tensor) -> Tensor:
+    """One number an entry, ``[layers, entries]``: for heads D's mean over ``head_dim``."""
+    return difference.mean(dim=-1)
+
+
 def binary_mask(scores: Tensor, top_k: int, selection: Selection, seed: int) -> Tensor:
     """M: K ones over all layers together (section 3.2, equation 4).
 

@@ -1,0 +1,290 @@
+"""Methods side by side: the same documents, pairs, folds and tuning budget for each."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+from lm_eval.loggers import EvaluationTracker
+
+from sadi_lmeval.arms import arm as arm_of
+from sadi_lmeval.atomic import write_atomically
+from sadi_lmeval.cache import cache_key
+from sadi_lmeval.compared import Answers, Arm, ComparedModel
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.journal import Journal
+from sadi_lmeval.measured import versions
+from sadi_lmeval.methods import grid, is_unsteered, site_of
+from sadi_lmeval.options import Options
+from sadi_lmeval.pairs import gold_and_wrong
+from sadi_lmeval.plan import recipe_of
+from sadi_lmeval.record import FOLDER, Record, file_name, load_record, save_record
+from sadi_lmeval.run_tasks import RunTask, digest, tasks_of_the_run
+
+logger = logging.getLogger("lm_eval.sadi")
+
+_IDENTITY = "comparison.json"
+_ANSWERS = "answers.jsonl"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        methods: names of ways of steering, see :mod:`sadi_lmeval.arms`.
+        tasks: names as the harness knows them: leaves, not groups.
+        settings: how many settings each method may try while tuning, the same for all.
+        transfer: whether each task's masks are tried on every other task too.
+        host: arguments of the harness's ``simple_evaluate``, the same for every method.
+        command: that the records are to name.
+        log_samples: whether the harness's samples are written beside its results.
+    """
+
+    methods: tuple[str, ...]
+    tasks: tuple[str, ...]
+    settings: int
+    transfer: bool
+    host: Mapping[str, Any]
+    command: str
+    log_samples: bool = False
+
+    @property
+    def arms(self) -> list[Arm]:
+        found = [Arm(method) for method in self.methods]
+        if self.transfer:
+            found += [Arm(m, task) for m in self.methods if m != "none" for task in self.tasks]
+        return found
+
+
+def compare(model: ComparedModel, what: Comparison, folder: Path) -> list[Path]:
+    """Score every task under every method and write the records.
+
+    Records that are there already are not made again; what an interrupted comparison had scored
+    is taken from the folder.
+
+    Returns:
+        the records' files.
+
+    Raises:
+        UserError: the folder holds the records of another run.
+    """
+    shared = model.options
+    identity = {
+        "model": model.model_card,
+        "versions": versions(),
+        "settings": what.settings,
+        "host": {
+            key: value
+            for key, value in what.host.items()
+            if isinstance(value, (str, int, float, bool, list, tuple, dict, type(None)))
+        },
+        "options": {**vars(shared), "cache_dir": None},
+    }
+    run = _claim(folder, identity, what.command)
+    options = {arm: _options(arm, what, model, shared) for arm in what.arms}
+    wanted = {arm: [task for task in what.tasks if task != arm.mask_from] for arm in options}
+    paths = {
+        (arm, task): folder / FOLDER / file_name(task, *arm)
+        for arm, tasks in wanted.items()
+        for task in tasks
+    }
+    left = {
+        arm: options[arm]
+        for arm, tasks in wanted.items()
+        if not all(_known(paths[arm, task]) for task in tasks)
+    }
+    if left:
+        answers = folder / _ANSWERS
+        model.compare(left, Answers(Journal(answers, required=True)))
+        for arm in left:
+            _run(model, arm, wanted[arm], what, run, folder)
+        answers.unlink()
+    else:
+        logger.info("All %d records are in %s", len(paths), folder)
+    return list(paths.values())
+
+
+def _claim(folder: Path, identity: dict[str, Any], command: str) -> str:
+    """Note down what a folder's records have in common, or see that it is the same.
+
+    Raises:
+        UserError: the folder holds another run, or cannot be written.
+    """
+    identity = json.loads(json.dumps(identity, default=str))
+    run = cache_key(identity)
+    path = folder / _IDENTITY
+    try:
+        if path.exists():
+            known = json.loads(path.read_text(encoding="utf-8"))
+            if known["run"] != run:
+                differ = [
+                    key for key, value in identity.items() if known["identity"].get(key) != value
+                ]
+                raise UserError(
+                    f"--output_path {folder}: holds another run's records (other "
+                    f"{', '.join(differ)}); name another folder"
+                )
+            return run
+        if any((folder / FOLDER).glob("*.json")):
+            raise UserError(
+                f"--output_path {folder}: has records but no {_IDENTITY}; name another folder"
+            )
+        content = {"run": run, "identity": identity, "command": command}
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"--output_path {folder}: cannot be used ({error})") from None
+    return run
+
+
+def _known(path: Path) -> bool:
+    """Whether a record is there.
+
+    Raises:
+        UserError: it is, but damaged.
+    """
+    if not path.is_file():
+        return False
+    load_record(path)
+    return True
+
+
+def _options(arm: Arm, what: Comparison, model: ComparedModel, shared: Options) -> Options:
+    """The options of an arm, its grid no larger than any other's."""
+    options = replace(arm_of(arm.method, shared), mask_from=arm.mask_from)
+    if is_unsteered(options):
+        return options
+    site = model.engine.site(*site_of(options))
+    usual = grid(options, (site.layers, site.entries))
+    return replace(options, grid=usual.thinned(what.settings))
+
+
+def _run(
+    model: ComparedModel, arm: Arm, tasks: list[str], what: Comparison, run: str, folder: Path
+) -> None:
+    """Let the harness score the tasks under one arm, and write its results and our records."""
+    model.turn(arm)
+    name = arm.method if arm.mask_from is None else f"{arm.method}@{arm.mask_from}"
+    tracker = EvaluationTracker(output_path=str(folder / "harness" / name))
+    start = time.perf_counter()
+    results = lm_eval.simple_evaluate(
+        model=model, tasks=tasks, log_samples=True, evaluation_tracker=tracker, **what.host
+    )
+    seconds = time.perf_counter() - start
+    samples = results.pop("samples")
+    noted = tasks_of_the_run()
+    for task in tasks:
+        record = _record(
+            noted[task], arm, results, samples[task], model, what, run, seconds / len(tasks)
+        )
+        if not (folder / FOLDER / record.file_name).exists():
+            save_record(record, folder)
+    kept = samples if what.log_samples else None
+    tracker.save_results_aggregated(results=results, samples=kept)
+    for task in kept or ():
+        tracker.save_results_samples(task_name=task, samples=samples[task])
+
+
+def _record(
+    task: RunTask,
+    arm: Arm,
+    results: dict[str, Any],
+    samples: Sequence[dict[str, Any]],
+    model: ComparedModel,
+    what: Comparison,
+    run: str,
+    seconds: float,
+) -> Record:
+    name = task.name
+    first = samples[0]["filter"]
+    samples = [sample for sample in samples if sample["filter"] == first]
+    better = results["higher_is_better"].get(name, {})
+    metric = _metric(samples, list(better))
+    found = results["results"][name]
+    metrics = {
+        key.partition(",")[0]: [_finite(value), _finite(found.get(key.replace(",", "_stderr,", 1)))]
+        for key, value in found.items()
+        if key.endswith(f",{first}") and "_stderr" not in key
+    }
+    choices = [_choices(task, sample["doc"]) for sample in samples]
+    same = bool(choices[0]) and all(each == choices[0] for each in choices)
+    seeds = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
+    return Record(
+        run=run,
+        command=what.command,
+        model=model.model_card,
+        versions=versions(),
+        seeds={**{s: results["config"][s] for s in seeds}, "seed": model.options.seed},
+        limit=results["config"]["limit"],
+        num_fewshot=task.num_fewshot,
+        task=name,
+        task_version=str(results["versions"].get(name)),
+        method=arm.method,
+        mask_from=arm.mask_from,
+        metric=metric,
+        higher_is_better=bool(better.get(metric, True)),
+        metrics=metrics,
+        documents=[digest(sample["doc"]) for sample in samples],
+        values=[_finite(sample[metric]) for sample in samples],
+        chosen=[_chosen(task, sample) for sample in samples],
+        gold=[_gold(task, sample["doc"], model.options) for sample in samples],
+        labels=choices[0] if same else None,
+        steering=results["config"]["sadi"][name],
+        seconds=seconds,
+    )
+
+
+def _metric(samples: Sequence[Mapping[str, Any]], better: Sequence[str]) -> str:
+    """The first metric that is one number a document.
+
+    Raises:
+        UserError: there is none.
+    """
+    for name in [*better, *samples[0]["metrics"]]:
+        if all(_is_number(sample.get(name)) for sample in samples):
+            return str(name)
+    raise UserError("no metric of the task is one number a document, so methods cannot be compared")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (bool, int, float)) or (
+        hasattr(value, "item") and getattr(value, "size", 1) == 1
+    )
+
+
+def _finite(value: Any) -> float | None:
+    if not _is_number(value):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def _choices(task: RunTask, document: dict[str, Any]) -> list[str]:
+    if task.task.config.doc_to_choice is None:
+        return []
+    return [str(choice) for choice in task.task.doc_to_choice(document)]
+
+
+def _gold(task: RunTask, document: dict[str, Any], options: Options) -> list[int]:
+    if task.task.config.doc_to_choice is None:
+        return []
+    recipe = recipe_of(task, replace(options, recipe=None))
+    return gold_and_wrong(task, recipe, document)[0]
+
+
+def _chosen(task: RunTask, sample: Mapping[str, Any]) -> int | None:
+    """The answer with the highest log-likelihood; the first of equals, as the harness has it."""
+    if task.output_type != "multiple_choice":
+        return None
+    values = [response[0] for response in sample["filtered_resps"]]
+    if not all(math.isfinite(value) for value in values):
+        return None
+    return max(range(len(values)), key=lambda i: values[i])

@@ -1,0 +1,122 @@
+"""ITI: shift the heads that tell true from false along what tells them (Li et al. 2023)."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+from tqdm import tqdm
+
+from sadi_lmeval.interventions.edit import Edit
+from sadi_lmeval.options import Direction
+
+logger = logging.getLogger("lm_eval.sadi")
+
+_TRAINING_PART = 0.8
+"""Of the questions; the probes are ranked by their accuracy on the others (section 3.1)."""
+
+
+class Probes(NamedTuple):
+    """What ITI knows of every head.
+
+    Attributes:
+        accuracy: of its probe on the questions that it was not fitted on, ``[layers, heads]``.
+        mass_mean: mean(true) − mean(false) over all questions, of length 1,
+            ``[layers, heads, head_dim]``.
+        probe: the probe's coefficients, of length 1, ``[layers, heads, head_dim]``.
+        mass_mean_std, probe_std: σ: the standard deviation of all activations' projections on
+            that direction, ``[layers, heads]``.
+    """
+
+    accuracy: Tensor
+    mass_mean: Tensor
+    probe: Tensor
+    mass_mean_std: Tensor
+    probe_std: Tensor
+
+
+def fit_probes(positive: Tensor, negative: Tensor, seed: int, label: str) -> Probes:
+    """Fit a logistic-regression probe on every head (sections 3.1 and 3.2).
+
+    A random 80 % of the questions fit the probes, the other 20 % rank them; a question is in one
+    part with both its texts. The authors' σ goes over all questions of the benchmark, scored ones
+    included; here nothing but the pairs is looked at.
+
+    Args:
+        positive, negative: the heads' activations at the last token of each pair's true and
+            false text, ``[pairs, layers, heads, head_dim]``.
+        seed: of the division into two parts, and of the probes.
+        label: for the progress bar.
+    """
+    pairs, layers, heads, _ = positive.shape
+    order = np.random.RandomState(seed).permutation(pairs)
+    parts = np.split(order, [max(1, min(pairs - 1, round(_TRAINING_PART * pairs)))])
+    true, false = positive.double().numpy(), negative.double().numpy()
+    found = Probes(
+        torch.zeros(layers, heads),
+        torch.zeros(positive.shape[1:]),
+        torch.zeros(positive.shape[1:]),
+        torch.zeros(layers, heads),
+        torch.zeros(layers, heads),
+    )
+    unfinished = 0
+    with tqdm(total=layers * heads, desc=label, unit="probe") as bar:
+        for layer, head in np.ndindex(layers, heads):
+            fitted, ranked = (
+                np.concatenate([true[part, layer, head], false[part, layer, head]])
+                for part in parts
+            )
+            labels = [np.repeat([1, 0], len(part)) for part in parts]
+            probe = LogisticRegression(max_iter=1000, random_state=seed)
+            with warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always", ConvergenceWarning)
+                probe.fit(fitted, labels[0])
+            unfinished += any(w.category is ConvergenceWarning for w in warned)
+            found.accuracy[layer, head] = float(probe.score(ranked, labels[1]))
+            every = np.concatenate([true[:, layer, head], false[:, layer, head]])
+            mass_mean = true[:, layer, head].mean(axis=0) - false[:, layer, head].mean(axis=0)
+            for direction, std, raw in (
+                (found.mass_mean, found.mass_mean_std, mass_mean),
+                (found.probe, found.probe_std, probe.coef_[0]),
+            ):
+                length = float(np.linalg.norm(raw))
+                unit = raw / length if length else raw
+                direction[layer, head] = torch.from_numpy(unit).float()
+                std[layer, head] = float((every @ unit).std())
+            bar.update()
+    if unfinished:
+        logger.info("%d of %d probes stopped at 1000 steps", unfinished, layers * heads)
+    return found
+
+
+def iti_edit(probes: Probes, top_k: int, alpha: float, direction: Direction) -> Edit:
+    """A' = A + α σ θ in the K heads whose probes are the most accurate (equation 2).
+
+    Args:
+        probes: of every head.
+        top_k: K; of equally accurate heads the earlier wins.
+        alpha: α.
+        direction: θ: ``mass_mean`` or ``probe``.
+    """
+    theta, sigma = (
+        (probes.mass_mean, probes.mass_mean_std)
+        if direction == "mass_mean"
+        else (probes.probe, probes.probe_std)
+    )
+    chosen = best_heads(probes.accuracy, top_k)
+    shift = alpha * sigma.unsqueeze(-1) * theta * chosen.unsqueeze(-1)
+    return Edit(gain=torch.zeros_like(shift.flatten(1)), shift=shift.flatten(1))
+
+
+def best_heads(accuracy: Tensor, top_k: int) -> Tensor:
+    """The K heads whose probes are the most accurate, ``[layers, heads]`` bool."""
+    order = accuracy.flatten().argsort(descending=True, stable=True)
+    chosen = torch.zeros(accuracy.numel(), dtype=torch.bool)
+    chosen[order[:top_k]] = True
+    return chosen.view_as(accuracy)

@@ -1,0 +1,126 @@
+"""What methods need of drawn pairs: out of the cache, or measured."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sadi_lmeval.activations import TokenPair, reducer
+from sadi_lmeval.cache import cache_key, cached_measurements, default_folder
+from sadi_lmeval.mask import Kind, Measurement
+from sadi_lmeval.methods import kind_of, site_of
+from sadi_lmeval.options import Options
+from sadi_lmeval.pairs import Pair
+from sadi_lmeval.plan import Plan
+from sadi_lmeval.run_tasks import RunTask, digest
+from sadi_lmeval.sites import Site
+from sadi_lmeval.sources import Source, identity
+from sadi_lmeval.steerable import SteerableModel
+
+
+class Measured(NamedTuple):
+    """A measurement with its source.
+
+    Attributes:
+        source: for messages: the file, or where the pairs come from.
+        key: its cache key; empty for a mask that was given by hand.
+        file: where it is kept, or None.
+    """
+
+    measurement: Measurement
+    source: str
+    key: str
+    file: Path | None
+
+
+def cache_folder(options: Options) -> Path:
+    return Path(options.cache_dir) if options.cache_dir else default_folder()
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    return {
+        name: importlib.metadata.version(name)
+        for name in ("sadi-lmeval", "lm-eval", "torch", "transformers", "scikit-learn")
+    }
+
+
+def measured(
+    plan: Plan,
+    source: Source,
+    pairs: list[Pair],
+    arms: Sequence[Options],
+    model: SteerableModel,
+) -> list[Measured]:
+    """What each arm needs of the pairs, out of the cache or measured, all in one pass.
+
+    Args:
+        plan, source: where the pairs come from.
+        pairs: the same for all arms.
+        arms: the options of each; where the cache is comes from the first.
+        model: reads.
+    """
+    task = plan.source_task
+    tokens = [
+        TokenPair(model.encode(*pair.positive), model.encode(*pair.negative)) for pair in pairs
+    ]
+    identities = [identity(task, pair.document) for pair in pairs]
+    shared: dict[str, Any] = {
+        **model.model_card,
+        "task": task.name,
+        "task_digest": task_digest(task),
+        "source": source.label,
+        "recipe": plan.recipe.recipe,
+        "recipe_digest": plan.recipe.digest,
+        "n_pairs": len(pairs),
+        "pairs_digest": hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
+        "documents": [i.content for i in identities],
+        "questions": [i.question for i in identities if i.question],
+        "seed": arms[0].seed,
+        "versions": versions(),
+    }
+    wanted: dict[str, tuple[dict[str, Any], Kind, Site]] = {}
+    keys = []
+    for options in arms:
+        kind, (element, hidden_site) = kind_of(options), site_of(options)
+        site = model.engine.site(element, hidden_site)
+        card = {
+            **shared,
+            "kind": kind,
+            "element": site.element,
+            "hidden_site": hidden_site if element == "hidden" else None,
+            "shape": [site.layers, site.entries, site.entry_width],
+        }
+        keys.append(cache_key(card))
+        wanted[keys[-1]] = card, kind, site
+    name = task.name + (f", {source.label}" if plan.sources.folds else "")
+
+    def build(missing: list[str]) -> dict[str, Measurement]:
+        reducers = {
+            key: reducer(kind, site, len(tokens), arms[0].seed)
+            for key, (_, kind, site) in wanted.items()
+            if key in missing
+        }
+        readers = [(wanted[key][2], each) for key, each in reducers.items()]
+        model.engine.read(readers, tokens, f"Pairs of {name}")
+        return {
+            key: Measurement(each.tensors(f"Probes of {name}"), wanted[key][0])
+            for key, each in reducers.items()
+        }
+
+    found = cached_measurements(cache_folder(arms[0]), list(wanted), build)
+    return [Measured(found[k][0], f"{task.name} ({source.label})", k, found[k][1]) for k in keys]
+
+
+def task_digest(task: RunTask) -> str:
+    """A digest of the task's configuration; functions count by their names."""
+    content = json.dumps(
+        task.task.config.to_dict(),
+        sort_keys=True,
+        default=lambda value: getattr(value, "__qualname__", type(value).__name__),
+    )
+    return digest({"config": content})
