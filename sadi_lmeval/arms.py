@@ -20,6 +20,7 @@ _ARMS: dict[str, dict[str, Any]] = {
     **{f"random-{e}": {"element": e, "selection": "random"} for e in ("neuron", "hidden")},
     **{f"fixed-{e}": {"element": e, "steering": "fixed"} for e in ("neuron", "hidden")},
 }
+NAMES = tuple(_ARMS)
 
 
 def check_arms(names: list[str]) -> None:

@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--settings",
         type=int,
-        default=24,
+        default=12,
         help="the most settings that each method may try while tuning (default: %(default)s)",
     )
     compare.add_argument(
@@ -236,10 +236,11 @@ def _compare(given: argparse.Namespace, rest: Sequence[str]) -> None:
     if given.settings < 1:
         raise UserError(f"--settings {given.settings}: must be at least 1")
 
-    from sadi_lmeval.compare import Comparison, compare
+    from sadi_lmeval.compare import Comparison, check_folder, compare
     from sadi_lmeval.compared import ComparedModel
     from sadi_lmeval.host_options import host_options
 
+    check_folder(given.output_path)
     host = host_options(["--tasks", given.tasks, *rest])
     arguments = _model_arguments(host.model_args, ("settings", "methods"))
     tasks = host.task_names()
@@ -260,8 +261,7 @@ def _report(given: argparse.Namespace) -> None:
 def _write_report(folders: Sequence[Path], output: Path, given: argparse.Namespace) -> None:
     from sadi_lmeval.report import report
 
-    made = report(folders, output, given.html)
-    print(made)
+    print(report(folders, output, given.html, given.diagnostics))
 
 
 def _load(

@@ -6,7 +6,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ logger = logging.getLogger("lm_eval.sadi")
 
 _IDENTITY = "comparison.json"
 _ANSWERS = "answers.jsonl"
+_NOT_OURS = ("task_manager", "model_args", "verbosity", "write_out", "check_integrity")
+"""Arguments of the harness that results do not depend on, or that the model's card tells."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +81,11 @@ def compare(model: ComparedModel, what: Comparison, folder: Path) -> list[Path]:
     """
     shared = model.options
     identity = {
+        **{f"lm_eval's {key}": value for key, value in what.host.items() if key not in _NOT_OURS},
+        **{key: value for key, value in vars(shared).items() if key != "cache_dir"},
         "model": model.model_card,
         "versions": versions(),
         "settings": what.settings,
-        "host": {
-            key: value
-            for key, value in what.host.items()
-            if isinstance(value, (str, int, float, bool, list, tuple, dict, type(None)))
-        },
-        "options": {**vars(shared), "cache_dir": None},
     }
     run = _claim(folder, identity, what.command)
     options = {arm: _options(arm, what, model, shared) for arm in what.arms}
@@ -99,17 +98,30 @@ def compare(model: ComparedModel, what: Comparison, folder: Path) -> list[Path]:
     left = {
         arm: options[arm]
         for arm, tasks in wanted.items()
-        if not all(_known(paths[arm, task]) for task in tasks)
+        if not all(paths[arm, task].is_file() for task in tasks)
     }
     if left:
         answers = folder / _ANSWERS
         model.compare(left, Answers(Journal(answers, required=True)))
-        for arm in left:
-            _run(model, arm, wanted[arm], what, run, folder)
+        for number, arm in enumerate(left):
+            with _without_repetition(number):
+                _run(model, arm, wanted[arm], what, run, folder)
         answers.unlink()
     else:
         logger.info("All %d records are in %s", len(paths), folder)
     return list(paths.values())
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot hold records, or holds damaged ones, before a model is loaded.
+
+    Raises:
+        UserError: naming what is wrong.
+    """
+    if any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
+        raise UserError(f"--output_path {folder}: is or lies in a file; name a folder")
+    for path in sorted((folder / FOLDER).glob("*.json")):
+        load_record(path)
 
 
 def _claim(folder: Path, identity: dict[str, Any], command: str) -> str:
@@ -129,7 +141,7 @@ def _claim(folder: Path, identity: dict[str, Any], command: str) -> str:
                     key for key, value in identity.items() if known["identity"].get(key) != value
                 ]
                 raise UserError(
-                    f"--output_path {folder}: holds another run's records (other "
+                    f"--output_path {folder}: holds another run's records (it differs in "
                     f"{', '.join(differ)}); name another folder"
                 )
             return run
@@ -144,18 +156,6 @@ def _claim(folder: Path, identity: dict[str, Any], command: str) -> str:
             raise
         raise UserError(f"--output_path {folder}: cannot be used ({error})") from None
     return run
-
-
-def _known(path: Path) -> bool:
-    """Whether a record is there.
-
-    Raises:
-        UserError: it is, but damaged.
-    """
-    if not path.is_file():
-        return False
-    load_record(path)
-    return True
 
 
 def _options(arm: Arm, what: Comparison, model: ComparedModel, shared: Options) -> Options:
@@ -192,6 +192,19 @@ def _run(
     tracker.save_results_aggregated(results=results, samples=kept)
     for task in kept or ():
         tracker.save_results_samples(task_name=task, samples=samples[task])
+
+
+@contextmanager
+def _without_repetition(number: int) -> Iterator[None]:
+    """Let the harness say what it has to say of the tasks once, not once a method."""
+    host = logging.getLogger("lm_eval")
+    before = host.level
+    if number:
+        host.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        host.setLevel(before)
 
 
 def _record(

@@ -87,7 +87,8 @@ class ComparedModel(SteeredModel):
                 arms = [arm for arm in self._arms if arm.mask_from != name]
                 steering = prepare(task, self, [self._arms[arm] for arm in arms])
                 self._prepared[name] = dict(zip(arms, steering, strict=True))
-        self._use({name: self._prepared[name][self._arm] for name in noted})
+        mine = {name: self._prepared[name].get(self._arm) for name in noted}
+        self._use({name: steering for name, steering in mine.items() if steering is not None})
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Score]:
         """Log-likelihood of each continuation under the arm whose turn it is."""

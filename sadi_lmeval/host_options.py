@@ -61,6 +61,7 @@ class HostOptions:
         self.evaluation: dict[str, Any] = {
             **{name: getattr(config, name) for name in _PASSED},
             **dict(zip(names, seeds, strict=True)),
+            "model_args": dict(config.model_args),
             "task_manager": self._manager,
         }
 
@@ -82,7 +83,7 @@ def host_options(arguments: Sequence[str]) -> HostOptions:
     Raises:
         UserError: an option that cannot be had here, or that the harness refuses.
     """
-    parser = argparse.ArgumentParser(prog="sadi-lmeval compare", add_help=False)
+    parser = argparse.ArgumentParser(prog="sadi-lmeval compare", usage="%(prog)s OPTION ...")
     Run.create(parser.add_subparsers(dest="command"))
     given = parser.parse_args(["run", *arguments])
     refused = [f"--{name}" for name in _REFUSED if getattr(given, name, None)]

@@ -74,7 +74,8 @@ def steered_generation(
         return points.write(activations, edits.apply(layer, values.to(activations), indices))
 
     with ExitStack() as stack:
-        handle = model.register_forward_pre_hook(before, with_kwargs=True)
+        # Not on a PEFT wrapper: generation passes it by.
+        handle = unwrapped(model).register_forward_pre_hook(before, with_kwargs=True)
         stack.callback(handle.remove)
         modules = {layer: edits.site.modules[layer] for layer in edits.written_layers}
         stack.enter_context(visiting(modules, edits.site.side, visit))

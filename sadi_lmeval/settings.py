@@ -62,17 +62,17 @@ class Grid(NamedTuple):
         The same number of settings for every method is what makes a comparison fair.
         """
         wheres, strengths = len(self.where), len(self.strength)
-        sizes = [
-            (a, min(strengths, most // a))
-            for a in range(1, wheres + 1)
-            if most // a and wheres * strengths > most
-        ]
-        if not sizes:
+        if wheres * strengths <= most:
             return self
-        # The most settings; of equals, the axes' lengths in about their own proportion.
-        a, b = max(
-            sizes, key=lambda s: (s[0] * s[1], -abs(math.log(s[0] * strengths / (s[1] * wheres))))
-        )
+        sizes = [(a, min(strengths, most // a)) for a in range(1, min(wheres, most) + 1)]
+
+        def worth(size: tuple[int, int]) -> tuple[bool, int, float]:
+            """Both axes are there; then the most settings; then about their own proportion."""
+            a, b = size
+            both = a > 1 or wheres == 1, b > 1 or strengths == 1
+            return all(both), a * b, -abs(math.log(a * strengths / (b * wheres)))
+
+        a, b = max(sizes, key=worth)
         return Grid(_spread(self.where, a), _spread(self.strength, b))
 
 

@@ -25,7 +25,7 @@ from sadi_lmeval.methods import (
     tuned,
 )
 from sadi_lmeval.objective import resolved
-from sadi_lmeval.options import Options
+from sadi_lmeval.options import Auto, Options
 from sadi_lmeval.outcome import Tuning
 from sadi_lmeval.packing import UNSTEERED as NO_EDIT
 from sadi_lmeval.pairs import scored_texts
@@ -148,8 +148,9 @@ def settings_for(task: RunTask, options: Options, site: Site) -> tuple[list[Sett
     if options.method == "sadi" and options.grid is None:
         benchmark = find_benchmark(options.mask_from or task.name, user_folders(options))
         top_k, delta = options.top_k, options.delta
-        top_k = benchmark.top_k.get(options.element) if top_k is None else top_k
-        delta = benchmark.delta.get(options.element) if delta is None else delta
+        rest: Auto | None = "auto" if top_k is None and delta is None else None
+        top_k = benchmark.top_k.get(options.element, rest) if top_k is None else top_k
+        delta = benchmark.delta.get(options.element, rest) if delta is None else delta
         options = replace(options, top_k=top_k, delta=delta)
     settings = grid(options, (site.layers, site.entries)).settings
     if not settings:
@@ -227,13 +228,14 @@ def _choices(
         said = ", ".join(f"{k}={v:g}" for k, v in chosen.setting.named(choice.parameters).items())
         logger.warning(
             "Task %s: no setting of %s beats the unsteered model by more than a standard error on "
-            "%d held-out documents (best: %s, %+.4f ± %.4f)",
+            "%d held-out documents (%s)",
             task.name,
             arms[index].options.method,
             choice.documents,
-            said,
-            chosen.difference or 0.0,
-            chosen.difference_stderr or 0.0,
+            "so nothing is steered"
+            if chosen.setting == UNSTEERED
+            else f"best: {said}, {chosen.difference or 0.0:+.4f} ± "
+            f"{chosen.difference_stderr or 0.0:.4f}",
         )
     return dict(zip(asked, choices, strict=True))
 

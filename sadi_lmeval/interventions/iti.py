@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from tqdm import tqdm
 
+from sadi_lmeval.errors import UserError
 from sadi_lmeval.interventions.edit import Edit
 from sadi_lmeval.options import Direction
 
@@ -20,6 +21,8 @@ logger = logging.getLogger("lm_eval.sadi")
 
 _TRAINING_PART = 0.8
 """Of the questions; the probes are ranked by their accuracy on the others (section 3.1)."""
+_SEEDS = 1 << 32
+"""How many seeds numpy and scikit-learn know."""
 
 
 class Probes(NamedTuple):
@@ -53,8 +56,23 @@ def fit_probes(positive: Tensor, negative: Tensor, seed: int, label: str) -> Pro
             false text, ``[pairs, layers, heads, head_dim]``.
         seed: of the division into two parts, and of the probes.
         label: for the progress bar.
+
+    Raises:
+        UserError: there is but one pair, or an activation that is not finite.
     """
     pairs, layers, heads, _ = positive.shape
+    if pairs < 2:
+        raise UserError(
+            "ITI needs at least 2 contrastive pairs, one to fit its probes on and one to rank "
+            f"them by, not {pairs}; pass a larger n_pairs"
+        )
+    bad = int((~(positive.isfinite() & negative.isfinite())).flatten(1).any(dim=1).sum())
+    if bad:
+        raise UserError(
+            f"ITI: {bad} of {pairs} pairs have activations that are not finite, which no probe "
+            "can be fitted on; load the model in a wider type (dtype=bfloat16 or float32)"
+        )
+    seed %= _SEEDS
     order = np.random.RandomState(seed).permutation(pairs)
     parts = np.split(order, [max(1, min(pairs - 1, round(_TRAINING_PART * pairs)))])
     true, false = positive.double().numpy(), negative.double().numpy()

@@ -1,0 +1,68 @@
+"""What a comparison of six methods costs, in passes of the unsteered harness; and its table.
+
+    python bench/compare.py --output FOLDER [--limit 100] [--model FOLDER] [--data FOLDER]
+
+Times ``hf`` at its best batch size on the tasks, one pass each, then the whole command
+``sadi-lmeval compare`` with nothing cached: loading, pairs, tuning, scoring and report. ``--data``
+is a folder to run in, in which the harness finds the data sets when there is no hub. The model is
+SmolLM2-135M-Instruct in float32 unless ``--model`` names another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+METHODS = ("none", "sadi-head", "sadi-neuron", "sadi-hidden", "iti", "caa")
+TASKS = ("truthfulqa_mc1", "boolq", "copa", "winogrande")
+MOST = 1.5
+"""Passes of hf a method, at most."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--model")
+    parser.add_argument("--data", type=Path)
+    given = parser.parse_args()
+    output = given.output.absolute()
+    if given.data is not None:
+        os.chdir(given.data)
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.setdefault("HF_DATASETS_CACHE", f"{folder}/datasets")
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        from smollm2 import default_folder, smollm2
+        from speed import Bench, best_size
+
+        model = given.model or str(smollm2(default_folder()))
+        bench = Bench(model, 1, Path(folder))
+        passes = {}
+        for task in TASKS:
+            size, [passes[task]] = best_size(bench, task, given.limit, None)
+            print(f"hf, {task}, batch size {size}: {passes[task]:.0f} s", flush=True)
+        del bench
+        command = [str(Path(sys.executable).with_name("sadi-lmeval")), "compare"]
+        command += ["--model_args", f"pretrained={model},cache_dir={folder}/masks"]
+        command += ["--tasks", ",".join(TASKS), "--methods", ",".join(METHODS), "--html"]
+        command += ["--limit", str(given.limit), "--output_path", str(output), "--diagnostics"]
+        start = time.perf_counter()
+        subprocess.run(command, check=True)
+        seconds = time.perf_counter() - start
+    ratio = seconds / (len(METHODS) * sum(passes.values()))
+    print(
+        f"comparison: {len(METHODS)} methods in {seconds / 60:.1f} minutes, {ratio:.2f} of the "
+        f"time of {len(METHODS)} passes of hf (wanted at most {MOST:g})"
+    )
+    return int(ratio > MOST)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

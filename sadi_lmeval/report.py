@@ -1,0 +1,191 @@
+"""Leaderboards from the records of comparisons: no model is needed, and none is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sadi_lmeval.atomic import write_atomically
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.leaderboard import (
+    Board,
+    Cell,
+    boards_of,
+    comma_separated,
+    json_text,
+    markdown,
+    model_index,
+    printable,
+    shown,
+)
+from sadi_lmeval.page import page
+from sadi_lmeval.record import Record, load_records
+
+
+def report(
+    folders: Sequence[Path], output: Path, html: bool = False, diagnostics: bool = False
+) -> str:
+    """Write the leaderboard of some comparisons, as Markdown, CSV, JSON and model card metadata.
+
+    Args:
+        folders: of comparisons; runs of the same settings are merged.
+        output: a folder; it is made.
+        html: write ``report.html`` too.
+        diagnostics: add :func:`diagnostics_text` to what is returned.
+
+    Returns:
+        what to print: the Markdown.
+
+    Raises:
+        UserError: there are no records, one is damaged, two contradict one another, or the output
+            cannot be written. Nothing has been written then, short of a full disk.
+    """
+    try:
+        boards = boards_of(merged(folders))
+        # All is made before the first is written.
+        contents = {
+            "leaderboard.md": markdown(boards),
+            "leaderboard.csv": comma_separated(boards),
+            "leaderboard.json": json_text(boards),
+            "model-index.yaml": model_index(boards),
+            **({"report.html": page(boards)} if html else {}),
+        }
+    except RecursionError:
+        raise UserError(
+            f"{', '.join(map(str, folders))}: a record is nested deeper than this package writes it"
+        ) from None
+    try:
+        for name, content in contents.items():
+            # Half of a surrogate pair can stand in JSON, but not in a file.
+            write_atomically(output / name, content.encode(errors="replace"))
+    except OSError as error:
+        raise UserError(
+            f"{output}: cannot be written ({error.strerror or error}); name another folder"
+        ) from None
+    table = contents["leaderboard.md"]
+    return f"{table}\n{diagnostics_text(boards)}" if diagnostics else table
+
+
+def merged(folders: Sequence[Path]) -> list[Record]:
+    """The records of all folders, each cell once.
+
+    Two records of a cell are the same if they differ in how they came about (the command, the
+    seconds) and in nothing else.
+
+    Raises:
+        UserError: a folder has none, one is damaged, or two contradict one another.
+    """
+    found: dict[tuple[str, str, str, str | None], tuple[Record, Path]] = {}
+    for folder in folders:
+        for record in load_records([folder]):
+            _check(record, folder)
+            key = (record.run, record.task, record.method, record.mask_from)
+            first, where = found.setdefault(key, (record, folder))
+            if first != replace(record, command=first.command, seconds=first.seconds):
+                cell = printable(f"{record.method} on {record.task} in run {record.run[:12]}")
+                raise UserError(
+                    f"{where} and {folder}: both have {cell}, with different content; leave one of "
+                    "them out"
+                )
+    return [record for record, _ in found.values()]
+
+
+def _check(record: Record, folder: Path) -> None:
+    """Refuse a record that is intact, but that nothing of this package has written."""
+    count = len(record.documents) if isinstance(record.documents, list) else -1
+    sound: dict[str, bool] = {
+        **{
+            name: isinstance(getattr(record, name), str)
+            for name in ("run", "command", "task", "task_version", "method", "metric")
+        },
+        **{
+            name: isinstance(getattr(record, name), dict)
+            for name in ("model", "versions", "seeds", "steering")
+        },
+        "mask_from": record.mask_from is None or isinstance(record.mask_from, str),
+        "limit": _is_number(record.limit),
+        "num_fewshot": _is_index(record.num_fewshot),
+        "seconds": _is_number(record.seconds),
+        "metrics": isinstance(record.metrics, dict)
+        and all(_is_list(pair, _is_number, 2) for pair in record.metrics.values()),
+        "documents": count > 0 and _is_list(record.documents, _is_text, count),
+        "values": _is_list(record.values, _is_number, count),
+        "chosen": _is_list(record.chosen, lambda x: x is None or _is_index(x), count),
+        "gold": _is_list(record.gold, lambda x: _is_list(x, _is_index), count),
+        "labels": record.labels is None or _is_list(record.labels, _is_text),
+    }
+    wrong = [name for name, good in sound.items() if not good]
+    if wrong:
+        raise UserError(
+            f"{folder}: a record of {record.task!r} under {record.method!r} is not as this package "
+            f"writes it ({', '.join(wrong)}); delete it"
+        )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: object) -> bool:
+    """A number that a float can hold, or None."""
+    if value is None:
+        return True
+    try:
+        return isinstance(value, (int, float)) and math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def _is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_list(value: object, fit: Callable[[Any], bool], count: int | None = None) -> bool:
+    return isinstance(value, list) and count in (None, len(value)) and all(map(fit, value))
+
+
+def diagnostics_text(boards: Sequence[Board]) -> str:
+    """What each method did to the answers, a paragraph a cell."""
+    return "\n\n".join(_paragraph(cell, board) for board in boards for cell in board.cells) + "\n"
+
+
+def _paragraph(cell: Cell, board: Board) -> str:
+    record, diagnosis = cell.record, cell.diagnosis
+    scale = board.scale(record.task)
+    source = "" if record.mask_from is None else f", mask from {record.mask_from}"
+    value = f"{record.metric} {shown(cell.value, scale)}"
+    lines = [f"{board.model}, {record.method} on {record.task}{source}: {value}"]
+    compared = cell.comparison
+    if compared is not None and compared.p is not None:
+        interval = (
+            ""
+            if compared.low is None
+            else f" [{shown(compared.low, scale, True)}, {shown(compared.high, scale, True)}]"
+        )
+        lines += [
+            f"difference {shown(compared.difference, scale, True)}{interval}, p {compared.p:.2g}, "
+            f"{cell.p_holm:.2g} after Holm ({compared.test}, {compared.documents} documents"
+            + (f", {compared.unpaired} left out)" if compared.unpaired else ")"),
+            f"right to wrong: {diagnosis.right_to_wrong}, wrong to right: "
+            f"{diagnosis.wrong_to_right}",
+        ]
+    for name, shares in (
+        ("gold answers", diagnosis.gold),
+        ("answers before", diagnosis.before if compared is not None else {}),
+        ("answers", diagnosis.after),
+    ):
+        if shares:
+            listed = ", ".join(f"{answer} {100 * s:.1f} %" for answer, s in shares.items())
+            lines.append(f"{name}: {listed}")
+    if diagnosis.balanced_after is not None:
+        before = diagnosis.balanced_before if compared is not None else None
+        lines.append(
+            f"balanced accuracy: {diagnosis.balanced_after:.3f}"
+            + ("" if before is None else f", before {before:.3f}")
+        )
+    if diagnosis.warning is not None:
+        lines.append(f"WARNING: {diagnosis.warning}")
+    return "\n  ".join(map(printable, lines))

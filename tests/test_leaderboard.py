@@ -1,0 +1,241 @@
+"""Rows, averages, transfer matrices and the files that hold them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCardData
+from statsmodels.stats.multitest import multipletests
+from test_record import answered, make_record
+
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.leaderboard import (
+    boards_of,
+    comma_separated,
+    json_text,
+    markdown,
+    model_index,
+    shown,
+)
+from sadi_lmeval.record import Record
+
+GOLD = [0, 1] * 20
+
+
+def scored(right: int, method: str, task: str = "boolq", **changes: Any) -> Record:
+    """Forty documents of which the first ``right`` are right."""
+    chosen: list[int | None] = [g if i < right else 1 - g for i, g in enumerate(GOLD)]
+    return answered(chosen, GOLD, method=method, task=task, **changes)
+
+
+def two_tasks() -> list[Record]:
+    return [
+        scored(20, "none"),
+        scored(32, "sadi-head"),
+        scored(8, "caa"),
+        scored(22, "iti"),
+        scored(10, "none", "rte"),
+        scored(11, "sadi-head", "rte"),
+        scored(10, "caa", "rte"),
+        scored(12, "sadi-head", "rte", mask_from="boolq"),
+        scored(33, "sadi-head", "boolq", mask_from="rte"),
+    ]
+
+
+def test_rows_are_methods_and_columns_tasks() -> None:
+    (board,) = boards_of(two_tasks())
+    assert board.tasks == ["boolq", "rte"]
+    assert [row.method for row in board.rows] == ["none", "caa", "iti", "sadi-head"]
+    cell = board.rows[3].cells["boolq"]
+    assert cell.value == 0.8
+    assert cell.stderr == pytest.approx(math.sqrt(0.8 * 0.2 / 39))
+    assert cell.comparison is not None
+    assert cell.comparison.difference == pytest.approx(0.3)
+    assert board.rows[0].cells["boolq"].comparison is None
+
+
+def test_holm_is_over_the_steered_rows_of_a_column() -> None:
+    (board,) = boards_of(two_tasks())
+    cells = [row.cells["boolq"] for row in board.rows[1:]]
+    raw = [cell.comparison.p for cell in cells if cell.comparison is not None]
+    assert [cell.p_holm for cell in cells] == pytest.approx(multipletests(raw, method="holm")[1])
+    assert [cell.mark for cell in cells] == ["↓*", "", "↑*"]
+
+
+def test_the_average_is_of_rows_with_all_tasks_and_has_the_error_of_a_mean() -> None:
+    (board,) = boards_of(two_tasks())
+    none, _, iti, sadi = board.rows
+    assert none.average is not None
+    assert sadi.average is not None
+    assert iti.average is None
+    assert sadi.average.value == pytest.approx((32 + 11) / 80)
+    errors = [cell.stderr or 0 for cell in sadi.cells.values()]
+    assert sadi.average.stderr == pytest.approx(math.sqrt(errors[0] ** 2 + errors[1] ** 2) / 2)
+    assert sadi.average.difference == pytest.approx((12 + 1) / 80)
+    assert none.average.difference is None
+
+
+def test_tasks_that_are_not_shares_are_not_averaged() -> None:
+    records = [*two_tasks(), make_record(task="wiki", values=[12.0, 9.0], higher_is_better=False)]
+    (board,) = boards_of(records)
+    assert board.scale("wiki") == 1
+    assert all(row.average is None for row in board.rows)
+    assert "| 10.500 ± 1.500 |" in markdown([board])
+
+
+def test_of_a_metric_where_less_is_better_the_least_is_best() -> None:
+    records = [
+        make_record(values=[5.0, 6.0], higher_is_better=False),
+        make_record(values=[3.0, 4.0], higher_is_better=False, method="iti"),
+    ]
+    (board,) = boards_of(records)
+    assert board.best("boolq") == 3.5
+    assert board.rows[1].cells["boolq"].better
+
+
+def test_a_transfer_is_no_row_but_a_cell_of_its_methods_matrix() -> None:
+    (board,) = boards_of(two_tasks())
+    (transfer,) = board.transfers
+    assert transfer.method == "sadi-head"
+    differences = {
+        key: cell.comparison.difference
+        for key, cell in transfer.cells.items()
+        if cell.comparison is not None
+    }
+    assert differences == pytest.approx(
+        {("boolq", "rte"): 0.05, ("rte", "boolq"): 0.325, ("boolq", "boolq"): 0.3,
+         ("rte", "rte"): 0.025}
+    )  # fmt: skip
+    text = markdown([board])
+    assert "| fitted on \\ scored on | boolq | rte |" in text
+    assert "| boolq | +30.0 ↑* | +5.0 |" in text
+
+
+def test_the_markdown_has_the_best_in_bold_and_marks_what_is_significant() -> None:
+    text = markdown(boards_of(two_tasks()))
+    assert "| method | boolq (acc) | rte (acc) | average |" in text
+    assert "| unsteered | 50.0 ± 8.0 | 25.0 ± 6.9 | 37.5 ± 5.3 |" in text
+    assert "| sadi-head | **80.0 ± 6.4** ↑* | **27.5 ± 7.1** | **53.8 ± 4.8** |" in text
+    assert "| caa | 20.0 ± 6.4 ↓* | 25.0 ± 6.9 | 22.5 ± 4.7 |" in text
+    assert "Majority label: boolq 50.0 % (no), rte 50.0 % (no)." in text
+
+
+def test_where_all_are_alike_none_is_bold() -> None:
+    assert "**" not in markdown(boards_of([scored(20, "none"), scored(20, "iti")]))
+
+
+def test_runs_are_tables_of_their_own() -> None:
+    another = {"model": "another", "revision": None}
+    one, other = boards_of([*two_tasks(), scored(30, "none", run="other", model=another)])
+    assert (one.model, other.model) == ("tiny", "another")
+    assert other.tasks == ["boolq"]
+    assert "## another" in markdown([one, other])
+
+
+def test_a_table_without_the_unsteered_model_compares_nothing() -> None:
+    (board,) = boards_of([scored(20, "iti")])
+    cell = board.rows[0].cells["boolq"]
+    assert (cell.comparison, cell.p_holm, cell.significant) == (None, None, False)
+    assert "| iti | 50.0 ± 8.0 |" in markdown([board])
+
+
+def test_different_documents_are_refused() -> None:
+    other = replace(scored(20, "iti"), documents=[f"other {i}" for i in range(40)])
+    with pytest.raises(UserError, match=r"boolq: iti \(40 documents.*none.*same documents"):
+        boards_of([scored(20, "none"), other])
+
+
+def test_a_value_that_is_not_finite_is_shown_as_such_and_warned_of() -> None:
+    text = markdown(boards_of([make_record(), make_record(values=[1, None, 0, 1], method="caa")]))
+    assert "| caa | n/a |" in text
+    assert "- caa on boolq: 1 of 4 documents have no finite value" in text
+
+
+def test_markdown_shows_names_as_they_are_and_nothing_else() -> None:
+    hostile = "a|b`c\n<script>*d* [x](http://y) \x1b[31m"
+    text = markdown(
+        boards_of([make_record(task=hostile, method=hostile, model={"model": hostile})])
+    )
+    shown_name = "a\\|b\\`c &lt;script&gt;\\*d\\* \\[x\\](http://y)  \\[31m"
+    assert f"| {shown_name} |" in text
+    assert f"## {shown_name}" in text
+    assert "<script>" not in text
+    assert "\x1b" not in text
+
+
+def test_the_csv_has_a_line_a_model_method_and_task() -> None:
+    lines = list(csv.DictReader(io.StringIO(comma_separated(boards_of(two_tasks())))))
+    assert len(lines) == 9
+    assert {(n["method"], n["task"], n["mask_from"]) for n in lines} >= {
+        ("sadi-head", "boolq", ""), ("sadi-head", "rte", "boolq")
+    }  # fmt: skip
+    line = next(n for n in lines if n["method"] == "caa" and n["task"] == "boolq")
+    assert float(line["difference"]) == pytest.approx(-0.3)
+    assert float(line["p"]) == pytest.approx(2 / 2**12)
+    assert line["test"] == "mcnemar"
+
+
+def test_the_csv_keeps_commas_quotes_and_newlines_of_names() -> None:
+    hostile = 'a,"b"\nc'
+    (line,) = csv.DictReader(io.StringIO(comma_separated(boards_of([make_record(task=hostile)]))))
+    assert line["task"] == hostile
+
+
+def test_the_json_says_how_to_repeat_each_cell() -> None:
+    steering = {
+        "method": "sadi", "parameters": ["top_k", "delta"], "folds": 2, "top_k": [6, 4],
+        "masks": [{"source": "x", "top_k": 6, "delta": 9.0, "selected": [[0, 1]], "sha256": "5ha",
+                   "cache_key": "key", "tuning": {"chosen": {"top_k": 6}, "table": [{}]}}],
+    }  # fmt: skip
+    records = [scored(20, "none"), scored(30, "sadi-head", steering=steering)]
+    (run,) = json.loads(json_text(boards_of(records)))["runs"]
+    cell = run["rows"][1]["cells"]["boolq"]
+    assert cell["value"] == 0.75
+    assert cell["diagnosis"]["wrong_to_right"] == 10
+    repeat = cell["repeat"]
+    assert repeat["model"]["weights_digest"] == "ab12"
+    assert repeat["command"] == "sadi-lmeval compare --tasks boolq"
+    assert repeat["steering"]["folds"] == 2
+    (mask,) = repeat["steering"]["masks"]
+    assert (mask["sha256"], mask["cache_key"]) == ("5ha", "key")
+    assert mask["tuning"] == {"chosen": {"top_k": 6}}
+    assert "selected" not in mask
+
+
+def test_the_model_index_is_metadata_that_the_hub_library_reads() -> None:
+    text = model_index(boards_of(two_tasks()))
+    card = ModelCardData(**yaml.safe_load(text))
+    assert card.model_name == "tiny"
+    assert card.eval_results is not None
+    assert len(card.eval_results) == 7  # transfers are not results of the model
+    assert {(e.dataset_type, e.metric_name, e.metric_value) for e in card.eval_results} >= {
+        ("boolq", "acc (unsteered)", 0.5), ("boolq", "acc (sadi-head)", 0.8)
+    }  # fmt: skip
+    assert card.to_yaml() == text.strip()
+
+
+def test_several_runs_are_several_entries_of_the_model_index() -> None:
+    boards = boards_of([make_record(), make_record(run="b", model={"model": "another"})])
+    names = [entry["name"] for entry in yaml.safe_load(model_index(boards))["model-index"]]
+    assert names == ["tiny", "another"]
+
+
+@pytest.mark.parametrize(
+    ("number", "scale", "sign", "text"),
+    [
+        (0.4123, 100, False, "41.2"),
+        (-0.0001, 100, True, "0.0"),
+        (0.0321, 100, True, "+3.2"),
+        (-1.5, 1, True, "-1.500"),
+        (None, 100, True, "n/a"),
+    ],
+)
+def test_numbers_are_shown_alike(number: float | None, scale: int, sign: bool, text: str) -> None:
+    assert shown(number, scale, sign) == text

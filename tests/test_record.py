@@ -1,0 +1,148 @@
+"""Records come back as they were written, or are refused in one line."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.record import FOLDER, Record, file_name, load_record, load_records, save_record
+
+
+def make_record(**changes: Any) -> Record:
+    """A record of four yes/no documents, all answered "yes"; ``changes`` replace its fields."""
+    values = changes.get("values", [1.0, 0.0, 1.0, 1.0])
+    count = len(values)
+    known = [value for value in values if value is not None]
+    mean = sum(known) / len(known) if len(known) == count else None
+    whole: dict[str, Any] = {
+        "run": "0123456789abcdef",
+        "command": "sadi-lmeval compare --tasks boolq",
+        "model": {"model": "tiny", "revision": "main", "weights_digest": "ab12"},
+        "versions": {"lm_eval": "0.4.13", "torch": "2.13.0"},
+        "seeds": {"seed": 0},
+        "limit": None,
+        "num_fewshot": 0,
+        "task": "boolq",
+        "task_version": "2.0",
+        "method": "none",
+        "mask_from": None,
+        "metric": "acc",
+        "higher_is_better": True,
+        "metrics": {"acc": [mean, None]},
+        "documents": [f"document {i}" for i in range(count)],
+        "values": values,
+        "chosen": [1] * count,
+        "gold": [[1] if value else [0] for value in values],
+        "labels": ["no", "yes"],
+        "steering": {"method": "none", "parameters": []},
+        "seconds": 1.5,
+    }
+    return Record(**(whole | changes))
+
+
+def answered(chosen: list[int | None], gold: list[int], **changes: Any) -> Record:
+    """A record whose values say whether the chosen answer is the right one."""
+    return make_record(
+        values=[float(c == g) for c, g in zip(chosen, gold, strict=True)],
+        chosen=chosen,
+        gold=[[g] for g in gold],
+        **changes,
+    )
+
+
+def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    record = make_record(values=[1.0, None, 0.1 + 0.2], mask_from="truthfulqa_mc1")
+    path = save_record(record, tmp_path)
+    assert path == tmp_path / FOLDER / "boolq.none@truthfulqa_mc1.json"
+    assert load_record(path) == record
+    assert load_records([tmp_path]) == [record]
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False), min_size=1),
+    st.text(st.characters(exclude_categories=["Cs"])),
+)
+def test_any_finite_values_and_any_text_come_back(
+    tmp_path: Path, values: list[float | None], text: str
+) -> None:
+    record = make_record(
+        values=values, metrics={"acc": [None, None]}, labels=[text, text], command=text
+    )
+    assert load_record(save_record(record, tmp_path)) == record
+
+
+def test_a_value_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Out of range"):
+        save_record(make_record(values=[math.nan]), tmp_path)
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_a_record_that_ends_anywhere_is_refused(tmp_path: Path) -> None:
+    path = save_record(make_record(), tmp_path)
+    content = path.read_bytes()
+    for length in range(0, len(content.rstrip()), 97):
+        path.write_bytes(content[:length])
+        with pytest.raises(UserError, match=r"^record .*(cut off|not a record)") as caught:
+            load_record(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    record = make_record()
+    path = save_record(record, tmp_path)
+    content = path.read_bytes()
+    refused = 0
+    for position in random.Random(0).sample(range(len(content)), 150):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 7
+        path.write_bytes(flipped)
+        try:
+            found = load_record(path)
+        except UserError as error:
+            refused += "\n" not in str(error)
+        else:
+            assert found == record  # white space alone differs
+    assert refused > 75
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b"null", b'{"format": "other"}', b"\x00\xff", b"[" * 100000]
+)
+def test_a_file_that_is_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "other.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"^record .*other\.json") as caught:
+        load_record(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_unknown_field_is_refused_though_the_checksum_fits(tmp_path: Path) -> None:
+    from sadi_lmeval.record import _digest
+
+    path = save_record(make_record(), tmp_path)
+    whole = json.loads(path.read_text())
+    content = {k: v for k, v in whole.items() if k not in ("format", "sha256")}
+    for changed in ({**content, "extra": 1}, {k: v for k, v in content.items() if k != "gold"}):
+        path.write_text(
+            json.dumps({"format": whole["format"], "sha256": _digest(changed), **changed})
+        )
+        with pytest.raises(UserError, match="does not match"):
+            load_record(path)
+
+
+def test_a_folder_without_records_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no records of a comparison"):
+        load_records([tmp_path])
+
+
+def test_a_file_name_holds_no_separator() -> None:
+    assert file_name("a/../b", "m\\n", "c:d") == "a_.._b.m_n@c_d.json"
