@@ -16,14 +16,15 @@ from sadi_lmeval.errors import UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; a user's mistake costs one line and exit code 1."""
     parser = _parser()
-    given, rest = parser.parse_known_args(_joined(sys.argv[1:] if arguments is None else arguments))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    given, rest = parser.parse_known_args(_joined(arguments))
     if rest and given.command != "compare":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if given.command == "sweep":
             _sweep(given)
         elif given.command == "compare":
-            _compare(given, rest)
+            _compare(given, rest, shlex.join(["sadi-lmeval", *arguments]))
         else:
             _report(given)
     except UserError as error:
@@ -225,7 +226,7 @@ def _grid(given: argparse.Namespace, methods: list[str]) -> Any:
     )
 
 
-def _compare(given: argparse.Namespace, rest: Sequence[str]) -> None:
+def _compare(given: argparse.Namespace, rest: Sequence[str], command: str) -> None:
     from sadi_lmeval.arms import check_arms
 
     methods = _listed("methods", given.methods)
@@ -240,16 +241,15 @@ def _compare(given: argparse.Namespace, rest: Sequence[str]) -> None:
     from sadi_lmeval.compared import ComparedModel
     from sadi_lmeval.host_options import host_options
 
-    check_folder(given.output_path)
     host = host_options(["--tasks", given.tasks, *rest])
     arguments = _model_arguments(host.model_args, ("settings", "methods"))
     tasks = host.task_names()
-    model = _loaded(ComparedModel, arguments)
-    command = shlex.join(["sadi-lmeval", *(sys.argv[1:])])
     what = Comparison(
         tuple(methods), tuple(tasks), given.settings, given.transfer, host.evaluation, command,
         host.log_samples,
     )  # fmt: skip
+    check_folder(given.output_path, what)
+    model = _loaded(ComparedModel, arguments)
     compare(model, what, given.output_path)
     _write_report([given.output_path], given.output_path, given)
 

@@ -23,7 +23,7 @@ from sadi_lmeval.errors import UserError
 from sadi_lmeval.journal import Journal
 from sadi_lmeval.measured import versions
 from sadi_lmeval.methods import grid, is_unsteered, site_of
-from sadi_lmeval.options import Options
+from sadi_lmeval.options import NAMES, Options
 from sadi_lmeval.pairs import gold_and_wrong
 from sadi_lmeval.plan import recipe_of
 from sadi_lmeval.record import FOLDER, Record, file_name, load_record, save_record
@@ -34,7 +34,14 @@ logger = logging.getLogger("lm_eval.sadi")
 _IDENTITY = "comparison.json"
 _ANSWERS = "answers.jsonl"
 _NOT_OURS = ("task_manager", "model_args", "verbosity", "write_out", "check_integrity")
-"""Arguments of the harness that results do not depend on, or that the model's card tells."""
+"""Arguments of the harness that results do not depend on, or that are told apart."""
+_OF_THE_MACHINE = frozenset(
+    "batch_size max_batch_size device device_map parallelize max_memory_per_gpu max_cpu_memory "
+    "offload_folder trust_remote_code".split()
+)
+"""Model arguments that results do not depend on."""
+_ON_THE_CARD = frozenset(["pretrained", "revision", "dtype"])
+"""Model arguments of which the model's card tells what came of them."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +88,9 @@ def compare(model: ComparedModel, what: Comparison, folder: Path) -> list[Path]:
     """
     shared = model.options
     identity = {
-        **{f"lm_eval's {key}": value for key, value in what.host.items() if key not in _NOT_OURS},
+        **_asked(what),
         **{key: value for key, value in vars(shared).items() if key != "cache_dir"},
         "model": model.model_card,
-        "versions": versions(),
-        "settings": what.settings,
     }
     run = _claim(folder, identity, what.command)
     options = {arm: _options(arm, what, model, shared) for arm in what.arms}
@@ -100,67 +105,138 @@ def compare(model: ComparedModel, what: Comparison, folder: Path) -> list[Path]:
         for arm, tasks in wanted.items()
         if not all(paths[arm, task].is_file() for task in tasks)
     }
+    answers = folder / _ANSWERS
     if left:
-        answers = folder / _ANSWERS
         model.compare(left, Answers(Journal(answers, required=True)))
         for number, arm in enumerate(left):
             with _without_repetition(number):
                 _run(model, arm, wanted[arm], what, run, folder)
-        answers.unlink()
     else:
         logger.info("All %d records are in %s", len(paths), folder)
+    answers.unlink(missing_ok=True)
     return list(paths.values())
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot hold records, or holds damaged ones, before a model is loaded.
+def check_folder(folder: Path, what: Comparison) -> None:
+    """Refuse a folder that cannot hold the records, before a model is loaded.
 
     Raises:
-        UserError: naming what is wrong.
+        UserError: it is a file, holds damaged records, or, as far as is known without a model,
+            another run's.
     """
     if any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
         raise UserError(f"--output_path {folder}: is or lies in a file; name a folder")
+    known = _known(folder)
     for path in sorted((folder / FOLDER).glob("*.json")):
-        load_record(path)
+        record = load_record(path)
+        if known is not None and record.run != known["run"]:
+            raise UserError(f"record {path}: is not of the run of {_IDENTITY}; take it away")
+    if known is not None:
+        _refuse_another(folder, known, _asked(what), whole=False)
+
+
+def _asked(what: Comparison) -> dict[str, Any]:
+    """What a comparison's records have in common, as far as is known before the model is."""
+    told_apart = NAMES | _OF_THE_MACHINE | _ON_THE_CARD
+    model_args = what.host.get("model_args") or {}
+    return {
+        **{f"lm_eval's {key}": value for key, value in what.host.items() if key not in _NOT_OURS},
+        "--model_args": {k: v for k, v in model_args.items() if k not in told_apart},
+        "versions": versions(),
+        "settings": what.settings,
+    }
+
+
+def _known(folder: Path) -> dict[str, Any] | None:
+    """What a folder's records have in common, or None of a new folder.
+
+    Raises:
+        UserError: it cannot be told.
+    """
+    path = folder / _IDENTITY
+    try:
+        if path.exists():
+            known = json.loads(path.read_text(encoding="utf-8"))
+            if not (
+                isinstance(known, dict)
+                and isinstance(known.get("run"), str)
+                and isinstance(known.get("identity"), dict)
+                and known["run"] == cache_key(known["identity"])
+            ):
+                raise ValueError("not as it was written")
+            return known
+        if any((folder / FOLDER).glob("*.json")):
+            raise UserError(
+                f"--output_path {folder}: has records but no {_IDENTITY}; name another folder"
+            )
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"--output_path {folder}: {_IDENTITY} is cut off or damaged ({error}); name another "
+            "folder"
+        ) from None
+    return None
+
+
+def _refuse_another(
+    folder: Path, known: dict[str, Any], identity: dict[str, Any], whole: bool
+) -> None:
+    """Refuse what does not belong to the run that a folder holds.
+
+    Args:
+        folder: for the message.
+        known: what :func:`_known` has found.
+        identity: of this run, or a part of it.
+        whole: whether it is all.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    identity, before = json.loads(json.dumps(identity, default=str)), known["identity"]
+    names = {**identity, **before} if whole else identity
+    differ = [name for name in names if before.get(name) != identity.get(name)]
+    noted = folder / _ANSWERS
+    if not differ or not (any((folder / FOLDER).glob("*.json")) or _size(noted)):
+        return
+    raise UserError(
+        f"--output_path {folder}: holds another run's records (it differs in "
+        f"{', '.join(differ)}); name another folder"
+    )
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _claim(folder: Path, identity: dict[str, Any], command: str) -> str:
     """Note down what a folder's records have in common, or see that it is the same.
 
+    A folder where nothing has been scored yet, as a first attempt leaves it that was refused for
+    an option, belongs to nobody.
+
     Raises:
         UserError: the folder holds another run, or cannot be written.
     """
     identity = json.loads(json.dumps(identity, default=str))
-    run = cache_key(identity)
-    path = folder / _IDENTITY
-    try:
-        if path.exists():
-            known = json.loads(path.read_text(encoding="utf-8"))
-            if known["run"] != run:
-                differ = [
-                    key for key, value in identity.items() if known["identity"].get(key) != value
-                ]
-                raise UserError(
-                    f"--output_path {folder}: holds another run's records (it differs in "
-                    f"{', '.join(differ)}); name another folder"
-                )
+    run, known = cache_key(identity), _known(folder)
+    if known is not None:
+        _refuse_another(folder, known, identity, whole=True)
+        if known["run"] == run:
             return run
-        if any((folder / FOLDER).glob("*.json")):
-            raise UserError(
-                f"--output_path {folder}: has records but no {_IDENTITY}; name another folder"
-            )
-        content = {"run": run, "identity": identity, "command": command}
-        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"--output_path {folder}: cannot be used ({error})") from None
+    content = {"run": run, "identity": identity, "command": command}
+    try:
+        write_atomically(folder / _IDENTITY, (json.dumps(content, indent=1) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"--output_path {folder}: cannot be written ({error})") from None
     return run
 
 
 def _options(arm: Arm, what: Comparison, model: ComparedModel, shared: Options) -> Options:
     """The options of an arm, its grid no larger than any other's."""
-    options = replace(arm_of(arm.method, shared), mask_from=arm.mask_from)
+    options = arm_of(arm.method, shared)
+    if arm.mask_from is not None:
+        options = replace(options, mask_from=arm.mask_from)
     if is_unsteered(options):
         return options
     site = model.engine.site(*site_of(options))
@@ -182,29 +258,33 @@ def _run(
     seconds = time.perf_counter() - start
     samples = results.pop("samples")
     noted = tasks_of_the_run()
-    for task in tasks:
-        record = _record(
-            noted[task], arm, results, samples[task], model, what, run, seconds / len(tasks)
-        )
-        if not (folder / FOLDER / record.file_name).exists():
-            save_record(record, folder)
+    # Made first, as saving samples changes them; saved last, as an arm with records is not run.
+    records = [
+        _record(noted[task], arm, results, samples[task], model, what, run, seconds / len(tasks))
+        for task in tasks
+    ]
     kept = samples if what.log_samples else None
     tracker.save_results_aggregated(results=results, samples=kept)
     for task in kept or ():
         tracker.save_results_samples(task_name=task, samples=samples[task])
+    for record in records:
+        if not (folder / FOLDER / record.file_name).exists():
+            save_record(record, folder)
 
 
 @contextmanager
 def _without_repetition(number: int) -> Iterator[None]:
     """Let the harness say what it has to say of the tasks once, not once a method."""
     host = logging.getLogger("lm_eval")
-    before = host.level
+    before = host.level, logger.level
     if number:
+        logger.setLevel(logger.getEffectiveLevel())  # ours are about the method
         host.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        host.setLevel(before)
+        host.setLevel(before[0])
+        logger.setLevel(before[1])
 
 
 def _record(
@@ -228,6 +308,9 @@ def _record(
         for key, value in found.items()
         if key.endswith(f",{first}") and "_stderr" not in key
     }
+    finite = [_all_finite(sample) for sample in samples]
+    if not all(finite):  # the harness takes the first of such scores for the highest
+        metrics = {key: [None, None] for key in metrics}
     choices = [_choices(task, sample["doc"]) for sample in samples]
     same = bool(choices[0]) and all(each == choices[0] for each in choices)
     seeds = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
@@ -247,7 +330,10 @@ def _record(
         higher_is_better=bool(better.get(metric, True)),
         metrics=metrics,
         documents=[digest(sample["doc"]) for sample in samples],
-        values=[_finite(sample[metric]) for sample in samples],
+        values=[
+            _finite(sample[metric]) if sound else None
+            for sample, sound in zip(samples, finite, strict=True)
+        ],
         chosen=[_chosen(task, sample) for sample in samples],
         gold=[_gold(task, sample["doc"], model.options) for sample in samples],
         labels=choices[0] if same else None,
@@ -280,6 +366,15 @@ def _finite(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def _all_finite(sample: Mapping[str, Any]) -> bool:
+    """Whether all log-likelihoods of a document are; generated text counts as such."""
+    return all(
+        math.isfinite(response[0])
+        for response in sample["filtered_resps"]
+        if isinstance(response, (tuple, list)) and response and isinstance(response[0], float)
+    )
+
+
 def _choices(task: RunTask, document: dict[str, Any]) -> list[str]:
     if task.task.config.doc_to_choice is None:
         return []
@@ -295,9 +390,7 @@ def _gold(task: RunTask, document: dict[str, Any], options: Options) -> list[int
 
 def _chosen(task: RunTask, sample: Mapping[str, Any]) -> int | None:
     """The answer with the highest log-likelihood; the first of equals, as the harness has it."""
-    if task.output_type != "multiple_choice":
+    if task.output_type != "multiple_choice" or not _all_finite(sample):
         return None
     values = [response[0] for response in sample["filtered_resps"]]
-    if not all(math.isfinite(value) for value in values):
-        return None
     return max(range(len(values)), key=lambda i: values[i])

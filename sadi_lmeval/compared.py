@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from lm_eval.api.instance import Instance
@@ -14,7 +15,7 @@ from sadi_lmeval.interventions.edit import Edit, Edits
 from sadi_lmeval.journal import Journal
 from sadi_lmeval.methods import joined, site_of
 from sadi_lmeval.model import SteeredModel
-from sadi_lmeval.options import Options
+from sadi_lmeval.options import Options, parse
 from sadi_lmeval.packing import UNSTEERED
 from sadi_lmeval.response_cache import ResponseCache
 from sadi_lmeval.run_tasks import tasks_of_the_run
@@ -62,6 +63,12 @@ class ComparedModel(SteeredModel):
     The first arm that is asked has every other arm answer too, as they share the pass over the
     prompts; the others then find their answers.
     """
+
+    def __init__(self, pretrained: Any, **arguments: Any) -> None:
+        # The one argument that a single method other than SADI has.
+        direction = parse({"direction": arguments.pop("direction", None)}, "iti").direction
+        super().__init__(pretrained, **arguments)
+        self.options = replace(self.options, direction=direction)
 
     def compare(self, arms: Mapping[Arm, Options], answers: Answers) -> None:
         """Set what is compared, before the first turn.

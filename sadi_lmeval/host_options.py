@@ -16,6 +16,7 @@ from sadi_lmeval.run_tasks import load_tasks
 _REFUSED = (
     "model",
     "use_cache",
+    "cache_requests",
     "wandb_args",
     "wandb_config_args",
     "trackio_args",
@@ -74,6 +75,12 @@ class HostOptions:
             if name not in self._manager.all_tasks:
                 raise UserError(f"unknown task {name!r}: {nearest(name, self._manager.all_tasks)}")
         found = load_tasks(list(named), [], None, {}, self._manager)
+        rolling = [task.name for task in found if task.output_type == "loglikelihood_rolling"]
+        if rolling:
+            raise UserError(
+                f"task {rolling[0]} asks for loglikelihood_rolling, which has no prompt whose last "
+                "token could be steered; leave it out"
+            )
         return [task.name for task in found]
 
 

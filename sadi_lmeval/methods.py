@@ -178,7 +178,10 @@ def grid(options: Options, size: tuple[int, int] | None = None) -> Grid:
     chosen = options.grid or _way(options).grid(options, size)
     where, strength = options.where, options.strength
     if options.grid is None:
-        where, strength = _with_usual(options, (where, strength))
+        usual, strength = _with_usual(options, (where, strength))
+        if where is None and isinstance(usual, int) and size is not None:
+            usual = min(usual, size[0] * size[1])
+        where = usual
     if isinstance(where, int):
         chosen = chosen._replace(where=(where,))
     if isinstance(strength, (int, float)):

@@ -348,5 +348,5 @@ class CAA(SteeredModel):
 def _refuse_rolling(name: str) -> NoReturn:
     raise UserError(
         f"task {name} asks for loglikelihood_rolling, which has no prompt whose last token could "
-        "be steered; score it with method=none or --model hf"
+        "be steered; score it with --model hf"
     )

@@ -37,7 +37,7 @@ def build_pairs(
     """Draw ``wanted`` pairs from ``documents``, or as many as can be made of them.
 
     The draw depends on the seed and the documents alone. A document that makes no pair (no
-    gold choice, no number in its target) is passed over.
+    gold choice, no number in its target) is passed over, and so is one that stands there again.
 
     Args:
         task: renders the texts.
@@ -53,12 +53,15 @@ def build_pairs(
     examples = _few_shot_examples(task, allowed, num_fewshot, seed)
     reserved = Known.of(identity(task, document) for document in examples)
     made: list[tuple[int, str | None]] = []  # document, and the wrong answer where it is drawn
+    seen: set[str] = set()
     for index in order:
         if len(made) == wanted:
             break
         document = documents[index]
-        if reserved.has(identity(task, document)) or not allowed(document):
+        known_as = identity(task, document)
+        if known_as.content in seen or reserved.has(known_as) or not allowed(document):
             continue
+        seen.add(known_as.content)
         if recipe.contrast == "choice":
             if all(gold_and_wrong(task, recipe, document)):
                 made.append((index, None))

@@ -250,7 +250,7 @@ def _load(path: Path, key: str) -> Tuning | None:
             raise ValueError("it belongs to another run")
         outcomes = [Outcome(Setting(*o[0]), *o[1:]) for o in values.pop("outcomes")]
         return Tuning(outcomes, parameters=Parameters(*values.pop("parameters")), **values)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:
         logger.warning("%s: damaged (%s); the settings are tried again", path, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from test_interventions import SITES, VOCAB, make_model, plain_pass
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from sadi_lmeval.activations import TokenPair, mean_difference
+from sadi_lmeval.activations import HeadProbes, MeanDifference, TokenPair, read_pairs
 from sadi_lmeval.batches import Bounds
 from sadi_lmeval.forward import Forward
 from sadi_lmeval.options import Element, HiddenSite
@@ -47,7 +48,11 @@ def measure(
     bounds: Bounds = FEW_TOKENS,
 ) -> Tensor:
     site = find_site(model, element, hidden_site)
-    return mean_difference(Forward(model), site, pairs, 2, branching, bounds, "test")
+    mean = MeanDifference(site, len(pairs))
+    read_pairs(Forward(model), [(site, mean)], pairs, 2, branching, bounds, "test")
+    [(name, found)] = mean.tensors("test").items()
+    assert name == "difference"
+    return found
 
 
 def plain_loop(model: LlamaForCausalLM, pairs: list[TokenPair], where: str) -> Tensor:
@@ -103,7 +108,8 @@ def test_what_all_pairs_begin_with_is_computed_once_where_it_is_all_that_they_sh
     handle = model.model.embed_tokens.register_forward_hook(
         lambda m, arguments, out: tokens.append(out.shape[:2].numel())
     )
-    mean_difference(Forward(model), site, pairs, 2, True, Bounds(1, 100, 0), "test")
+    readers = [(site, MeanDifference(site, len(pairs)))]
+    read_pairs(Forward(model), readers, pairs, 2, True, Bounds(1, 100, 0), "test")
     handle.remove()
     assert sum(tokens) < len(BEGINNING) + 10 * 4
 
@@ -146,3 +152,50 @@ def test_extraction_changes_no_logit_bit_and_needs_no_gradients(model: LlamaForC
     assert not measure(model, PAIRS, "head").requires_grad
     with torch.no_grad():
         assert torch.equal(before, model(ids).logits)
+
+
+# ------------------------------------------------------------------ several sites, and probes
+
+
+def computed(model: LlamaForCausalLM, readers: list[Any], branching: bool) -> list[int]:
+    """Tokens that are computed, a number a pass."""
+    tokens: list[int] = []
+    handle = model.model.embed_tokens.register_forward_hook(
+        lambda m, arguments, out: tokens.append(out.shape[:2].numel())
+    )
+    pairs = SAME_BEGINNING + PAIRS
+    read_pairs(Forward(model), readers, pairs, 2, branching, FEW_TOKENS, "test")
+    handle.remove()
+    return tokens
+
+
+@pytest.mark.parametrize("branching", [False, True])
+def test_several_sites_are_read_in_the_passes_of_one_and_each_as_alone(
+    model: LlamaForCausalLM, branching: bool
+) -> None:
+    pairs = SAME_BEGINNING + PAIRS
+    sites = [find_site(model, *site) for site in SITES]
+    together = [(site, MeanDifference(site, len(pairs))) for site in [*sites, sites[0]]]
+    passes = computed(model, together, branching)
+    assert passes == computed(model, [(sites[0], MeanDifference(sites[0], 1))], branching)
+    for (site, mean), (element, hidden_site) in zip(together, [*SITES, SITES[0]], strict=True):
+        found = mean.tensors("test")["difference"]
+        assert found.shape == (site.layers, site.entries, site.entry_width)
+        assert torch.equal(found, measure(model, pairs, element, hidden_site, branching))
+
+
+@pytest.mark.parametrize("branching", [False, True])
+def test_probes_keep_every_activation_under_its_pair_and_its_side(
+    model: LlamaForCausalLM, branching: bool
+) -> None:
+    pairs = SAME_BEGINNING + PAIRS
+    site = find_site(model, "head")
+    for bounds in LAYOUTS:
+        probes = HeadProbes(site, len(pairs), 0)
+        read_pairs(Forward(model), [(site, probes)], pairs, 2, branching, bounds, "test")
+        assert probes.values.dtype == torch.float32
+        for number, pair in enumerate(pairs):
+            for side, text in enumerate(pair):
+                expected = plain_pass(model, text, len(text) - 1, "head").activations.float()
+                found = probes.values[side, number]
+                torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

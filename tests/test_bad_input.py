@@ -61,6 +61,44 @@ def test_a_faulty_argument_is_refused_before_the_model_is_loaded(
 
 
 @pytest.mark.parametrize(
+    ("model", "arguments", "words"),
+    [
+        ("hf-sadi", {"alpha": 3}, ["alpha=3: hf-sadi has no alpha", "top_k and delta"]),
+        ("hf-sadi", {"layer": 1, "multiplier": 2}, ["layer=1", "multiplier=2"]),
+        ("hf-sadi", {"direction": "probe"}, ["direction=probe: hf-sadi has no direction"]),
+        ("hf-iti", {"delta": 3}, ["delta=3: hf-iti has no delta", "top_k and alpha"]),
+        ("hf-iti", {"element": "head"}, ["element=head: hf-iti has no element"]),
+        ("hf-iti", {"method": "none"}, ["method=none: hf-iti has no method"]),
+        ("hf-iti", {"top_k": 13}, ["top_k=13", "12 entries", "3 layers of 4"]),
+        ("hf-iti", {"grid": "1/13x3"}, ["top_k=13", "12 entries"]),
+        ("hf-iti", {"alpha": "big"}, ["alpha=big: must be a finite number"]),
+        ("hf-iti", {"alfa": 3}, ["'alfa'", "'alpha'"]),
+        ("hf-caa", {"top_k": 3}, ["top_k=3: hf-caa has no top_k", "layer and multiplier"]),
+        ("hf-caa", {"alpha": 3, "delta": 4}, ["alpha=3", "delta=4"]),
+        ("hf-caa", {"hidden_site": "mlp"}, ["hidden_site=mlp: hf-caa has no hidden_site"]),
+        ("hf-caa", {"layer": 3}, ["layer=3", "layers 0 to 2"]),
+        ("hf-caa", {"layer": 3, "multiplier": "auto"}, ["layer=3", "layers 0 to 2"]),
+        ("hf-caa", {"grid": "0/7/3x1"}, ["layer=7", "layers 0 to 2"]),
+        ("hf-caa", {"layer": -1}, ["layer=-1", "at least 0 or auto"]),
+        ("hf-caa", {"grid": "0/1x0"}, ["multiplier 0 alone steers nothing"]),
+    ],
+)
+def test_an_argument_that_a_method_cannot_have_is_refused_before_the_model_is_loaded(
+    evaluate: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    arguments: dict[str, Any],
+    words: list[str],
+) -> None:
+    monkeypatch.setattr("sadi_lmeval.model.SteeredModel._create_model", None)
+    with pytest.raises(UserError) as caught:
+        evaluate("tiny_choice", model=model, **arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
     ("task", "arguments", "words"),
     [
         ("tiny_choice", {"recipe": "rightwrong"}, ["'rightwrong'", "'right_wrong'"]),
@@ -120,6 +158,10 @@ def test_a_damaged_or_foreign_mask_is_refused(evaluate: Any, tmp_path: Path) -> 
         evaluate("tiny_choice", mask=str(damaged), **GOOD)
     with pytest.raises(UserError, match="element head, but this run has neuron"):
         evaluate("tiny_choice", mask=own, element="neuron", **GOOD)
+    with pytest.raises(UserError, match="kind mean_difference, but this run has probes"):
+        evaluate("tiny_choice", model="hf-iti", mask=own, top_k=2)
+    with pytest.raises(UserError, match="element head, but this run has hidden"):
+        evaluate("tiny_choice", model="hf-caa", mask=own, layer=1)
 
 
 def test_a_mask_built_from_scored_documents_is_refused_and_says_which(evaluate: Any) -> None:

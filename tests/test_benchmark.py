@@ -17,9 +17,10 @@ from test_recipe import values
 from sadi_lmeval.benchmark import Benchmark, find_benchmark, read_benchmark
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.folders import task_configs
-from sadi_lmeval.options import DEFAULT_DELTA, DEFAULT_TOP_K, Options
+from sadi_lmeval.options import Options
 from sadi_lmeval.recipe import load_recipe
 from sadi_lmeval.run_tasks import RunTask
+from sadi_lmeval.settings import Grid, Setting
 from sadi_lmeval.sites import Site
 from sadi_lmeval.steering import settings_for
 
@@ -71,9 +72,9 @@ def test_a_task_that_no_file_names_leaves_everything_open() -> None:
         ("head", {}, {2}, True),  # K is named, delta is chosen
         ("neuron", {}, {3.0}, True),  # delta is named, K is chosen
         ("hidden", {}, {2, 9.0}, False),  # both are named
-        ("head", {"top_k": 5}, {5, DEFAULT_DELTA["head"]}, False),
+        ("head", {"top_k": 5}, {5, 9.0}, False),
         ("head", {"delta": 4.0}, {2, 4.0}, False),
-        ("neuron", {"delta": 4.0}, {DEFAULT_TOP_K["neuron"], 4.0}, False),
+        ("neuron", {"delta": 4.0}, {100, 4.0}, False),
         ("hidden", {"top_k": "auto"}, {9.0}, True),
     ],
 )
@@ -86,9 +87,29 @@ def test_what_a_file_names_counts_where_the_user_gives_nothing(
     options = Options(element=element, include_path=str(tmp_path), **user)
     site = Site(element, (torch.nn.Identity(),) * 30, "input", 100, 1)
     every, chosen = settings_for(task, options, site)
-    same = {k for k in {s.top_k for s in every} if all(s.top_k == k for s in every)}
-    same |= {d for d in {s.delta for s in every} if all(s.delta == d for s in every)}
+    same = {k for k in {s.where for s in every} if all(s.where == k for s in every)}
+    same |= {d for d in {s.strength for s in every} if all(s.strength == d for s in every)}
     assert (same, chosen) == (expected, tried)
+
+
+def test_a_grid_of_the_user_s_counts_more_than_what_a_file_names(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", tasks=["x"], top_k={"head": 2}, delta={"head": 3})
+    task = RunTask(SimpleNamespace(config=SimpleNamespace(task="x")))  # type: ignore[arg-type]
+    site = Site("head", (torch.nn.Identity(),) * 3, "input", 4, 1)
+    options = Options(include_path=str(tmp_path), grid=Grid((1, 5), (9.0,)))
+    assert settings_for(task, options, site) == ([Setting(1, 9.0), Setting(5, 9.0)], True)
+
+
+@pytest.mark.parametrize(("method", "count"), [("iti", 5), ("caa", 12)])
+def test_what_a_file_names_is_sadi_s_and_counts_for_no_other_method(
+    tmp_path: Path, method: Any, count: int
+) -> None:
+    numbers = {"top_k": {"head": 2, "hidden": 2}, "delta": {"head": 3, "hidden": 3}}
+    write(tmp_path, "a.yaml", tasks=["x"], **numbers)
+    task = RunTask(SimpleNamespace(config=SimpleNamespace(task="x")))  # type: ignore[arg-type]
+    site = Site("head", (torch.nn.Identity(),) * 3, "input", 4, 1)
+    every, chosen = settings_for(task, Options(method=method, include_path=str(tmp_path)), site)
+    assert (len(every), chosen) == (count, True)
 
 
 def test_the_user_s_folder_wins_over_the_package_and_the_first_over_the_second(
@@ -221,6 +242,7 @@ contents = st.fixed_dictionaries(
 
 @given(contents)
 @example("benchmark: b\ntasks: [x]\nrecipe: 2001-99-99")
+@example("benchmark: b\ntasks: [x]\ntop_k: {head: 3}\ndelta: {neuron: -2.5}")
 @example("task: a harness task\nmetadata: {date: 2001-99-99}")
 @example("task: a harness task\nmetadata: {version: 0x_}")
 @example("benchmark: b\ntasks: [x]\nrecipe: !!bool x")
@@ -255,8 +277,8 @@ def test_whatever_a_file_says_it_is_sound_or_passed_over_or_refused_in_one_line(
     assert found.folds >= 2
     assert found.n_pairs is None or found.n_pairs >= 1
     for element in ("head", "neuron", "hidden"):
-        assert found.default_top_k(element) >= 1
-        assert math.isfinite(found.default_delta(element))
+        assert found.top_k.get(element, 1) >= 1
+        assert math.isfinite(found.delta.get(element, 0.0))
 
 
 def test_a_folder_that_is_called_like_a_file_does_no_harm(tmp_path: Path) -> None:

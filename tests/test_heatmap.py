@@ -1,4 +1,4 @@
-"""One heatmap a task and element, each cell in its place."""
+"""One heatmap a task and method, each cell in its place."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.image import imread
 
+from sadi_lmeval.arms import parameters_of
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.heatmap import check_can_draw, check_folder, draw_heatmaps
 
 
 def line(
-    element: str, top_k: int, delta: float, difference: float | None = 0.0, task: str = "one"
+    method: str, where: int, strength: float, difference: float | None = 0.0, task: str = "one"
 ) -> dict[str, Any]:
+    names = parameters_of(method)
     return {
         "task": task,
-        "element": element,
-        "top_k": top_k,
-        "delta": delta,
+        "method": method,
+        names.where: where,
+        names.strength: strength,
         "difference": difference,
         "score": None if difference is None else 0.5 + difference,
         "objective": "metric",
@@ -32,6 +34,7 @@ def line(
 
 
 NONE = line("none", 0, 0.0)
+METHODS = ("sadi-head", "sadi-neuron", "iti", "caa")
 
 
 @pytest.fixture
@@ -48,11 +51,11 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[list[float]]]:
     return found
 
 
-def test_every_task_and_element_has_an_image(tmp_path: Path) -> None:
+def test_every_task_and_method_has_an_image(tmp_path: Path) -> None:
     lines = [{**NONE, "task": task} for task in ("one", "a/b c")]
-    lines += [line(e, 1, 2.0, 0.1, task) for task in ("one", "a/b c") for e in ("head", "neuron")]
+    lines += [line(m, 1, 2.0, 0.1, task) for task in ("one", "a/b c") for m in METHODS]
     written = draw_heatmaps(lines, tmp_path / "new" / "folder")
-    names = ["one.head.png", "one.neuron.png", "a_b_c.head.png", "a_b_c.neuron.png"]
+    names = [f"{task}.{method}.png" for task in ("one", "a_b_c") for method in METHODS]
     assert [path.name for path in written] == names
     for path in written:
         height, width, _ = imread(path).shape
@@ -65,10 +68,10 @@ def test_a_cell_is_where_its_k_and_delta_are(
 ) -> None:
     lines = [
         NONE,
-        line("head", 10, -1.0, 0.1),
-        line("head", 2, 30.0, 0.2),
-        line("head", 2, -1.0, -0.3),
-        line("neuron", 5, 4.0, 0.4),
+        line("sadi-head", 10, -1.0, 0.1),
+        line("sadi-head", 2, 30.0, 0.2),
+        line("sadi-head", 2, -1.0, -0.3),
+        line("sadi-neuron", 5, 4.0, 0.4),
     ]
     draw_heatmaps(lines, tmp_path)
     [[small, large], [[other]]] = drawn
@@ -78,10 +81,25 @@ def test_a_cell_is_where_its_k_and_delta_are(
     assert other == 0.4
 
 
+def test_the_axes_have_the_names_of_the_method(
+    tmp_path: Path, drawn: list[list[list[float]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels: list[str] = []
+    for name in ("set_xlabel", "set_ylabel"):
+        monkeypatch.setattr(Axes, name, lambda self, text, **more: labels.append(text))
+    lines = [NONE, *(line("caa", layer, 1.5, 0.1 * layer) for layer in (2, 0, 1))]
+    draw_heatmaps([*lines, line("iti", 3, 15.0, 0.5), line("sadi-head", 3, 9.0, 0.6)], tmp_path)
+    labels = [label for label in labels if label]  # the colour bar has none
+    assert labels == ["multiplier", "layer", "alpha", "K", "delta", "K"]
+    assert drawn == [[[0.0], [0.1], [0.2]], [[0.5]], [[0.6]]]
+
+
 def test_a_setting_that_is_not_finite_is_an_empty_cell(
     tmp_path: Path, drawn: list[list[list[float]]]
 ) -> None:
-    [path] = draw_heatmaps([NONE, line("head", 1, 1.0, None), line("head", 1, 2.0, 0.1)], tmp_path)
+    [path] = draw_heatmaps(
+        [NONE, line("sadi-head", 1, 1.0, None), line("sadi-head", 1, 2.0, 0.1)], tmp_path
+    )
     [[[bad, good]]] = drawn
     assert math.isnan(bad)
     assert good == 0.1
@@ -92,12 +110,12 @@ def test_a_setting_that_is_not_finite_is_an_empty_cell(
 def test_a_heatmap_without_any_difference_is_drawn(
     tmp_path: Path, difference: float | None
 ) -> None:
-    assert draw_heatmaps([NONE, line("head", 1, 1.0, difference)], tmp_path)
+    assert draw_heatmaps([NONE, line("sadi-head", 1, 1.0, difference)], tmp_path)
 
 
 def test_a_heatmap_is_drawn_where_the_unsteered_model_is_not_finite(tmp_path: Path) -> None:
     unsteered = {**NONE, "score": None, "difference": None}
-    assert draw_heatmaps([unsteered, line("head", 1, 1.0, None)], tmp_path)
+    assert draw_heatmaps([unsteered, line("sadi-head", 1, 1.0, None)], tmp_path)
 
 
 def test_the_unsteered_model_alone_has_no_heatmap(tmp_path: Path) -> None:

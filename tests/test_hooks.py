@@ -14,7 +14,7 @@ from sadi_lmeval.forward import Forward
 from sadi_lmeval.hooks import Side, keeping, passing_over, visiting
 from sadi_lmeval.interventions.edit import Edit, Edits, reading
 from sadi_lmeval.positions import Points
-from sadi_lmeval.prefill import steered_prefill
+from sadi_lmeval.prefill import steered_generation
 from sadi_lmeval.sequences import Tree, pack
 from sadi_lmeval.sites import find_site
 
@@ -158,7 +158,7 @@ def test_a_failing_forward_pass_leaves_no_edit_behind(model: LlamaForCausalLM, c
     points = Points.of([(0, 1)], 1, torch.device("cpu"))
     forward, edit = Forward(model), edits(model, clean)
     with pytest.raises(IndexError):
-        forward.activations(batch, points, edit.site)
+        forward.activations(batch, points, [edit.site])
     with pytest.raises(IndexError), edit.at(points, torch.tensor([0]), None):
         forward.logits(batch, points)
     with pytest.raises(IndexError), reading(edit.site, points):
@@ -171,12 +171,12 @@ def test_a_failing_generation_leaves_no_edit_behind(model: LlamaForCausalLM, cle
     ones = torch.ones_like(IDS)
     with (
         pytest.raises(ZeroDivisionError),
-        steered_prefill(model, edits(model, clean), 0, IDS, ones),
+        steered_generation(model, edits(model, clean), 0, IDS, ones),
     ):
         print(1 / (count_hooks(model) - 4))  # three layers, and the model itself
     bad = torch.tensor([[5, 10_000]])
     seen = torch.ones_like(bad)
-    with pytest.raises(IndexError), steered_prefill(model, edits(model, clean), 0, bad, seen):
+    with pytest.raises(IndexError), steered_generation(model, edits(model, clean), 0, bad, seen):
         model(bad)
     assert count_hooks(model) == 0
 

@@ -14,14 +14,17 @@ import pytest
 import torch
 from conftest import tiny_llama
 from safetensors.torch import save_file
+from torch import Tensor
 
 from sadi_lmeval import mask as mask_module
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.mask import MeanDifference, load_mask, save_mask
+from sadi_lmeval.interventions.sadi import entry_scores
+from sadi_lmeval.mask import Measurement, load_mask, save_mask
 from sadi_lmeval.sites import find_site
 
 VALUES = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
 CARD: dict[str, Any] = {
+    "kind": "mean_difference",
     "model_type": "llama",
     "element": "head",
     "shape": [3, 4, 8],
@@ -30,37 +33,79 @@ CARD: dict[str, Any] = {
     "n_pairs": 2,
 }
 
+PROBES = {
+    "accuracy": VALUES[..., 0],
+    "mass_mean": VALUES,
+    "probe": 2 * VALUES,
+    "mass_mean_std": VALUES[..., 1],
+    "probe_std": VALUES[..., 2],
+}
+
+
+def difference(values: Tensor = VALUES, card: dict[str, Any] = CARD) -> Measurement:
+    return Measurement({"difference": values}, card)
+
+
+def probes(**changes: Tensor) -> Measurement:
+    return Measurement({**PROBES, **changes}, {**CARD, "kind": "probes"})
+
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "of" / "a" / "new" / "folder.safetensors"
-    save_mask(MeanDifference(VALUES, CARD), path)
+    save_mask(difference(), path)
     return path
 
 
 def test_a_mask_comes_back_as_it_was_saved(saved: Path) -> None:
     loaded = load_mask(saved)
-    assert torch.equal(loaded.values, VALUES)
-    assert loaded.values.dtype == torch.float32
+    assert set(loaded.tensors) == {"difference"}
+    assert torch.equal(loaded.tensors["difference"], VALUES)
+    assert loaded.tensors["difference"].dtype == torch.float32
     assert loaded.card == CARD
 
 
 def test_values_that_are_not_contiguous_come_back_too(tmp_path: Path) -> None:
     values = torch.randn(8, 4, 3).transpose(0, 2)
     path = tmp_path / "mask"
-    save_mask(MeanDifference(values, CARD), path)
-    assert torch.equal(load_mask(path).values, values)
+    save_mask(difference(values), path)
+    assert torch.equal(load_mask(path).tensors["difference"], values)
+
+
+def test_probes_come_back_as_they_were_saved(tmp_path: Path) -> None:
+    path = tmp_path / "mask"
+    save_mask(probes(), path)
+    loaded = load_mask(path)
+    assert set(loaded.tensors) == set(PROBES)
+    for name, values in PROBES.items():
+        assert torch.equal(loaded.tensors[name], values), name
+    assert loaded.card == probes().card
+    assert loaded.digest == probes().digest
+
+
+def test_the_digest_is_of_every_tensor_with_its_name_and_shape() -> None:
+    found = [
+        probes().digest,
+        *(probes(**{name: values + 1}).digest for name, values in PROBES.items()),
+        probes(mass_mean=PROBES["probe"], probe=PROBES["mass_mean"]).digest,
+        difference().digest,
+        difference(VALUES.view(3, 8, 4)).digest,
+        Measurement({"other": VALUES}, CARD).digest,
+    ]
+    assert len(set(found)) == len(found)
+    turned = dict(reversed(PROBES.items()))
+    assert Measurement(turned, {}).digest == found[0]
 
 
 def test_saving_twice_replaces_the_file_and_leaves_nothing_else(saved: Path) -> None:
-    other = MeanDifference(VALUES + 1, CARD)
+    other = difference(VALUES + 1)
     save_mask(other, saved)
-    assert torch.equal(load_mask(saved).values, other.values)
+    assert torch.equal(load_mask(saved).tensors["difference"], other.tensors["difference"])
     assert list(saved.parent.iterdir()) == [saved]
 
 
 def test_the_score_of_a_head_is_the_mean_over_its_activations() -> None:
-    scores = MeanDifference(VALUES, CARD).scores
+    scores = entry_scores(VALUES)
     assert scores.shape == (3, 4)
     for layer in range(3):
         for head in range(4):
@@ -108,7 +153,7 @@ def test_a_flipped_bit_is_refused_unless_it_changes_nothing_that_is_read(saved: 
             found.append(place)
         else:
             assert place < header
-            assert torch.equal(loaded.values, VALUES), (place, bit)
+            assert torch.equal(loaded.tensors["difference"], VALUES), (place, bit)
             assert loaded.card == CARD, (place, bit)
     assert len(found) > 50
 
@@ -152,12 +197,13 @@ def test_safetensors_of_another_kind_are_refused(tmp_path: Path) -> None:
     refused(path)
 
 
-def forged(card: Any, values: torch.Tensor, path: Path) -> None:
+def forged(card: Any, values: Tensor | dict[str, Tensor], path: Path) -> None:
     """A file whose checksum of the card is right, whatever the card says."""
     text = card if isinstance(card, str) else json.dumps(card)
     digest = hashlib.sha256(text.encode()).hexdigest()
     metadata = {"format": "sadi-lmeval 1", "card": text, "card_sha256": digest}
-    save_file({"difference": values}, path, metadata)
+    tensors = values if isinstance(values, dict) else {"difference": values}
+    save_file(tensors, path, metadata)
 
 
 @pytest.mark.parametrize(
@@ -175,11 +221,46 @@ def test_a_card_that_is_none_is_refused(tmp_path: Path, card: str) -> None:
     ids=["float64", "layers", "flat", "scalar", "empty"],
 )
 def test_values_of_another_type_or_shape_than_the_card_says_are_refused(
-    tmp_path: Path, values: torch.Tensor
+    tmp_path: Path, values: Tensor
 ) -> None:
     path = tmp_path / "mask.safetensors"
-    digest = hashlib.sha256(values.numpy().tobytes()).hexdigest()
+    digest = difference(values).digest if values.dim() else ""
     forged({**CARD, "sha256": digest}, values, path)
+    refused(path)
+
+
+def test_a_file_with_right_checksums_is_taken(tmp_path: Path) -> None:
+    """So that what is refused above is not refused for its checksums."""
+    path = tmp_path / "mask.safetensors"
+    forged({**CARD, "sha256": difference().digest}, VALUES, path)
+    assert torch.equal(load_mask(path).tensors["difference"], VALUES)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tensors"),
+    [
+        ("probes", {"difference": VALUES}),
+        ("mean_difference", PROBES),
+        ("mean", {"difference": VALUES}),
+        (None, {"difference": VALUES}),
+        (["probes"], PROBES),
+        ("probes", {k: v for k, v in PROBES.items() if k != "probe_std"}),
+        ("probes", {**PROBES, "accuracy": VALUES}),
+        ("probes", {**PROBES, "accuracy": VALUES[:2, :, 0]}),
+        ("probes", {**PROBES, "probe": VALUES[..., 0]}),
+        ("probes", {**PROBES, "probe": VALUES.double()}),
+    ],
+)
+def test_a_file_without_the_tensors_of_its_kind_is_refused(
+    tmp_path: Path, kind: Any, tensors: dict[str, Tensor]
+) -> None:
+    path = tmp_path / "mask.safetensors"
+    tensors = {
+        name: values.clone(memory_format=torch.contiguous_format)
+        for name, values in tensors.items()
+    }
+    digest = Measurement(tensors, {}).digest
+    forged({**CARD, "kind": kind, "sha256": digest}, tensors, path)
     refused(path)
 
 
@@ -190,12 +271,15 @@ def test_a_huge_file_is_not_opened(saved: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_mask_fits_the_model_and_element_that_it_was_made_for() -> None:
     site = find_site(tiny_llama(40), "head")
-    MeanDifference(VALUES, CARD).check_fits(site, "llama", "mine.safetensors")
+    difference().check_fits("mean_difference", site, "llama", "mine.safetensors")
+    probes().check_fits("probes", site, "llama", "mine.safetensors")
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"kind": "probes"}, ["kind probes", "mean_difference"]),
+        ({"kind": None}, ["kind None"]),
         ({"model_type": "gpt2"}, ["model_type gpt2", "llama"]),
         ({"element": "neuron"}, ["element neuron", "head"]),
         ({"shape": [2, 4, 8]}, ["shape [2, 4, 8]", "[3, 4, 8]"]),
@@ -203,12 +287,14 @@ def test_a_mask_fits_the_model_and_element_that_it_was_made_for() -> None:
         ({"shape": None}, ["shape None"]),
     ],
 )
-def test_a_mask_of_another_architecture_element_or_shape_is_refused(
+def test_a_mask_of_another_kind_architecture_element_or_shape_is_refused(
     changes: dict[str, Any], words: list[str]
 ) -> None:
     site = find_site(tiny_llama(40), "head")
     with pytest.raises(UserError) as caught:
-        MeanDifference(VALUES, {**CARD, **changes}).check_fits(site, "llama", "mine.safetensors")
+        difference(VALUES, {**CARD, **changes}).check_fits(
+            "mean_difference", site, "llama", "mine.safetensors"
+        )
     assert all(word in str(caught.value) for word in ["mine.safetensors", *words])
 
 
@@ -221,7 +307,7 @@ def test_a_failed_write_leaves_no_file(
 
     monkeypatch.setattr(os, failing, full)
     with pytest.raises(OSError, match="No space left"):
-        save_mask(MeanDifference(VALUES, CARD), tmp_path / "mask.safetensors")
+        save_mask(difference(), tmp_path / "mask.safetensors")
     assert not list(tmp_path.iterdir())
 
 
@@ -233,13 +319,13 @@ def test_a_failed_write_leaves_the_older_file_as_it_was(
 
     monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        save_mask(MeanDifference(VALUES + 1, CARD), saved)
+        save_mask(difference(VALUES + 1), saved)
     monkeypatch.undo()
-    assert torch.equal(load_mask(saved).values, VALUES)
+    assert torch.equal(load_mask(saved).tensors["difference"], VALUES)
     assert list(saved.parent.iterdir()) == [saved]
 
 
 def test_a_card_that_is_no_json_writes_no_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
-        save_mask(MeanDifference(VALUES, {"element": object()}), tmp_path / "mask.safetensors")
+        save_mask(difference(VALUES, {"element": object()}), tmp_path / "mask.safetensors")
     assert not list(tmp_path.iterdir())

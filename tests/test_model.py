@@ -98,7 +98,7 @@ def test_a_second_run_builds_nothing_and_says_so(
     evaluate: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = numbers(evaluate("tiny_choice", **STEER), "tiny_choice")
-    monkeypatch.setattr("sadi_lmeval.engine.mean_difference", None)
+    monkeypatch.setattr("sadi_lmeval.engine.read_pairs", None)
     with caplog.at_level(logging.INFO, logger="lm_eval.sadi"):
         assert numbers(evaluate("tiny_choice", **STEER), "tiny_choice") == first
     assert "nothing to build" in caplog.text

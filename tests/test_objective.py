@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import TemplateSyntaxError, UndefinedError
 from lm_eval import utils as harness
 from test_pairs import load, make_task
 
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.objective import Judged, judge, resolved, templates_compiled_once
+from sadi_lmeval.objective import Judged, judge, resolved
 from sadi_lmeval.options import Objective
 from sadi_lmeval.recipe import Recipe
-from sadi_lmeval.run_tasks import Document, RunTask
+from sadi_lmeval.run_tasks import Document, RunTask, note_tasks_of_the_run
 from sadi_lmeval.scoring import Score
 
 CHOICE = Recipe("right_wrong", "choice")
@@ -232,22 +234,46 @@ def test_an_impossible_objective_is_refused_with_what_to_pass(
 # ------------------------------------------------------------------ templates
 
 
-def test_a_template_is_compiled_once_and_the_harness_is_as_before_afterwards() -> None:
+@pytest.fixture
+def fresh_templates() -> Iterator[None]:
+    """The harness as it is before a run, and again afterwards."""
     before = dict(harness.env.__dict__)
-    with templates_compiled_once():
-        one, other = (harness.env.from_string("{{ a }}") for _ in range(2))
-        assert one is other
-        assert harness.apply_template("{{ a }}!", {"a": 1}) == "1!"
-        assert harness.apply_template("{{ a }}!", {"a": 2}) == "2!"
-    assert harness.env.__dict__ == before
+    harness.env.__dict__.pop("from_string", None)
+    yield
+    harness.env.__dict__.clear()
+    harness.env.__dict__.update(before)
+
+
+@pytest.mark.usefixtures("fresh_templates")
+def test_a_run_compiles_a_template_once_and_renders_every_document_as_before() -> None:
+    texts = ["{{ a }}!", "{{ b | regex_replace('p', 'x') }}\n", "{% if a > 1 %}{{ b }}{% endif %}"]
+    documents = [{"a": 1, "b": "p"}, {"a": 2, "b": "q"}, {"a": 21, "b": "{{ a }}"}]
+    expected = [harness.apply_template(text, row) for row in documents for text in texts]
     assert harness.env.from_string("{{ a }}") is not harness.env.from_string("{{ a }}")
+    note_tasks_of_the_run()
+    assert harness.env.from_string("{{ a }}") is harness.env.from_string("{{ a }}")
+    assert harness.env.from_string("{{ a }}") is not harness.env.from_string("{{ b }}")
+    for _ in range(2):
+        found = [harness.apply_template(text, row) for row in documents for text in texts]
+        assert found == expected
 
 
-def test_the_harness_is_as_before_after_an_error_and_inside_another_block() -> None:
-    before = dict(harness.env.__dict__)
-    with templates_compiled_once():
-        outer = harness.env.from_string
-        with pytest.raises(KeyError), templates_compiled_once():
-            raise KeyError
-        assert harness.env.from_string is outer
-    assert harness.env.__dict__ == before
+@pytest.mark.usefixtures("fresh_templates")
+def test_a_template_that_fails_fails_again_and_does_no_harm_to_the_next() -> None:
+    note_tasks_of_the_run()
+    for _ in range(2):
+        with pytest.raises(UndefinedError, match="'a' is undefined"):
+            harness.apply_template("{{ a }}", {"b": 1})
+        with pytest.raises(TemplateSyntaxError):
+            harness.apply_template("{{ a ", {"a": 1})
+        assert harness.apply_template("{{ a }}", {"a": 1}) == "1"
+
+
+@pytest.mark.usefixtures("fresh_templates")
+def test_a_second_run_goes_on_with_the_templates_of_the_first() -> None:
+    """A wrapper around a wrapper would keep everything twice."""
+    note_tasks_of_the_run()
+    first, template = harness.env.from_string, harness.env.from_string("{{ a }}")
+    note_tasks_of_the_run()
+    assert harness.env.from_string is first
+    assert harness.env.from_string("{{ a }}") is template

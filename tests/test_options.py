@@ -1,4 +1,4 @@
-"""Which arguments leave K and delta to be tuned, and over which grid."""
+"""Which arguments leave a setting to be tuned, over which grid, and which are a method's own."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.options import Options, check_top_k, grid, largest_top_k, parse, tuned
-from sadi_lmeval.settings import REFERENCE, Grid, Setting
+from sadi_lmeval.methods import check_where, grid, largest_where, options_of, tuned
+from sadi_lmeval.options import PARAMETERS, Method, Options, parse
+from sadi_lmeval.settings import CAA_STRENGTHS, ITI_GRID, SADI_GRIDS, Grid, Setting
 
 
 @pytest.mark.parametrize(
@@ -36,12 +37,12 @@ def test_k_and_delta_are_tuned_unless_the_user_gives_one_of_them(
 
 def test_the_grid_is_the_reference_code_s_of_the_element() -> None:
     for element in ("head", "neuron", "hidden"):
-        assert grid(parse({"element": element})) == REFERENCE[element]
+        assert grid(parse({"element": element})) == SADI_GRIDS[element]
 
 
 def test_a_number_that_the_user_fixed_stands_in_place_of_its_list() -> None:
-    assert grid(parse({"top_k": 3, "delta": "auto"})) == Grid((3,), REFERENCE["head"].delta)
-    assert grid(parse({"delta": -2, "top_k": "auto"})) == Grid(REFERENCE["head"].top_k, (-2.0,))
+    assert grid(parse({"top_k": 3, "delta": "auto"})) == Grid((3,), SADI_GRIDS["head"].strength)
+    assert grid(parse({"delta": -2, "top_k": "auto"})) == Grid(SADI_GRIDS["head"].where, (-2.0,))
     assert grid(parse({"grid": "1/2x4/9", "top_k": 7})) == Grid((7,), (4.0, 9.0))
     assert grid(parse({"grid": "1/2x4/9", "delta": 1})) == Grid((1, 2), (1.0,))
     assert grid(parse({"top_k": 3, "delta": 2})).settings == [Setting(3, 2.0)]
@@ -50,31 +51,31 @@ def test_a_number_that_the_user_fixed_stands_in_place_of_its_list() -> None:
 def test_the_reference_grid_goes_no_further_than_the_model_and_the_user_s_is_taken_as_it_is() -> (
     None
 ):
-    assert grid(parse({}), 6).top_k == (1, 2, 4, 6)
-    assert grid(parse({}), 5).top_k == (1, 2, 4)
-    assert grid(parse({"element": "neuron"}), 144).top_k == (3, 5, 10, 30, 50, 100)
-    assert grid(parse({"grid": "2/8x1"}), 6).top_k == (2, 8)
-    assert grid(parse({"top_k": 8, "delta": "auto"}), 6).top_k == (8,)
+    assert grid(parse({}), (3, 2)).where == (1, 2, 4, 6)
+    assert grid(parse({}), (1, 5)).where == (1, 2, 4)
+    assert grid(parse({"element": "neuron"}), (3, 48)).where == (3, 5, 10, 30, 50, 100)
+    assert grid(parse({"grid": "2/8x1"}), (3, 2)).where == (2, 8)
+    assert grid(parse({"top_k": 8, "delta": "auto"}), (3, 2)).where == (8,)
 
 
 def test_no_more_settings_than_max_settings_are_tried() -> None:
-    assert grid(parse({"grid": "1/2x3/4", "max_settings": 4})).settings
+    assert grid(options_of({"grid": "1/2x3/4", "max_settings": 4})).settings
     with pytest.raises(UserError) as caught:
-        parse({"grid": "1/2/3x3/4", "max_settings": 5})
+        options_of({"grid": "1/2/3x3/4", "max_settings": 5})
     for word in ("6 settings", "max_settings=5", "smaller grid="):
         assert word in str(caught.value)
     with pytest.raises(UserError, match="96 settings"):
-        parse({"max_settings": 95})
-    assert parse({"max_settings": 96}) == Options(max_settings=96)
+        options_of({"max_settings": 95})
+    assert options_of({"max_settings": 96}) == Options(max_settings=96)
 
 
 def test_a_delta_of_zero_is_no_setting_and_does_not_count() -> None:
-    assert len(grid(parse({"grid": "1/2x0/4", "max_settings": 2})).settings) == 2
+    assert len(grid(options_of({"grid": "1/2x0/4", "max_settings": 2})).settings) == 2
 
 
 def test_what_is_not_tuned_is_not_counted() -> None:
-    assert parse({"top_k": 3, "max_settings": 1}).top_k == 3
-    assert parse({"top_k": 3, "delta": 2, "max_settings": 1}).delta == 2
+    assert options_of({"top_k": 3, "max_settings": 1}).top_k == 3
+    assert options_of({"top_k": 3, "delta": 2, "max_settings": 1}).delta == 2
 
 
 def test_a_grid_with_both_numbers_fixed_is_refused() -> None:
@@ -121,12 +122,165 @@ def test_every_fault_is_told_at_once_in_one_line() -> None:
     ],
 )
 def test_the_largest_k_is_the_user_s_own(arguments: dict[str, Any], largest: int) -> None:
-    assert largest_top_k(parse(arguments)) == largest
+    assert largest_where(parse(arguments)) == largest
 
 
 def test_more_entries_than_a_model_has_are_refused_with_both_numbers() -> None:
-    check_top_k(12, 3, 4, "head")
+    check_where(12, 3, 4, parse({}))
     with pytest.raises(UserError) as caught:
-        check_top_k(13, 3, 4, "head")
+        check_where(13, 3, 4, parse({}))
     for word in ("top_k=13", "12 entries", "element head", "3 layers of 4"):
         assert word in str(caught.value)
+
+
+# ------------------------------------------------------------------ the other methods
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "expected"),
+    [
+        ("iti", {}, True),
+        ("iti", {"top_k": "auto"}, True),
+        ("iti", {"top_k": 3}, False),
+        ("iti", {"alpha": 3}, False),
+        ("iti", {"alpha": "auto"}, True),
+        ("iti", {"alpha": 0}, False),
+        ("iti", {"top_k": 3, "alpha": "auto"}, True),
+        ("iti", {"top_k": 3, "alpha": 4}, False),
+        ("iti", {"grid": "1x2"}, True),
+        ("caa", {}, True),
+        ("caa", {"layer": 3}, False),
+        ("caa", {"layer": 0}, False),
+        ("caa", {"multiplier": 2}, True),  # which layer depends on the model
+        ("caa", {"multiplier": 0}, False),
+        ("caa", {"layer": 3, "multiplier": "auto"}, True),
+        ("caa", {"layer": 3, "multiplier": 1}, False),
+        ("caa", {"grid": "0x2"}, True),
+        ("none", {}, False),
+    ],
+)
+def test_a_setting_of_another_method_is_tuned_where_the_arguments_leave_a_number_open(
+    method: Method, arguments: dict[str, Any], expected: bool
+) -> None:
+    given = {"method": "none"} if method == "none" else arguments
+    assert tuned(options_of(given, "sadi" if method == "none" else method)) is expected
+
+
+def test_the_grid_of_another_method_is_its_own_for_the_model() -> None:
+    iti, caa = parse({}, "iti"), parse({}, "caa")
+    assert grid(iti) == grid(iti, (12, 8)) == ITI_GRID
+    assert grid(iti, (10, 8)) == Grid((48, 64, 80), ITI_GRID.strength)
+    assert grid(iti, (3, 4)) == Grid((12,), ITI_GRID.strength)  # all heads, where all K are more
+    assert grid(caa, (3, 32)) == Grid((0, 1, 2), CAA_STRENGTHS)
+    assert grid(parse({"grid": "0/9x1"}, "caa"), (3, 32)) == Grid((0, 9), (1.0,))
+
+
+def test_of_two_numbers_the_one_that_is_not_given_has_its_usual_value() -> None:
+    for method, arguments, setting in (
+        ("sadi", {"top_k": 3}, (3, 9.0)),
+        ("sadi", {"delta": 3}, (6, 3.0)),
+        ("sadi", {"delta": 3, "element": "neuron"}, (100, 3.0)),
+        ("sadi", {"delta": 3, "element": "hidden"}, (10, 3.0)),
+        ("iti", {"top_k": 3}, (3, 15.0)),
+        ("iti", {"alpha": 3}, (48, 3.0)),
+        ("caa", {"layer": 3}, (3, 1.0)),
+    ):
+        assert grid(parse(arguments, method)).settings == [Setting(*setting)]  # type: ignore[arg-type]
+    assert grid(parse({"multiplier": 3}, "caa"), (2, 32)) == Grid((0, 1), (3.0,))
+
+
+def test_a_usual_k_goes_no_further_than_the_model_and_one_that_is_given_is_taken_as_it_is() -> None:
+    assert grid(parse({"alpha": 3}, "iti"), (3, 4)) == Grid((12,), (3.0,))
+    assert grid(parse({"delta": 3}), (1, 4)) == Grid((4,), (3.0,))
+    assert grid(parse({"delta": 3}), (3, 4)) == Grid((6,), (3.0,))
+    assert grid(parse({"top_k": 13}, "iti"), (3, 4)) == Grid((13,), (15.0,))
+
+
+OWN = {
+    "sadi": ("delta", "method", "element", "hidden_site", "selection", "steering", "activations"),
+    "iti": ("alpha", "direction"),
+    "caa": ("layer", "multiplier"),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        (method, name)
+        for method, others in {
+            "sadi": ("iti", "caa"),
+            "iti": ("sadi", "caa"),
+            "caa": ("sadi", "iti"),
+        }.items()
+        for other in others
+        for name in OWN[other]
+    ]
+    + [("caa", "top_k")],
+)
+def test_an_argument_of_another_method_is_refused_by_its_name(method: Method, name: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse({name: 3}, method)
+    message = str(caught.value)
+    assert message.startswith(f"{name}=3: hf-{method} has no {name}")
+    assert "\n" not in message
+    assert " and ".join(PARAMETERS[method]) in message
+
+
+def test_an_argument_of_another_method_is_told_with_every_other_fault() -> None:
+    with pytest.raises(UserError) as caught:
+        parse({"alpha": "auto", "layer": 1, "seed": -1, "delta": "strong"})
+    for word in ("alpha=auto", "layer=1", "seed=-1", "delta=strong"):
+        assert word in str(caught.value)
+
+
+def test_every_method_takes_its_own_arguments_and_those_of_all() -> None:
+    shared = {"n_pairs": 9, "folds": 3, "seed": 2, "objective": "metric", "n_tune": 5}
+    for method, arguments in (
+        ("sadi", {"top_k": 3, "delta": -1.5, "element": "neuron", "steering": "fixed"}),
+        ("iti", {"top_k": 3, "alpha": -1.5, "direction": "probe"}),
+        ("caa", {"layer": 0, "multiplier": -1.5}),
+    ):
+        given = {**shared, **arguments}
+        found = parse(given, method)  # type: ignore[arg-type]
+        assert found == Options(method=method, **given)  # type: ignore[arg-type]
+        assert (found.where, found.strength) == (arguments[found.parameters.where], -1.5)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "words"),
+    [
+        ("iti", {"alpha": "strong"}, ["alpha=strong: must be a finite number or auto"]),
+        ("iti", {"alpha": float("nan")}, ["alpha=nan"]),
+        ("iti", {"top_k": 0}, ["top_k=0", "at least 1 or auto"]),
+        ("iti", {"direction": "probes"}, ["direction=probes", "'probe'"]),
+        ("iti", {"grid": "1x2", "top_k": 1, "alpha": 2}, ["a fixed top_k and alpha"]),
+        ("iti", {"grid": "0xz"}, ["K must", "alpha must"]),
+        ("caa", {"layer": -1}, ["layer=-1", "at least 0 or auto"]),
+        ("caa", {"layer": 1.5}, ["layer=1.5"]),
+        ("caa", {"multiplier": True}, ["multiplier=True"]),
+        ("caa", {"grid": "0x2", "layer": 0, "multiplier": 2}, ["a fixed layer and multiplier"]),
+        ("caa", {"grid": "-1xz"}, ["layer must", "multiplier must"]),
+        ("caa", {"grid": "0/1x0"}, ["multiplier 0 alone steers nothing", "another multiplier"]),
+        ("iti", {"max_settings": 19}, ["20 settings", "max_settings=19"]),
+    ],
+)
+def test_a_fault_is_told_in_the_words_of_the_method(
+    method: Method, arguments: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        options_of(arguments, method)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "delta" not in message
+    assert all(word in message for word in words), message
+
+
+def test_a_layer_that_a_model_has_not_is_refused_with_those_that_it_has() -> None:
+    caa = parse({"layer": 7}, "caa")
+    assert largest_where(caa) == 7
+    assert largest_where(parse({"grid": "0/9/3x1"}, "caa")) == 9
+    check_where(2, 3, 32, caa)
+    with pytest.raises(UserError, match="layer=3: this model has layers 0 to 2"):
+        check_where(3, 3, 32, caa)
+    with pytest.raises(UserError, match=r"top_k=13: .*12 entries of element head"):
+        check_where(13, 3, 4, parse({}, "iti"))

@@ -13,8 +13,9 @@ from scipy import stats
 
 from sadi_lmeval.objective import Judged
 from sadi_lmeval.outcome import Outcome, Tuning, best, outcome
-from sadi_lmeval.settings import UNSTEERED, Setting
+from sadi_lmeval.settings import UNSTEERED, Parameters, Setting
 
+SADI, CAA = Parameters("top_k", "delta"), Parameters("layer", "multiplier")
 SOME = Setting(2, 3.0)
 NAN = Judged(math.nan, math.nan)
 
@@ -23,10 +24,10 @@ def judged(*values: float) -> list[Judged]:
     return [Judged(value, 2 * value) for value in values]
 
 
-def row(top_k: int, delta: float, score: float | None, margin: float | None = 0.0) -> Outcome:
+def row(where: int, strength: float, score: float | None, margin: float | None = 0.0) -> Outcome:
     if score is None:
-        return Outcome(Setting(top_k, delta), None, None, None, None, None, 1)
-    return Outcome(Setting(top_k, delta), score, 0.1, score, 0.1, margin)
+        return Outcome(Setting(where, strength), None, None, None, None, None, 1)
+    return Outcome(Setting(where, strength), score, 0.1, score, 0.1, margin)
 
 
 numbers = st.lists(
@@ -110,7 +111,13 @@ def test_a_setting_is_summed_up_where_the_unsteered_model_is_not_finite() -> Non
 def test_the_best_score_wins_then_the_margin_then_the_smaller_edit(
     rows: list[Outcome], chosen: int
 ) -> None:
-    assert best(rows) == chosen
+    assert best(rows, SADI) == chosen
+
+
+def test_of_equal_layers_the_first_is_taken_and_the_weaker_edit_before_it() -> None:
+    assert best([row(0, 0, 0.4), row(9, 1, 0.5), row(0, 1, 0.5)], CAA) == 1
+    assert best([row(0, 0, 0.4), row(0, 1.5, 0.5), row(9, -1, 0.5)], CAA) == 2
+    assert best([row(0, 0, 0.5), row(0, 1, 0.5)], CAA) == 0
 
 
 table = st.lists(
@@ -124,17 +131,19 @@ table = st.lists(
 )
 
 
+@pytest.mark.parametrize("parameters", [SADI, CAA])
 @given(table)
 def test_nothing_in_the_table_is_better_than_what_is_chosen(
+    parameters: Parameters,
     rows: list[tuple[int, float, float | None, float]],
 ) -> None:
     outcomes = [row(0, 0, 0.25), *(row(*each) for each in rows)]
-    chosen = outcomes[best(outcomes)]
+    chosen = outcomes[best(outcomes, parameters)]
     assert chosen.score is not None
     assert chosen.margin is not None
     for other in outcomes:
         if other.score is not None and other.margin is not None:
-            keys = [(o.score, o.margin, -o.setting.size) for o in (other, chosen)]
+            keys = [(o.score, o.margin, -o.setting.size(parameters)) for o in (other, chosen)]
             assert keys[0] <= keys[1]
 
 
@@ -146,12 +155,13 @@ def test_a_setting_beats_the_unsteered_model_by_more_than_a_standard_error(
     difference: float, stderr: float, expected: bool
 ) -> None:
     found = Outcome(SOME, 0.5, 0.1, difference, stderr, 0.0)
-    assert Tuning([row(0, 0, 0.5), found], 1, 9, "metric").beats_unsteered is expected
+    tuning = Tuning([row(0, 0, 0.5), found], 1, 9, "metric", SADI)
+    assert tuning.beats_unsteered is expected
 
 
 def test_the_record_is_plain_json_with_a_line_for_every_setting() -> None:
     outcomes = [row(0, 0, 0.5, 1.0), row(2, 3, 0.75, 2.0), row(4, 3, None)]
-    record = Tuning(outcomes, 1, 9, "metric").record()
+    record = Tuning(outcomes, 1, 9, "metric", SADI).record()
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     assert record["chosen"] == {"top_k": 2, "delta": 3}
     assert (record["objective"], record["documents"]) == ("metric", 9)
@@ -162,3 +172,11 @@ def test_the_record_is_plain_json_with_a_line_for_every_setting() -> None:
         (4, 3, None),
     ]
     assert set(record["table"][0]) == {"top_k", "delta", *Outcome._fields} - {"setting"}
+    layers = Tuning(outcomes, 1, 9, "metric", CAA).record()
+    assert layers["chosen"] == {"layer": 2, "multiplier": 3}
+    assert set(layers["table"][0]) == {"layer", "multiplier", *Outcome._fields} - {"setting"}
+    assert [(line["layer"], line["multiplier"]) for line in layers["table"]] == [
+        (0, 0),
+        (2, 3),
+        (4, 3),
+    ]

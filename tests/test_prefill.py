@@ -18,7 +18,7 @@ from sadi_lmeval.prefill import (
     Prompts,
     beginning_of,
     can_share_beginning,
-    steered_prefill,
+    steered_generation,
     with_shared_beginning,
 )
 from sadi_lmeval.sites import find_site
@@ -64,7 +64,7 @@ def generate(
     if edits is None:
         found = run()
     else:
-        with steered_prefill(model, edits, which, ids, mask):
+        with steered_generation(model, edits, which, ids, mask):
             found = run()
     return found.sequences[:, ids.shape[1] :], torch.stack(found.logits)
 
@@ -153,7 +153,7 @@ def test_only_masked_entries_of_the_last_prompt_token_are_touched(
 
     with watching(model, site) as passes:
         prefill_and_two_steps()
-        with steered_prefill(model, edits, 0, ids, mask):
+        with steered_generation(model, edits, 0, ids, mask):
             prefill_and_two_steps()
     assert len(passes) == 6
     last = ids.shape[1] - 1
@@ -211,7 +211,7 @@ def generate_after_a_beginning(
         lambda m, given, out: computed.append(out[..., 0].numel())
     )
     prompts = with_shared_beginning(Forward(model), Prompts(ids, mask), beginning)
-    with steered_prefill(model, edits, which, ids, mask):
+    with steered_generation(model, edits, which, ids, mask):
         found = model.generate(
             prompts.input_ids,
             attention_mask=prompts.attention_mask,

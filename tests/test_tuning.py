@@ -1,4 +1,4 @@
-"""K and delta chosen in a run: the table is right, the choice follows from it, nothing is lost."""
+"""A setting chosen in a run: the table is right, the choice follows from it, nothing is lost."""
 
 from __future__ import annotations
 
@@ -22,15 +22,22 @@ from sadi_lmeval.batches import Bounds
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.forward import Forward
 from sadi_lmeval.interventions.edit import Edits
-from sadi_lmeval.interventions.sadi import binary_mask, sadi_edit
+from sadi_lmeval.interventions.sadi import binary_mask, entry_scores, sadi_edit
 from sadi_lmeval.mask import load_mask
-from sadi_lmeval.options import parse
+from sadi_lmeval.measured import measured
+from sadi_lmeval.methods import edits_of, grid, joined, options_of, site_of
+from sadi_lmeval.model import SADI
+from sadi_lmeval.options import Method, Options, parse
+from sadi_lmeval.outcome import Tuning
 from sadi_lmeval.packing import Continuation
+from sadi_lmeval.pairs import scored_texts
 from sadi_lmeval.plan import draw, find_plan
 from sadi_lmeval.run_tasks import Document, digest
 from sadi_lmeval.scoring import log_likelihoods
-from sadi_lmeval.settings import REFERENCE
+from sadi_lmeval.settings import SADI_GRIDS, UNSTEERED
 from sadi_lmeval.sites import find_site
+from sadi_lmeval.steering import prepare
+from sadi_lmeval.tuning import Contender, Trial, tune
 
 GRID = {"grid": "1/3/6x-2/4/9", "n_tune": 12}
 Table = list[dict[str, Any]]
@@ -129,14 +136,14 @@ def test_the_table_holds_what_each_setting_scores_alone(
     for index, mask in enumerate(masks):
         documents = held_out_of(tasks_folder, name, index, **ours)
         tuning = mask["tuning"]
-        difference = load_mask(Path(mask["file"]))
+        difference = load_mask(Path(mask["file"])).tensors["difference"]
         table: Table = []
         unsteered: np.ndarray[Any, Any] = np.zeros(0)
         for top_k, delta in [(0, 0.0), (1, -2.0), (1, 9.0), (5, -2.0), (5, 9.0)]:
             edits = None
             if top_k:
-                chosen = binary_mask(difference.scores, top_k, options.selection, 0)
-                edit = sadi_edit(chosen, difference.values, delta, options.steering)
+                chosen = binary_mask(entry_scores(difference), top_k, options.selection, 0)
+                edit = sadi_edit(chosen, difference, delta, options.steering)
                 edits = Edits(site, [edit], options.activations == "clean")
             found = judged_alone(name, documents, model, tokenizer, edits, tuning["objective"])
             values, margins = (np.array(column) for column in zip(*found, strict=True))
@@ -210,7 +217,7 @@ def test_the_unsteered_model_is_taken_where_every_setting_is_worse(
     assert mask["tuning"]["chosen"] == {"top_k": 0, "delta": 0.0}
     assert mask["selected"] == []
     assert scores(found, "tiny_text") == scores(evaluate("tiny_text", model="hf"), "tiny_text")
-    assert "no setting beats the unsteered model" in caplog.text
+    assert "no setting of sadi beats the unsteered model" in caplog.text
 
 
 def test_a_run_says_so_where_nothing_beats_the_unsteered_model(
@@ -219,10 +226,15 @@ def test_a_run_says_so_where_nothing_beats_the_unsteered_model(
     with caplog.at_level(logging.WARNING, logger="lm_eval.sadi"):
         found = tuning_of(evaluate("tiny_choice", grid="1x9/10", n_tune=58), "tiny_choice")
         assert found["beats_unsteered"]
-        assert "no setting beats" not in caplog.text
+        assert "beats the unsteered model" not in caplog.text
         assert not tuning_of(evaluate("tiny_word", **GRID), "tiny_word")["beats_unsteered"]
-    [line] = [r.getMessage() for r in caplog.records if "no setting beats" in r.getMessage()]
-    for word in ("tiny_word", "by more than a standard error", "12 held-out documents"):
+    [line] = [line for line in caplog.messages if "beats the unsteered model" in line]
+    for word in (
+        "tiny_word",
+        "no setting of sadi",
+        "by more than a standard error",
+        "12 held-out documents",
+    ):
         assert word in line
 
 
@@ -277,8 +289,8 @@ def test_a_run_goes_on_where_the_unsteered_model_is_not_finite(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({}, [(k, d) for k in REFERENCE["head"].top_k for d in REFERENCE["head"].delta]),
-        ({"top_k": 3, "delta": "auto"}, [(3, d) for d in REFERENCE["head"].delta]),
+        ({}, [(k, d) for k in SADI_GRIDS["head"].where for d in SADI_GRIDS["head"].strength]),
+        ({"top_k": 3, "delta": "auto"}, [(3, d) for d in SADI_GRIDS["head"].strength]),
         ({"grid": "1/3x0/4"}, [(1, 4.0), (3, 4.0)]),
         ({"element": "neuron", "delta": 4, "top_k": "auto"},
          [(k, 4.0) for k in (3, 5, 10, 30, 50, 100)]),
@@ -332,7 +344,6 @@ def test_a_given_mask_is_tuned_on_documents_that_did_not_make_it(
 ) -> None:
     file = masks_of(evaluate("tiny_choice", top_k=2, delta=3, seed=1), "tiny_choice")[0]["file"]
     seen: list[Document] = []
-    tune = steering.tune
 
     def spying(trial: Any, *arguments: Any) -> Any:
         seen.extend(trial.documents)
@@ -440,7 +451,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning_only(
     (tmp_path / "file").write_text("")
     with caplog.at_level(logging.WARNING, logger="lm_eval.sadi"):
         found = evaluate("tiny_choice", cache_dir=str(tmp_path / "file" / "in"), **GRID)
-    assert "the choice of K and delta is not kept" in caplog.text
+    assert "the choice of top_k and delta is not kept" in caplog.text
     assert tuning_of(found, "tiny_choice") == expected
 
 
@@ -453,10 +464,12 @@ class Scored:
     def __init__(self, after: int | None = None) -> None:
         self.after = after
         self.requests: list[int] = []
+        self.counts: list[list[int]] = []
         self.inner = engine.grid_log_likelihoods
 
     def __call__(self, forward: Any, requests: Any, families: Any, **named: Any) -> None:
         self.requests.append(len(requests))
+        self.counts.append([family.count for family in families])
         done = named.pop("done")
         count = 0
 
@@ -565,6 +578,219 @@ def test_a_score_that_is_not_finite_is_noted_and_known_again(
     assert [row["not_finite"] for row in (table[0], table[2])] == [0, 12]
 
 
+# ------------------------------------------------------------------ several methods
+
+ARMS: list[tuple[Method, dict[str, Any]]] = [
+    ("sadi", {"element": "head", "grid": "1/5x-2/9"}),
+    ("iti", {"grid": "2/5/9x3/-8"}),
+    ("sadi", {"element": "neuron", "grid": "9x4", "activations": "clean"}),
+    ("caa", {"grid": "0/2x1"}),
+]
+COUNTS = [4, 6, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def model(model_folder: Path) -> SADI:
+    return SADI(pretrained=str(model_folder), device="cpu", batch_size=4)
+
+
+@pytest.fixture(params=["tiny_choice", "tiny_text"])
+def contending(
+    request: pytest.FixtureRequest, model: SADI, tasks_folder: Path, tmp_path: Path
+) -> tuple[Trial, list[Contender]]:
+    """Twelve held-out documents, and what each of ARMS would try on them."""
+    shared = {"n_pairs": 12, "n_tune": 12, "cache_dir": str(tmp_path / "masks")}
+    arms = [options_of({**shared, **own}, method) for method, own in ARMS]
+    task = load(tasks_folder, request.param)
+    plan = find_plan(task, arms[0])
+    [source] = plan.sources.sources
+    drawn = draw(plan, source, arms[0], tuning=True)
+    contenders = []
+    for found, options in zip(measured(plan, source, drawn.pairs, arms, model), arms, strict=True):
+        site = model.engine.site(*site_of(options))
+        settings = grid(options, (site.layers, site.entries)).settings
+        edits = joined(site, edits_of(found.measurement, settings, options), options)
+        inputs = {"card": found.measurement.card, "method": options.method}
+        contenders.append(Contender(options.parameters, settings, edits, inputs))
+    assert [contender.edits.count for contender in contenders] == COUNTS
+    texts = scored_texts(task, drawn.held_out, source.allowed, 0, 0)
+    return Trial(task, plan.recipe, drawn.held_out, texts, "auto"), contenders
+
+
+def assert_alike(one: Tuning, other: Tuning) -> None:
+    """The same but for rounding."""
+    assert one._replace(outcomes=[]) == other._replace(outcomes=[])
+    rows = [found.record()["table"] for found in (one, other)]
+    for mine, theirs in zip(*rows, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
+
+
+def kept_in(folder: Path) -> list[str]:
+    """What a folder holds beside locks."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+
+
+def test_several_methods_at_once_have_the_outcomes_of_each_alone(
+    contending: tuple[Trial, list[Contender]],
+    model: SADI,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trial, contenders = contending
+    alone = [tune(trial, [each], model, tmp_path / "alone", "x")[0] for each in contenders]
+    spy = Scored()
+    monkeypatch.setattr(engine, "grid_log_likelihoods", spy)
+    together = tune(trial, contenders, model, tmp_path / "together", "x")
+    assert spy.counts == [COUNTS]
+    for one, other, contender in zip(together, alone, contenders, strict=True):
+        assert one.parameters == contender.parameters
+        assert [o.setting for o in one.outcomes] == [UNSTEERED, *contender.settings]
+        assert_alike(one, other)
+    steered = [o.margin for found in together for o in found.outcomes[1:]]
+    assert len({round(m or 0.0, 3) for m in steered}) == sum(COUNTS)
+    assert kept_in(tmp_path / "together") == kept_in(tmp_path / "alone")
+    assert len(kept_in(tmp_path / "together")) == 4
+
+
+def test_of_several_methods_the_outcome_that_is_known_is_taken_and_the_others_are_tried(
+    contending: tuple[Trial, list[Contender]],
+    model: SADI,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trial, contenders = contending
+    expected = tune(trial, contenders, model, tmp_path / "other", "x")
+    [known] = tune(trial, contenders[1:2], model, tmp_path / "cache", "x")
+    [file] = kept_in(tmp_path / "cache")
+    before = (tmp_path / "cache" / file).read_bytes()
+    spy = Scored()
+    monkeypatch.setattr(engine, "grid_log_likelihoods", spy)
+    found = tune(trial, contenders, model, tmp_path / "cache", "x")
+    assert spy.counts == [[4, 1, 2]]
+    assert found[1] == known
+    assert (tmp_path / "cache" / file).read_bytes() == before
+    for one, other in zip(found, expected, strict=True):
+        assert_alike(one, other)
+    monkeypatch.setattr(engine, "grid_log_likelihoods", None)
+    assert tune(trial, contenders[::-1], model, tmp_path / "cache", "x") == found[::-1]
+    assert tune(trial, contenders[2:3], model, tmp_path / "cache", "x") == found[2:3]
+
+
+def test_a_damaged_outcome_of_several_is_tried_again_and_no_other(
+    contending: tuple[Trial, list[Contender]],
+    model: SADI,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trial, contenders = contending
+    first = tune(trial, contenders, model, tmp_path / "cache", "x")
+    tune(trial, contenders[3:], model, tmp_path / "of the last", "x")
+    [name] = kept_in(tmp_path / "of the last")
+    file = tmp_path / "cache" / name
+    file.write_bytes(flipped(file.read_bytes()))
+    spy = Scored()
+    monkeypatch.setattr(engine, "grid_log_likelihoods", spy)
+    with caplog.at_level(logging.WARNING, logger="lm_eval.sadi"):
+        again = tune(trial, contenders, model, tmp_path / "cache", "x")
+    assert spy.counts == [[2]]
+    assert f"{file}: damaged" in caplog.text
+    assert again[:3] == first[:3]
+    assert_alike(again[3], first[3])
+
+
+def test_an_interrupted_choice_of_several_methods_goes_on_where_it_was(
+    contending: tuple[Trial, list[Contender]],
+    model: SADI,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trial, contenders = contending
+    undisturbed = tune(trial, contenders, model, tmp_path / "other", "x")
+    a_document = len(trial.texts[0])
+    monkeypatch.setattr(engine, "grid_log_likelihoods", Scored(6 * a_document))
+    with pytest.raises(KeyboardInterrupt):
+        tune(trial, contenders, model, tmp_path / "cache", "x")
+    [notes] = kept_in(tmp_path / "cache")
+    noted = len((tmp_path / "cache" / notes).read_text().splitlines())
+    assert 0 < noted < 12
+    spy = Scored()
+    monkeypatch.setattr(engine, "grid_log_likelihoods", spy)
+    found = tune(trial, contenders, model, tmp_path / "cache", "x")
+    assert spy.requests == [a_document * (12 - noted)]
+    for one, other in zip(found, undisturbed, strict=True):
+        assert_alike(one, other)
+    assert kept_in(tmp_path / "cache") == kept_in(tmp_path / "other")
+
+
+def test_a_method_that_is_named_twice_is_tried_once(
+    contending: tuple[Trial, list[Contender]],
+    model: SADI,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trial, contenders = contending
+    spy = Scored()
+    monkeypatch.setattr(engine, "grid_log_likelihoods", spy)
+    one, other, third = tune(
+        trial, [contenders[0], contenders[3], contenders[0]], model, tmp_path / "cache", "x"
+    )
+    assert spy.counts == [[4, 2]]
+    assert one == third != other
+
+
+def test_outcomes_of_several_methods_that_cannot_be_kept_cost_a_warning_only(
+    contending: tuple[Trial, list[Contender]],
+    model: SADI,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trial, contenders = contending
+    expected = tune(trial, contenders, model, tmp_path / "cache", "x")
+    (tmp_path / "file").write_text("")
+    with caplog.at_level(logging.WARNING, logger="lm_eval.sadi"):
+        found = tune(trial, contenders, model, tmp_path / "file" / "in", "x")
+    assert found == expected
+    [message] = caplog.messages
+    assert "is not kept" in message
+    assert "cache_dir=FOLDER" in message
+
+
+def test_methods_that_are_prepared_together_are_steered_as_each_alone(
+    model: SADI, tasks_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chosen, given and unsteered ones, in two folds; what is known of one is not done again."""
+    task = load(tasks_folder, "tiny_folds")
+
+    def arms(folder: str) -> list[Options]:
+        shared = {"n_pairs": 10, "n_tune": 8, "cache_dir": str(tmp_path / folder)}
+        given: list[tuple[Method, dict[str, Any]]] = [
+            *ARMS, ("sadi", {"top_k": 3, "delta": 4}), ("sadi", {"method": "none"}),
+            ("caa", {"layer": 1}), ("iti", {"alpha": 0})]  # fmt: skip
+        return [options_of({**shared, **own}, method) for method, own in given]
+
+    alone = [prepare(task, model, [options])[0] for options in arms("alone")]
+    together = prepare(task, model, arms("together"))
+    for one, other in zip(together, alone, strict=True):
+        assert len(one.edits) == len(other.edits) == len(one.masks)
+        for mine, theirs in zip(one.masks, other.masks, strict=True):
+            assert mine.measured.key == theirs.measured.key
+            assert mine.measured.measurement.digest == theirs.measured.measurement.digest
+            assert (mine.setting, mine.selected) == (theirs.setting, theirs.selected)
+            assert torch.equal(mine.edit.gain, theirs.edit.gain)
+            assert (mine.tuning is None) == (theirs.tuning is None)
+            if mine.tuning is not None and theirs.tuning is not None:
+                assert_alike(mine.tuning, theirs.tuning)
+        documents = task.evaluated()
+        assert [one.mask_of(d) for d in documents] == [other.mask_of(d) for d in documents]
+    assert [len(each.edits) for each in together] == [2, 2, 2, 2, 2, 0, 2, 0]
+    assert kept_in(tmp_path / "together") == kept_in(tmp_path / "alone")
+    monkeypatch.setattr(engine, "grid_log_likelihoods", None)
+    monkeypatch.setattr(engine, "read_pairs", None)
+    for one, other in zip(prepare(task, model, arms("alone")), alone, strict=True):
+        assert json.dumps(one.record, default=str) == json.dumps(other.record, default=str)
+
+
 # ------------------------------------------------------------------ method=none
 
 
@@ -572,14 +798,15 @@ def test_a_score_that_is_not_finite_is_noted_and_known_again(
 def test_method_none_scores_as_hf_and_needs_no_mask(
     evaluate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(engine, "mean_difference", None)
+    monkeypatch.setattr(engine, "read_pairs", None)
     monkeypatch.setattr(engine, "grid_log_likelihoods", None)
     found, plain = evaluate(name, method="none"), evaluate(name, model="hf")
     if name == "tiny_text":
         assert scores(found, name) == scores(plain, name)
     else:
         assert numbers(found, name) == pytest.approx(numbers(plain, name), abs=1e-4)
-    assert found["config"]["sadi"][name] == {"method": "none", "top_k": 0, "delta": 0.0}
+    expected = {"method": "none", "parameters": ("top_k", "delta"), "top_k": 0, "delta": 0.0}
+    assert found["config"]["sadi"][name] == expected
     assert not (tmp_path / "cache").exists()
 
 
