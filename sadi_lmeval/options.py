@@ -39,7 +39,7 @@ OF_METHODS = tuple(
         name
         for method in PARAMETERS
         for name in (*PARAMETERS[method], *_OWN[method])
-        if name not in ("hidden_site", "activations", "direction")
+        if name in ("method", "element") or name in PARAMETERS[method]
     )
 )
 """What tells methods and settings apart: a command that tries several sets these itself."""

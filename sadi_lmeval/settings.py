@@ -61,7 +61,8 @@ class Grid(NamedTuple):
 
         The same number of settings for every method is what makes a comparison fair.
         """
-        wheres, strengths = len(self.where), len(self.strength)
+        steering = tuple(strength for strength in self.strength if strength)
+        wheres, strengths = len(self.where), len(steering)
         if wheres * strengths <= most:
             return self
         sizes = [(a, min(strengths, most // a)) for a in range(1, min(wheres, most) + 1)]
@@ -73,7 +74,7 @@ class Grid(NamedTuple):
             return all(both), a * b, -abs(math.log(a * strengths / (b * wheres)))
 
         a, b = max(sizes, key=worth)
-        return Grid(_spread(self.where, a), _spread(self.strength, b))
+        return Grid(_spread(self.where, a), _spread(steering, b))
 
 
 def _spread(values: tuple[Any, ...], count: int) -> tuple[Any, ...]:

@@ -107,12 +107,7 @@ def sweep(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ("tiny_choice", "head", {}),
         ("tiny_text", "neuron", {"objective": "exact_match"}),
         ("tiny_word", "neuron", {"activations": "clean"}),
-        pytest.param(
-            *("tiny_word", "neuron", {"selection": "top_abs", "activations": "clean"}),
-            marks=pytest.mark.xfail(
-                strict=True, reason="a sweep refuses selection= and steering= since it has methods"
-            ),
-        ),
+        ("tiny_word", "neuron", {"selection": "top_abs", "activations": "clean"}),
     ],
 )
 def test_dev_lines_are_those_of_the_tuning_of_a_run(
