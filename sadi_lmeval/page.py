@@ -12,18 +12,8 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from sadi_lmeval.leaderboard import (
-    LEGEND,
-    UNSTEERED,
-    Board,
-    Cell,
-    conditions,
-    how_to_repeat,
-    majorities,
-    masks_of,
-    parameters_of,
-    shown,
-)
+from sadi_lmeval.leaderboard import UNSTEERED, Board, Cell, masks_of, parameters_of
+from sadi_lmeval.tables import LEGEND, conditions, how_to_repeat, majorities, shown
 
 _COLUMNS = 64
 """The most columns of a map of entries: wider sites are binned."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,9 @@ def load_record(path: Path) -> Record:
             f"record {path}: its content does not match its checksum; delete it and give the "
             "comparison's command again, which makes that record alone"
         )
-    return Record(**content)
+    record = Record(**content)
+    _check(record, path)
+    return record
 
 
 def load_records(folders: Iterable[Path]) -> list[Record]:
@@ -143,6 +146,59 @@ def load_records(folders: Iterable[Path]) -> list[Record]:
             raise UserError(f"{folder}: no records of a comparison ({FOLDER}/*.json) are there")
         found += [load_record(path) for path in paths]
     return found
+
+
+def _check(record: Record, path: Path) -> None:
+    """Refuse a record that is intact, but that nothing of this package has written."""
+    count = len(record.documents) if isinstance(record.documents, list) else -1
+    sound: dict[str, bool] = {
+        **{
+            name: isinstance(getattr(record, name), str)
+            for name in ("run", "command", "task", "task_version", "method", "metric")
+        },
+        **{
+            name: isinstance(getattr(record, name), dict)
+            for name in ("model", "versions", "seeds", "steering")
+        },
+        "mask_from": record.mask_from is None or isinstance(record.mask_from, str),
+        "limit": _is_number(record.limit),
+        "num_fewshot": _is_index(record.num_fewshot),
+        "seconds": _is_number(record.seconds),
+        "metrics": isinstance(record.metrics, dict)
+        and all(_is_list(pair, _is_number, 2) for pair in record.metrics.values()),
+        "documents": count > 0 and _is_list(record.documents, _is_text, count),
+        "values": _is_list(record.values, _is_number, count),
+        "chosen": _is_list(record.chosen, lambda x: x is None or _is_index(x), count),
+        "gold": _is_list(record.gold, lambda x: _is_list(x, _is_index), count),
+        "labels": record.labels is None or _is_list(record.labels, _is_text),
+    }
+    wrong = [name for name, good in sound.items() if not good]
+    if wrong:
+        raise UserError(
+            f"record {path}: is not as this package writes it ({', '.join(wrong)}); delete it"
+        )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: object) -> bool:
+    """A number that a float can hold, or None."""
+    if value is None:
+        return True
+    try:
+        return isinstance(value, (int, float)) and math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def _is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_list(value: object, fit: Callable[[Any], bool], count: int | None = None) -> bool:
+    return isinstance(value, list) and count in (None, len(value)) and all(map(fit, value))
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from sadi_lmeval.atomic import write_atomically
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.leaderboard import (
-    Board,
-    Cell,
-    boards_of,
-    comma_separated,
-    json_text,
-    markdown,
-    model_index,
-    printable,
-    shown,
-)
+from sadi_lmeval.leaderboard import Board, Cell, boards_of, printable
 from sadi_lmeval.page import page
 from sadi_lmeval.record import Record, load_records
+from sadi_lmeval.tables import comma_separated, json_text, markdown, model_index, shown
 
 
 def report(
@@ -81,7 +70,6 @@ def merged(folders: Sequence[Path]) -> list[Record]:
     found: dict[tuple[str, str, str, str | None], tuple[Record, Path]] = {}
     for folder in folders:
         for record in load_records([folder]):
-            _check(record, folder)
             key = (record.run, record.task, record.method, record.mask_from)
             first, where = found.setdefault(key, (record, folder))
             if first != replace(record, command=first.command, seconds=first.seconds):
@@ -91,60 +79,6 @@ def merged(folders: Sequence[Path]) -> list[Record]:
                     "them out"
                 )
     return [record for record, _ in found.values()]
-
-
-def _check(record: Record, folder: Path) -> None:
-    """Refuse a record that is intact, but that nothing of this package has written."""
-    count = len(record.documents) if isinstance(record.documents, list) else -1
-    sound: dict[str, bool] = {
-        **{
-            name: isinstance(getattr(record, name), str)
-            for name in ("run", "command", "task", "task_version", "method", "metric")
-        },
-        **{
-            name: isinstance(getattr(record, name), dict)
-            for name in ("model", "versions", "seeds", "steering")
-        },
-        "mask_from": record.mask_from is None or isinstance(record.mask_from, str),
-        "limit": _is_number(record.limit),
-        "num_fewshot": _is_index(record.num_fewshot),
-        "seconds": _is_number(record.seconds),
-        "metrics": isinstance(record.metrics, dict)
-        and all(_is_list(pair, _is_number, 2) for pair in record.metrics.values()),
-        "documents": count > 0 and _is_list(record.documents, _is_text, count),
-        "values": _is_list(record.values, _is_number, count),
-        "chosen": _is_list(record.chosen, lambda x: x is None or _is_index(x), count),
-        "gold": _is_list(record.gold, lambda x: _is_list(x, _is_index), count),
-        "labels": record.labels is None or _is_list(record.labels, _is_text),
-    }
-    wrong = [name for name, good in sound.items() if not good]
-    if wrong:
-        raise UserError(
-            f"{folder}: a record of {record.task!r} under {record.method!r} is not as this package "
-            f"writes it ({', '.join(wrong)}); delete it"
-        )
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_number(value: object) -> bool:
-    """A number that a float can hold, or None."""
-    if value is None:
-        return True
-    try:
-        return isinstance(value, (int, float)) and math.isfinite(float(value))
-    except OverflowError:
-        return False
-
-
-def _is_index(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_list(value: object, fit: Callable[[Any], bool], count: int | None = None) -> bool:
-    return isinstance(value, list) and count in (None, len(value)) and all(map(fit, value))
 
 
 def diagnostics_text(boards: Sequence[Board]) -> str:
