@@ -50,6 +50,8 @@ def diagnose(record: Record, unsteered: Record | None) -> Diagnosis:
 
     A gain is put down to a collapse of the answers where all of this holds:
 
+    - the answers are labels, the same in every document: where they differ from document to
+      document, their places are ours, and the model does not see them;
     - the metric improved;
     - the method's most frequent answer is more frequent than it was, beyond noise: the paired
       bootstrap's 95 % interval of the rise lies above 0;
@@ -82,7 +84,8 @@ def diagnose(record: Record, unsteered: Record | None) -> Diagnosis:
     if unsteered is not None and balanced_after is not None and balanced_before is not None:
         top = max(after, key=lambda name: after[name])
         gain = _gain(record, unsteered)
-        collapsed = gain > 0 and _collapsed(record, unsteered, top)
+        labelled = record.labels is not None
+        collapsed = labelled and gain > 0 and _collapsed(record, unsteered, top)
         balanced = _balanced_stayed(record, unsteered, judged) if collapsed else None
         if balanced is not None:
             found.append(

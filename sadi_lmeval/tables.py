@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import CardData, EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from sadi_lmeval.leaderboard import Board, Cell, Row, Transfer, masks_of, printable
+from sadi_lmeval.leaderboard import Board, Cell, Transfer, masks_of, printable
 from sadi_lmeval.record import Record
 from sadi_lmeval.significance import LEVEL
 
@@ -90,7 +90,7 @@ def majorities(board: Board) -> str:
     for task in board.tasks:
         found = board.majority(task)
         told.append(
-            f"{task} unknown" if found is None else f"{task} {100 * found[0]:.1f} % ({found[1]})"
+            f"{task} none" if found is None else f"{task} {100 * found[0]:.1f} % ({found[1]})"
         )
     return f"Majority label: {', '.join(told)}."
 
@@ -141,7 +141,7 @@ def _with_error(value: float | None, stderr: float | None, scale: int, best: boo
 def _difference(cell: Cell, scale: int) -> str:
     """The difference from the unsteered model, with its adjusted p and its mark."""
     compared = cell.comparison
-    if compared is None or compared.difference is None or cell.p_holm is None:
+    if None in (cell.value, cell.p_holm) or compared is None or compared.difference is None:
         return ""
     told = f" ({shown(compared.difference, scale, sign=True)}, p {cell.p_holm:.2g})"
     return told + (f" {cell.mark}" if cell.mark else "")

@@ -752,9 +752,7 @@ def test_a_comparison_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     assert records(folder) == before
     assert_same_records(folder, small.folder)
     assert not (folder / "answers.jsonl").exists()
-    assert (folder / "leaderboard.md").read_text() == (
-        small.folder / "leaderboard.md"
-    ).read_text()
+    assert (folder / "leaderboard.md").read_text() == (small.folder / "leaderboard.md").read_text()
 
 
 def test_answers_that_are_not_finite_are_not_noted_down(tmp_path: Path) -> None:
@@ -942,7 +940,7 @@ def test_a_folder_with_another_model_s_records_is_refused(
 def changed_model(model_folder: Path, tmp_path: Path, weight: str, factor: float) -> Path:
     """The model with one of its weights multiplied."""
     folder = Path(shutil.copytree(model_folder, tmp_path / "changed"))
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
     with torch.no_grad():
         dict(model.named_parameters())[weight].mul_(factor)
     model.save_pretrained(folder)
@@ -1136,6 +1134,21 @@ def test_transfer_scores_each_task_with_what_every_other_task_fitted(
     record = record_of(folder, "tiny_text", "iti", "tiny_folds")
     assert_alike(record.steering, run["config"]["sadi"]["tiny_text"])
     assert record.values == [sample[record.metric] for sample in run["samples"]["tiny_text"]]
+
+
+def test_a_transfer_that_goes_on_has_the_prompts_that_it_began_with(
+    command: Command, tmp_path: Path
+) -> None:
+    """Only cells whose task is not the one that they were fitted on are left."""
+    folder, whole = tmp_path / "out", tmp_path / "whole"
+    given = ("tiny_choice,tiny_text", "none,caa", "--transfer", "--limit", "4")
+    given += ("--num_fewshot", "1", "--apply_chat_template", "--system_instruction", "the cat")
+    assert cli.main(command(folder, *given, cache_dir=tmp_path / "one")) == 0
+    shutil.copytree(folder, whole)
+    lost = folder / FOLDER / file_name("tiny_text", "caa", "tiny_choice")
+    lost.unlink()
+    assert cli.main(command(folder, *given, cache_dir=tmp_path / "two")) == 0
+    assert_same_records(folder, whole)
 
 
 # ------------------------------------------------------------------ what is kept

@@ -152,3 +152,11 @@ def test_without_the_unsteered_model_nothing_is_compared() -> None:
     found = diagnose(answered([1] * 100, GOLD), None)
     assert (found.before, found.balanced_before, found.right_to_wrong) == ({}, None, 0)
     assert found.warning is None
+
+
+def test_places_that_the_model_does_not_see_explain_no_gain() -> None:
+    before = answered([0, 1] * 50, GOLD, labels=None)
+    found = diagnose(answered([1] * 100, GOLD, method="sadi-head", labels=None), before)
+    assert found.warning is None
+    assert found.after == {"answer 2": 1}
+    assert found.majority == pytest.approx(0.62)

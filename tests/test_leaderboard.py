@@ -46,8 +46,8 @@ def two_tasks() -> list[Record]:
 def test_rows_are_methods_and_columns_tasks() -> None:
     (board,) = boards_of(two_tasks())
     assert board.tasks == ["boolq", "rte"]
-    assert [row.method for row in board.rows] == ["none", "caa", "iti", "sadi-head"]
-    cell = board.rows[3].cells["boolq"]
+    assert [row.method for row in board.rows] == ["none", "sadi-head", "iti", "caa"]
+    cell = board.rows[1].cells["boolq"]
     assert cell.value == 0.8
     assert cell.stderr == pytest.approx(math.sqrt(0.8 * 0.2 / 39))
     assert cell.comparison is not None
@@ -60,12 +60,12 @@ def test_holm_is_over_the_steered_rows_of_a_column() -> None:
     cells = [row.cells["boolq"] for row in board.rows[1:]]
     raw = [cell.comparison.p for cell in cells if cell.comparison is not None]
     assert [cell.p_holm for cell in cells] == pytest.approx(multipletests(raw, method="holm")[1])
-    assert [cell.mark for cell in cells] == ["↓*", "", "↑*"]
+    assert [cell.mark for cell in cells] == ["↑*", "", "↓*"]
 
 
 def test_the_average_is_of_rows_with_all_tasks_and_has_the_error_of_a_mean() -> None:
     (board,) = boards_of(two_tasks())
-    none, _, iti, sadi = board.rows
+    none, sadi, iti, _ = board.rows
     assert none.average is not None
     assert sadi.average is not None
     assert iti.average is None
@@ -116,8 +116,13 @@ def test_the_markdown_has_the_best_in_bold_and_marks_what_is_significant() -> No
     text = markdown(boards_of(two_tasks()))
     assert "| method | boolq (acc) | rte (acc) | average |" in text
     assert "| unsteered | 50.0 ± 8.0 | 25.0 ± 6.9 | 37.5 ± 5.3 |" in text
-    assert "| sadi-head | **80.0 ± 6.4** ↑* | **27.5 ± 7.1** | **53.8 ± 4.8** |" in text
-    assert "| caa | 20.0 ± 6.4 ↓* | 25.0 ± 6.9 | 22.5 ± 4.7 |" in text
+    assert (
+        "| sadi-head | **80.0 ± 6.4** (+30.0, p 0.0015) ↑* | **27.5 ± 7.1** (+2.5, p 1) "
+        "| **53.8 ± 4.8** (+16.2) |"
+    ) in text
+    assert (
+        "| caa | 20.0 ± 6.4 (-30.0, p 0.0015) ↓* | 25.0 ± 6.9 (0.0, p 1) | 22.5 ± 4.7 (-15.0) |"
+    ) in text
     assert "Majority label: boolq 50.0 % (no), rte 50.0 % (no)." in text
 
 
