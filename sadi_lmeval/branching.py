@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sadi_lmeval.errors import first_line
 from sadi_lmeval.forward import Forward, Resumed
 from sadi_lmeval.positions import Points
 from sadi_lmeval.sequences import Tree, pack
@@ -82,7 +83,7 @@ def can_resume(model: nn.Module) -> bool:
         ]
         reason = next((gap for gap in gaps if gap), "")
     except Exception as error:  # any failure of the trial means: from the first layer
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
     if reason:
         logger.info("Layers below the first edited one are not skipped (%s)", reason)
     return not reason
@@ -109,7 +110,7 @@ def _difference(model: nn.Module) -> str:
             points = Points.of([(0, p) for p in positions], 1, forward.device)
             plain.append(forward.logits(batch, points))
     except Exception as error:  # any failure of the trial means: the plain way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         return f"the model does not take an attention mask of its own: {reason}"
     return difference_of(packed, torch.cat(plain))
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sadi_lmeval.errors import UserError
+from sadi_lmeval.errors import UserError, first_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -336,7 +336,7 @@ def _loaded(kind: Any, arguments: dict[str, Any]) -> Any:
     except UserError:
         raise
     except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(
             f"--model_args pretrained={arguments['pretrained']}: cannot be loaded ({reason})"
         ) from error

@@ -27,7 +27,7 @@ from sadi_lmeval.options import NAMES, Options
 from sadi_lmeval.pairs import gold_and_wrong
 from sadi_lmeval.plan import recipe_of
 from sadi_lmeval.record import FOLDER, Record, file_name, load_record, save_record
-from sadi_lmeval.run_tasks import RunTask, digest, tasks_of_the_run
+from sadi_lmeval.run_tasks import RunTask, digest, load_tasks, tasks_of_the_run
 
 logger = logging.getLogger("lm_eval.sadi")
 
@@ -108,6 +108,8 @@ def compare(model: ComparedModel, what: Comparison, folder: Path) -> list[Path]:
     answers = folder / _ANSWERS
     if left:
         model.compare(left, Answers(Journal(answers, required=True)))
+        if what.transfer:
+            _note_tasks(model, what)
         for number, arm in enumerate(left):
             with _without_repetition(number):
                 _run(model, arm, wanted[arm], what, run, folder)
@@ -242,6 +244,25 @@ def _options(arm: Arm, what: Comparison, model: ComparedModel, shared: Options) 
     site = model.engine.site(*site_of(options))
     usual = grid(options, (site.layers, site.entries))
     return replace(options, grid=usual.thinned(what.settings))
+
+
+def _note_tasks(model: ComparedModel, what: Comparison) -> None:
+    """Have every task noted as the harness renders it, before the first is scored.
+
+    A task whose own records are there already is not scored again, but others are fitted on it.
+    """
+    host, chat = what.host, bool(what.host.get("apply_chat_template"))
+    settings = {
+        "system_instruction": host.get("system_instruction"),
+        "apply_chat_template": chat,
+        "fewshot_as_multiturn": host.get("fewshot_as_multiturn"),
+        "chat_template": model.apply_chat_template if chat else None,
+    }
+    if chat:
+        model.chat_template(host["apply_chat_template"])
+    manager, shots = host.get("task_manager"), host.get("num_fewshot")
+    for task in load_tasks(list(what.tasks), [], shots, settings, manager):
+        task.task.build_all_requests(limit=1, rank=0, world_size=1, **settings)
 
 
 def _run(

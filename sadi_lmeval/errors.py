@@ -12,6 +12,11 @@ class UserError(ValueError):
     """A mistake in what the user gave: says what came, what is allowed and what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def nearest(name: str, allowed: Iterable[str], limit: int = 3) -> str:
     """The allowed names, the most similar to ``name`` first if any are similar."""
     allowed = sorted(allowed)

@@ -10,7 +10,7 @@ from lm_eval._cli.run import Run
 from lm_eval.config.evaluate_config import EvaluatorConfig
 from lm_eval.tasks import TaskManager
 
-from sadi_lmeval.errors import UserError, nearest
+from sadi_lmeval.errors import UserError, first_line, nearest
 from sadi_lmeval.run_tasks import load_tasks
 
 _REFUSED = (
@@ -106,7 +106,7 @@ def host_options(arguments: Sequence[str]) -> HostOptions:
     except UserError:
         raise
     except (ValueError, OSError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"options of lm_eval: {reason}") from None
     found.log_samples = bool(log_samples)
     return found

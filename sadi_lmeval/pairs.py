@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 from lm_eval import utils as harness
 
-from sadi_lmeval.errors import UserError
+from sadi_lmeval.errors import UserError, first_line
 from sadi_lmeval.recipe import Recipe
 from sadi_lmeval.run_tasks import Document, RunTask, Text
 from sadi_lmeval.sources import Known, identity
@@ -210,7 +210,7 @@ def _gold_of_template(recipe: Recipe, document: Document) -> int | list[int]:
     try:
         gold = ast.literal_eval(harness.apply_template(recipe.gold, document))
     except (TemplateError, ValueError, SyntaxError, TypeError, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(
             f"recipe {recipe.recipe}: its gold template {recipe.gold!r} must give an index or a "
             f"0/1 list ({reason})"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from sadi_lmeval.branching import difference_of
+from sadi_lmeval.errors import first_line
 from sadi_lmeval.forward import Forward, cache_of
 from sadi_lmeval.hooks import visiting
 from sadi_lmeval.interventions.edit import Edits, reading
@@ -154,7 +155,7 @@ def can_share_beginning(model: Any) -> bool:
             for prompts in (plain, with_shared_beginning(forward, plain, beginning))
         ]
     except Exception as error:  # any failure of the trial means: the plain way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
     else:
         reason = difference_of(torch.cat(found[1]), torch.cat(found[0]))
     if reason:

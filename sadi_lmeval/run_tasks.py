@@ -22,7 +22,7 @@ from lm_eval.api.samplers import FirstNSampler
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
-from sadi_lmeval.errors import UserError, nearest
+from sadi_lmeval.errors import UserError, first_line, nearest
 
 Document = dict[str, Any]
 Text = tuple[str, str]
@@ -258,7 +258,7 @@ def load_tasks(
     try:
         loaded = manager.load(names)["tasks"]
     except Exception as error:  # datasets raises many kinds: say which, in one line
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"tasks {', '.join(names)}: cannot load their data ({reason})") from error
     tasks = []
     for task in loaded.values():

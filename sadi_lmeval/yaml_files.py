@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from sadi_lmeval.errors import UserError
+from sadi_lmeval.errors import UserError, first_line
 
 
 def read_yaml(path: Path) -> Any:
@@ -24,7 +24,7 @@ def read_yaml(path: Path) -> Any:
         *(yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError),
         *(RecursionError, OSError),
     ) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"file {path}: not valid YAML ({reason})") from None
 
 

@@ -30,6 +30,12 @@ CHAT_TEMPLATE = (
 )
 
 
+@pytest.fixture(autouse=True)
+def without_description_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness asks torch for one in every run, which takes longer than a tiny run itself."""
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a word (and a sign), with <s>, </s> and a chat template."""

@@ -22,7 +22,6 @@ from test_onwards import (  # noqa: F401
     assert_scored_as_the_loop_says,
     harness_model,
     plain_score,
-    quick,
     run_task,
     task_manager,
     texts_of_pairs,

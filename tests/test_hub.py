@@ -72,3 +72,18 @@ def test_real_tasks_are_steered_with_masks_of_their_own(smollm2: str, tmp_path: 
     assert [len(said[task]["masks"]) for task in ("truthfulqa_mc1", "copa")] == [2, 1]
     keys = {mask["cache_key"] for task in said.values() for mask in task["masks"]}
     assert len(keys) == len(list((tmp_path / "masks").glob("*.safetensors"))) == 5
+
+
+def test_methods_are_compared_on_real_rows(smollm2: str, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("sadi-lmeval")), "compare"]
+    command += ["--model_args", f"pretrained={smollm2},n_pairs=8,n_tune=4,cache_dir={tmp_path}"]
+    command += ["--tasks", "copa,boolq", "--methods", "none,sadi-head,iti,caa", "--limit", "4"]
+    command += ["--settings", "2", "--output_path", str(tmp_path / "out"), "--html"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "data")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HUB)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "| method | boolq (acc) | copa (acc) | average |" in done.stdout
+    plain = run(tmp_path, "hf", f"pretrained={smollm2}", "copa,boolq", 4)
+    for task in ("copa", "boolq"):
+        record = json.loads((tmp_path / "out" / "records" / f"{task}.none.json").read_text())
+        assert record["values"] == [sample["acc"] for sample in plain[task]]

@@ -289,12 +289,6 @@ def task_manager(tasks_folder: Path) -> TaskManager:
     return TaskManager(include_path=str(tasks_folder), include_defaults=False)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the description of the machine, which takes longer than a run."""
-    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")
-
-
 @pytest.fixture
 def run_task(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
