@@ -242,7 +242,8 @@ def _compare(given: argparse.Namespace, rest: Sequence[str], command: str) -> No
     from sadi_lmeval.host_options import host_options
 
     host = host_options(["--tasks", given.tasks, *rest])
-    arguments = _model_arguments(host.model_args, ("settings", "methods"))
+    of_rows = ("selection", "steering")  # random and fixed are rows of their own
+    arguments = _model_arguments(host.model_args, ("settings", "methods"), of_rows)
     tasks = host.task_names()
     what = Comparison(
         tuple(methods), tuple(tasks), given.settings, given.transfer, host.evaluation, command,
@@ -298,16 +299,20 @@ def _load(
     return model, tasks
 
 
-def _model_arguments(arguments: dict[str, Any], instead: Sequence[str]) -> dict[str, Any]:
+def _model_arguments(
+    arguments: dict[str, Any], instead: Sequence[str], also: Sequence[str] = ()
+) -> dict[str, Any]:
     """Refuse model arguments that a command sets itself.
 
     Args:
         arguments: of ``--model_args``.
         instead: the command's options to name.
+        also: what this command refuses beside what all do.
     """
     from sadi_lmeval.options import OF_METHODS
 
-    ours = [name for name in (*OF_METHODS, "grid", "max_settings") if name in arguments]
+    refused = (*OF_METHODS, "grid", "max_settings", *also)
+    ours = [name for name in refused if name in arguments]
     if ours:
         raise UserError(
             f"--model_args {', '.join(ours)}: several are tried; use "

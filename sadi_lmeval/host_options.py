@@ -11,7 +11,8 @@ from lm_eval.config.evaluate_config import EvaluatorConfig
 from lm_eval.tasks import TaskManager
 
 from sadi_lmeval.errors import UserError, first_line, nearest
-from sadi_lmeval.run_tasks import load_tasks
+from sadi_lmeval.measured import task_digest
+from sadi_lmeval.run_tasks import RunTask, load_tasks
 
 _REFUSED = (
     "model",
@@ -81,7 +82,20 @@ class HostOptions:
                 f"task {rolling[0]} asks for loglikelihood_rolling, which has no prompt whose last "
                 "token could be steered; leave it out"
             )
+        self._refuse_changed([task for task in found if task.name not in named])
         return [task.name for task in found]
+
+    def _refuse_changed(self, tasks: list[RunTask]) -> None:
+        """Refuse tasks that are not what they are without the group that they are from."""
+        names = [task.name for task in tasks if task.name in self._manager.all_tasks]
+        found = load_tasks(names, [], None, {}, self._manager) if names else []
+        alone = {task.name: task_digest(task) for task in found}
+        for task in tasks:
+            if alone.get(task.name) != task_digest(task):
+                raise UserError(
+                    f"task {task.name}: its group gives it settings of its own, but tasks are "
+                    "scored one by one here; name tasks that have their settings themselves"
+                )
 
 
 def host_options(arguments: Sequence[str]) -> HostOptions:

@@ -117,9 +117,14 @@ def measured(
 
 
 def task_digest(task: RunTask) -> str:
-    """A digest of the task's configuration; functions count by their names."""
+    """A digest of the task's configuration; functions count by their names.
+
+    Of its metadata the version alone counts: the harness adds every model argument to it.
+    """
+    config = task.task.config.to_dict()
+    config["metadata"] = (config.get("metadata") or {}).get("version")
     content = json.dumps(
-        task.task.config.to_dict(),
+        config,
         sort_keys=True,
         default=lambda value: getattr(value, "__qualname__", type(value).__name__),
     )

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import yaml
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM
@@ -69,10 +70,11 @@ def grid_of(method: str) -> str:
 
 @contextmanager
 def quickly() -> Iterator[pytest.MonkeyPatch]:
-    """Without the harness's own tasks, which take seconds to index."""
+    """Without the harness's own tasks, which take seconds to index, and without network."""
     with pytest.MonkeyPatch.context() as patch:
         init = partialmethod(TaskManager.__init__, include_defaults=False)
         patch.setattr(TaskManager, "__init__", init)
+        patch.setattr("datasets.config.HF_UPDATE_DOWNLOAD_COUNTS", False)
         yield patch
 
 
@@ -608,9 +610,17 @@ MOMENTS: dict[str, tuple[Any, str, int, bool, Callable[..., bool]]] = {
     "the harness's results are written": (
         *(EvaluationTracker, "save_results_aggregated", 2, False, always),
     ),
+    "one method is done": (compare, "save_record", 2, True, always),
     "records are written": (compare, "save_record", 3, True, always),
     "the last record is there": (compare, "save_record", 6, True, always),
 }
+FINISHED = {
+    "the harness's results are written": 2,
+    "one method is done": 2,
+    "records are written": 3,
+    "the last record is there": 6,
+}
+"""Records that are there by then."""
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -631,9 +641,7 @@ def test_a_comparison_that_is_interrupted_goes_on_from_there(
     assert "the same command goes on from here" in capsys.readouterr().err
     assert first.requests > 0
     before = records(folder)
-    assert len(before) == {"records are written": 3, "the last record is there": 6}.get(
-        moment, 2 if moment == "the harness's results are written" else 0
-    )
+    assert len(before) == FINISHED.get(moment, 0)
     assert not (folder / "leaderboard.md").exists()
     second = Counting(monkeypatch)
     assert cli.main(command(folder, *SMALL)) == 0
@@ -712,7 +720,6 @@ moments = [
     (adding, ".tuning.jsonl", 1, 0.5),
     (replacing, ".tuning.json", 2, 0),
     (adding, "answers.jsonl", 1, 0.6),
-    (adding, "answers.jsonl", 1, 1),
     (replacing, "tiny_text.none.json", 1, 0),
     (replacing, "tiny_folds.sadi-head.json", 1, 1),
     (replacing, "tiny_text.caa.json", 1, 0),
@@ -753,7 +760,7 @@ def test_a_comparison_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     done = python(KILLED, *command(folder, *SMALL), tmp_path=tmp_path)
     assert done.returncode == 0, done.stderr
     moments = [line for line in done.stdout.splitlines() if line.startswith("moment ")]
-    assert len(moments) == 10
+    assert len(moments) == 9
     assert all(line.endswith(" True") for line in moments), (moments, done.stderr)
     assert (folder / "answers.jsonl").exists()
     before = records(folder)
@@ -1091,6 +1098,55 @@ def test_options_of_lm_eval_do_what_they_do_there(
 def test_without_log_samples_there_are_none(small: Small) -> None:
     assert len(list(small.folder.glob("harness/*/*/results_*.json"))) == 3
     assert not list(small.folder.rglob("samples_*"))
+
+
+def with_files(tasks_folder: Path, tmp_path: Path) -> Path:
+    """The tiny tasks in another folder, to which files may be added."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for file in tasks_folder.glob("*.yaml"):
+        shutil.copy(file, folder)
+    return folder
+
+
+def test_groups_and_patterns_stand_for_their_tasks(
+    command: Command, tasks_folder: Path, tmp_path: Path
+) -> None:
+    included = with_files(tasks_folder, tmp_path)
+    (included / "group.yaml").write_text("group: tiny_group\ntask: [tiny_choice, tiny_word]\n")
+    folder = tmp_path / "out"
+    tasks = "tiny_group,tiny_emp*,tiny_fold?"
+    assert cli.main(command(folder, tasks, "none", "--limit", "2", include=included)) == 0
+    names = ("tiny_choice", "tiny_word", "tiny_empty", "tiny_folds")
+    assert set(records(folder)) == {file_name(task, "none", None) for task in names}
+
+
+@pytest.mark.parametrize(
+    ("group", "task"),
+    [
+        ("task: [{task: tiny_choice, num_fewshot: 2}, tiny_word]", "tiny_choice"),
+        ("task: [tiny_word, {task: tiny_text, doc_to_text: 'question'}]", "tiny_text"),
+        ("task: [tiny_word]\nnum_fewshot: 1", "tiny_word"),
+        ("task: [OWN]", "own"),
+    ],
+)
+@pytest.mark.usefixtures("no_model")
+def test_a_group_that_changes_its_tasks_is_refused(
+    command: Command,
+    tasks_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    group: str,
+    task: str,
+) -> None:
+    """They would be scored without what the group says."""
+    included = with_files(tasks_folder, tmp_path)
+    own = {**yaml.safe_load((tasks_folder / "tiny_choice.yaml").read_text()), "task": "own"}
+    group = group.replace("OWN", json.dumps(own))
+    (included / "group.yaml").write_text(f"group: tiny_group\n{group}\n")
+    said = refused(command(tmp_path / "out", "tiny_group", "none", include=included), capsys)
+    assert task in said
+    assert not (tmp_path / "out").exists()
 
 
 # ------------------------------------------------------------------ transfer
