@@ -341,9 +341,9 @@ def _loaded(kind: Any, arguments: dict[str, Any]) -> Any:
     except UserError:
         raise
     except (OSError, ValueError) as error:
-        reason = first_line(error)
         raise UserError(
-            f"--model_args pretrained={arguments['pretrained']}: cannot be loaded ({reason})"
+            f"--model_args pretrained={arguments['pretrained']}: cannot be loaded "
+            f"({first_line(error)})"
         ) from error
 
 

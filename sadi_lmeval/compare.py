@@ -334,6 +334,8 @@ def _record(
         metrics = {key: [None, None] for key in metrics}
     choices = [_choices(task, sample["doc"]) for sample in samples]
     same = bool(choices[0]) and all(each == choices[0] for each in choices)
+    chooses = task.task.config.doc_to_choice is not None
+    recipe = recipe_of(task, replace(model.options, recipe=None)) if chooses else None
     seeds = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
     return Record(
         run=run,
@@ -356,7 +358,10 @@ def _record(
             for sample, sound in zip(samples, finite, strict=True)
         ],
         chosen=[_chosen(task, sample) for sample in samples],
-        gold=[_gold(task, sample["doc"], model.options) for sample in samples],
+        gold=[
+            gold_and_wrong(task, recipe, sample["doc"])[0] if recipe is not None else []
+            for sample in samples
+        ],
         labels=choices[0] if same else None,
         steering=results["config"]["sadi"][name],
         seconds=seconds,
@@ -400,13 +405,6 @@ def _choices(task: RunTask, document: dict[str, Any]) -> list[str]:
     if task.task.config.doc_to_choice is None:
         return []
     return [str(choice) for choice in task.task.doc_to_choice(document)]
-
-
-def _gold(task: RunTask, document: dict[str, Any], options: Options) -> list[int]:
-    if task.task.config.doc_to_choice is None:
-        return []
-    recipe = recipe_of(task, replace(options, recipe=None))
-    return gold_and_wrong(task, recipe, document)[0]
 
 
 def _chosen(task: RunTask, sample: Mapping[str, Any]) -> int | None:
