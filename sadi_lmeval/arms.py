@@ -12,8 +12,9 @@ from sadi_lmeval.settings import Parameters
 _ARMS: dict[str, dict[str, Any]] = {
     "none": {"method": "none"},
     **{f"sadi-{element}": {"element": element} for element in get_args(Element)},
-    "iti": {"method": "iti"},
-    "caa": {"method": "caa"},
+    # They have no clean activations, whatever SADI is to have.
+    "iti": {"method": "iti", "activations": "live"},
+    "caa": {"method": "caa", "activations": "live"},
     # The ablations of SADI's table 4.
     "random": {"element": "head", "selection": "random"},
     "fixed": {"element": "head", "steering": "fixed"},

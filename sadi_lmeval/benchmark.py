@@ -43,23 +43,25 @@ class Benchmark:
 def find_benchmark(task: str, folders: list[Path]) -> Benchmark:
     """The first benchmark that names ``task``, the user's folders before ours.
 
-    A name counts more than a pattern. A task that no file names gets the defaults.
+    A name counts more than a pattern, a longer pattern more than a shorter one. A task that no file
+    names gets the defaults.
 
     Raises:
         UserError: a faulty benchmark file (all its faults at once).
     """
-    by_pattern: Benchmark | None = None
     for folder in [*folders, task_configs()]:
+        best: tuple[int, Benchmark | None] = 0, None
         for path in yaml_files(folder):
             found = read_benchmark(path)
             if found is None:
                 continue
             if task in found.tasks:
                 return found
-            if by_pattern is None and any(fnmatch.fnmatchcase(task, t) for t in found.tasks):
-                by_pattern = found
-        if by_pattern is not None:
-            return by_pattern
+            fitting = [len(each) for each in found.tasks if fnmatch.fnmatchcase(task, each)]
+            if max(fitting, default=0) > best[0]:
+                best = max(fitting), found
+        if best[1] is not None:
+            return best[1]
     return Benchmark(benchmark=task, tasks=(task,))
 
 

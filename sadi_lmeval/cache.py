@@ -17,12 +17,18 @@ from torch import nn
 
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.mask import Measurement, load_mask, save_mask
+from sadi_lmeval.options import Options
 
 logger = logging.getLogger("lm_eval.sadi")
 
 
 def default_folder() -> Path:
     return user_cache_path("sadi-lmeval") / "masks"
+
+
+def cache_folder(options: Options) -> Path:
+    """Where a run keeps what it has made."""
+    return Path(options.cache_dir) if options.cache_dir else default_folder()
 
 
 def cache_key(inputs: dict[str, Any]) -> str:

@@ -19,12 +19,12 @@ from sadi_lmeval.arms import arm as arm_of
 from sadi_lmeval.atomic import write_atomically
 from sadi_lmeval.cache import cache_key
 from sadi_lmeval.compared import Answers, Arm, ComparedModel
+from sadi_lmeval.contrasts import gold_and_wrong
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.journal import Journal
 from sadi_lmeval.measured import versions
 from sadi_lmeval.methods import grid, is_unsteered, site_of
 from sadi_lmeval.options import NAMES, Options
-from sadi_lmeval.pairs import gold_and_wrong
 from sadi_lmeval.plan import recipe_of
 from sadi_lmeval.record import FOLDER, Record, file_name, load_record, save_record
 from sadi_lmeval.run_tasks import RunTask, digest, load_tasks, tasks_of_the_run
@@ -335,7 +335,7 @@ def _record(
     choices = [_choices(task, sample["doc"]) for sample in samples]
     same = bool(choices[0]) and all(each == choices[0] for each in choices)
     chooses = task.task.config.doc_to_choice is not None
-    recipe = recipe_of(task, replace(model.options, recipe=None)) if chooses else None
+    recipe = recipe_of(task, replace(model.options, recipe=None), static=False) if chooses else None
     seeds = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
     return Record(
         run=run,

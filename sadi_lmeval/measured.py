@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sadi_lmeval.activations import TokenPair, reducer
-from sadi_lmeval.cache import cache_key, cached_measurements, default_folder
+from sadi_lmeval.cache import cache_folder, cache_key, cached_measurements
 from sadi_lmeval.mask import Kind, Measurement
 from sadi_lmeval.methods import kind_of, site_of
 from sadi_lmeval.options import Options
@@ -18,7 +18,7 @@ from sadi_lmeval.pairs import Pair
 from sadi_lmeval.plan import Plan
 from sadi_lmeval.run_tasks import RunTask, digest
 from sadi_lmeval.sites import Site
-from sadi_lmeval.sources import Source, identity
+from sadi_lmeval.sources import Source
 from sadi_lmeval.steerable import SteerableModel
 
 
@@ -35,10 +35,6 @@ class Measured(NamedTuple):
     source: str
     key: str
     file: Path | None
-
-
-def cache_folder(options: Options) -> Path:
-    return Path(options.cache_dir) if options.cache_dir else default_folder()
 
 
 def versions() -> dict[str, str]:
@@ -68,12 +64,12 @@ def measured(
     tokens = [
         TokenPair(model.encode(*pair.positive), model.encode(*pair.negative)) for pair in pairs
     ]
-    identities = [identity(task, pair.document) for pair in pairs]
+    identities = [pair.known_as for pair in pairs]
     shared: dict[str, Any] = {
         **model.model_card,
         "task": task.name,
         "task_digest": task_digest(task),
-        "source": source.label,
+        "source": plan.pairs_from(source),
         "recipe": plan.recipe.recipe,
         "recipe_digest": plan.recipe.digest,
         "n_pairs": len(pairs),
@@ -97,7 +93,9 @@ def measured(
         }
         keys.append(cache_key(card))
         wanted[keys[-1]] = card, kind, site
-    name = task.name + (f", {source.label}" if plan.sources.folds else "")
+    folds = plan.sources.folds and not plan.is_static
+    name = task.name + (f", {source.label}" if folds else "")
+    origin = f"{task.name} ({plan.pairs_from(source)})"
 
     def build(missing: list[str]) -> dict[str, Measurement]:
         reducers = {
@@ -113,7 +111,7 @@ def measured(
         }
 
     found = cached_measurements(cache_folder(arms[0]), list(wanted), build)
-    return [Measured(found[k][0], f"{task.name} ({source.label})", k, found[k][1]) for k in keys]
+    return [Measured(found[k][0], origin, k, found[k][1]) for k in keys]
 
 
 def task_digest(task: RunTask) -> str:

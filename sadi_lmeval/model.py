@@ -27,7 +27,7 @@ from sadi_lmeval.engine import Engine
 from sadi_lmeval.errors import UserError, show_user_errors_as_one_line
 from sadi_lmeval.interventions.edit import Edit, Edits
 from sadi_lmeval.methods import check_where, joined, largest_where, options_of, site_of
-from sadi_lmeval.options import NAMES, Method, Options, refuse_unknown
+from sadi_lmeval.options import NAMES, REFERENCE_LENGTH, Method, Options, refuse_unknown
 from sadi_lmeval.packing import UNSTEERED, Continuation
 from sadi_lmeval.plan import user_folders
 from sadi_lmeval.prefill import (
@@ -37,7 +37,12 @@ from sadi_lmeval.prefill import (
     with_shared_beginning,
 )
 from sadi_lmeval.response_cache import ResponseCache
-from sadi_lmeval.run_tasks import load_task, note_tasks_of_the_run, tasks_of_the_run
+from sadi_lmeval.run_tasks import (
+    LengthLimit,
+    load_task,
+    note_tasks_of_the_run,
+    tasks_of_the_run,
+)
 from sadi_lmeval.scoring import Score, truncated
 from sadi_lmeval.sites import entries_in
 from sadi_lmeval.steering import TaskSteering, prepare
@@ -65,7 +70,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         if not isinstance(pretrained, str):
             refuse_unknown(arguments, HFLM.__init__, None)
         self._arguments = arguments
-        note_tasks_of_the_run()
+        note_tasks_of_the_run(self.length_limit)
         self._tasks: dict[str, TaskSteering] = {}
         self._edits: Edits | None = None
         self._first_edit: dict[str, int] = {}
@@ -128,6 +133,13 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         if self.device.type in _AUTO_GENERATION_ROWS:
             return min(_AUTO_GENERATION_ROWS[self.device.type], int(self.max_batch_size))
         return int(super()._detect_batch_size(requests, pos))
+
+    @property
+    def length_limit(self) -> LengthLimit | None:
+        """How long a document may be that takes part in anything; the same for every method."""
+        if self.options.protocol != "reference":
+            return None
+        return LengthLimit(REFERENCE_LENGTH, lambda text: len(self.tok_encode(text)))
 
     # ------------------------------------------------------------------ masks
 

@@ -18,6 +18,8 @@ HiddenSite = Literal["mlp", "residual"]
 Selection = Literal["top", "top_abs", "bottom", "random"]
 Steering = Literal["dynamic", "fixed"]
 Activations = Literal["live", "clean"]
+Negative = Literal["random", "hardest", "all"]
+Protocol = Literal["default", "reference"]
 Direction = Literal["mass_mean", "probe"]
 Objective = Literal["auto", "metric", "likelihood", "exact_match"]
 Auto = Literal["auto"]
@@ -71,6 +73,8 @@ class Options:
     steering: Steering = "dynamic"
     activations: Activations = "live"
     n_pairs: int | None = None
+    negative: Negative = "random"
+    protocol: Protocol = "default"
     pairs_num_fewshot: int | None = None
     folds: int | None = None
     seed: int = 0
@@ -107,6 +111,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "selection": get_args(Selection),
     "steering": get_args(Steering),
     "activations": get_args(Activations),
+    "negative": get_args(Negative),
+    "protocol": get_args(Protocol),
     "direction": get_args(Direction),
     "objective": get_args(Objective),
 }
@@ -120,6 +126,10 @@ _LEAST: dict[str, int] = {
     "pairs_num_fewshot": 0,
     "seed": 0,
 }
+_REFERENCE = {"activations": "clean", "selection": "top", "steering": "dynamic"}
+"""What SADI's reference code does; its grid is the usual one."""
+REFERENCE_LENGTH = 700
+"""Tokens; the reference code leaves out longer pairs, and longer prompts of what it steers."""
 _TEXTS = ("recipe", "mask", "mask_from", "cache_dir", "include_path")
 
 # What transformers' ``from_pretrained`` takes beside its signature; the harness hands unknown
@@ -228,6 +238,12 @@ def parse(arguments: dict[str, Any], method: Method = "sadi") -> Options:
                 values[name] = number_or_none
         elif name in _TEXTS:
             values[name] = str(value)
+    if values.get("protocol") == "reference" and method == "sadi":
+        for name, value in _REFERENCE.items():
+            if values.setdefault(name, value) != value:
+                faults.append(
+                    f"{name}={values[name]}: protocol=reference means {name}={value}; pass either"
+                )
     if "mask" in values:
         if "mask_from" in values:
             faults.append("mask= and mask_from= were both given: pass one of them")

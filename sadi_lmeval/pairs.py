@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import ast
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from jinja2 import TemplateError
-from lm_eval import utils as harness
-
-from sadi_lmeval.errors import UserError, first_line
+from sadi_lmeval.contrasts import answers, contrasted_choices, right_answer
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.options import Negative
+from sadi_lmeval.prefixes import shared_length
 from sadi_lmeval.recipe import Recipe
 from sadi_lmeval.run_tasks import Document, RunTask, Text
-from sadi_lmeval.sources import Known, identity
+from sadi_lmeval.sources import Identity, Known, identity
+
+Likes = Callable[[Sequence[Sequence[Text]]], Sequence[int]]
+"""Of each document's wrong answers, the index of the one that the unsteered model likes best."""
 
 
 class Pair(NamedTuple):
@@ -23,6 +24,19 @@ class Pair(NamedTuple):
     positive: Text
     negative: Text
     document: Document
+    known_as: Identity
+
+
+class _Made(NamedTuple):
+    """A document that makes a pair.
+
+    Attributes:
+        answers: its right and its wrong answer; None where it has choices.
+    """
+
+    document: Document
+    known_as: Identity
+    answers: tuple[str, str] | None
 
 
 def build_pairs(
@@ -33,6 +47,8 @@ def build_pairs(
     wanted: int,
     num_fewshot: int,
     seed: int,
+    negative: Negative = "random",
+    likes: Likes | None = None,
 ) -> list[Pair]:
     """Draw ``wanted`` pairs from ``documents``, or as many as can be made of them.
 
@@ -41,21 +57,25 @@ def build_pairs(
 
     Args:
         task: renders the texts.
-        recipe: what is contrasted.
+        recipe: what is contrasted; not a static one.
         documents: where the pairs come from.
         allowed: whether a document may make a pair.
         wanted: how many pairs.
         num_fewshot: few-shot examples in each prompt; they never are documents of the pairs.
         seed: of the draw and of the choice of wrong answers.
+        negative: which wrong choice: a ``random`` one, ``all``, each in a pair of its own, or the
+            ``hardest``.
+        likes: finds the hardest; needed for that alone.
     """
     random = Random(seed)
     order = random.sample(range(len(documents)), len(documents))
     examples = _few_shot_examples(task, allowed, num_fewshot, seed)
     reserved = Known.of(identity(task, document) for document in examples)
-    made: list[tuple[int, str | None]] = []  # document, and the wrong answer where it is drawn
+    made: list[_Made] = []
+    count = 0
     seen: set[str] = set()
     for index in order:
-        if len(made) == wanted:
+        if count >= wanted:
             break
         document = documents[index]
         known_as = identity(task, document)
@@ -63,21 +83,74 @@ def build_pairs(
             continue
         seen.add(known_as.content)
         if recipe.contrast == "choice":
-            if all(gold_and_wrong(task, recipe, document)):
-                made.append((index, None))
+            gold, wrong = contrasted_choices(task, recipe, document)
+            if gold and wrong and task.fits(document):
+                made.append(_Made(document, known_as, None))
+                count += len(wrong) if negative == "all" else 1
             continue
-        answer = target(task, document)
-        if recipe.contrast == "wrong_number":
-            wrong = with_wrong_number(answer, random)
-        else:
-            wrong = _other_target(task, documents, index, allowed, random)
-        if answer.strip() and wrong is not None:
-            made.append((index, wrong))
+        found = answers(task, recipe, documents, index, allowed, random)
+        if found is not None and task.fits(document, *found):
+            made.append(_Made(document, known_as, found))
+            count += 1
     with task.few_shot_pool(examples, seed):
-        return [
-            _pair(task, recipe, documents[index], wrong, num_fewshot, random)
-            for index, wrong in made
-        ]
+        texts = [task.texts(each.document, num_fewshot) for each in made]
+    if recipe.contrast == "choice":
+        return _of_choices(task, recipe, made, texts, negative, likes, random)[:wanted]
+    delimiter = task.answer_delimiter()
+    pairs = []
+    for each, [(context, _), *_] in zip(made, texts, strict=True):
+        positive, wrong_one = each.answers or ("", "")
+        pairs.append(
+            Pair(
+                (context, delimiter + positive),
+                (context, delimiter + wrong_one),
+                each.document,
+                each.known_as,
+            )
+        )
+    return pairs
+
+
+def _of_choices(
+    task: RunTask,
+    recipe: Recipe,
+    made: Sequence[_Made],
+    texts: Sequence[Sequence[Text]],
+    negative: Negative,
+    likes: Likes | None,
+    random: Random,
+) -> list[Pair]:
+    """The pairs of documents with choices."""
+    chosen: list[tuple[Text, list[Text]]] = []
+    for each, choices in zip(made, texts, strict=True):
+        gold, wrong = contrasted_choices(task, recipe, each.document)
+        positive = choices[random.choice(gold)]
+        drawn = [random.choice(wrong)] if negative == "random" else wrong
+        chosen.append((positive, [choices[index] for index in drawn]))
+    if negative == "hardest":
+        if likes is None:
+            raise UserError("negative=hardest: which wrong choice is, a model must say")
+        best = likes([wrongs for _, wrongs in chosen])
+        chosen = [(p, [wrongs[i]]) for (p, wrongs), i in zip(chosen, best, strict=True)]
+    return [
+        Pair(*_with_one_prompt(positive, wrong), each.document, each.known_as)
+        for each, (positive, wrongs) in zip(made, chosen, strict=True)
+        for wrong in wrongs
+    ]
+
+
+def _with_one_prompt(positive: Text, negative: Text) -> tuple[Text, Text]:
+    """Two texts whose prompts are the same, byte for byte.
+
+    Where the options stand in the prompts (WinoGrande), the prompt ends before them, at the last
+    space that both have; the texts as a whole stay what they are.
+    """
+    if positive[0] == negative[0]:
+        return positive, negative
+    begun = positive[0][: shared_length(positive[0], negative[0])]
+    shared = begun[: begun.rfind(" ") + 1].rstrip()
+    texts = ["".join(text)[len(shared) :] for text in (positive, negative)]
+    return (shared, texts[0]), (shared, texts[1])
 
 
 def usable_documents(
@@ -88,7 +161,7 @@ def usable_documents(
     num_fewshot: int,
     seed: int,
 ) -> Iterator[Document]:
-    """Documents that could make a pair, each once, in the order of the draw."""
+    """Documents with a right answer, each once, in the order of the draw."""
     examples = _few_shot_examples(task, allowed, num_fewshot, seed)
     reserved = Known.of(identity(task, document) for document in examples)
     seen: set[str] = set()
@@ -99,23 +172,27 @@ def usable_documents(
             continue
         seen.add(known_as.content)
         if recipe.contrast == "choice":
-            if all(gold_and_wrong(task, recipe, document)):
+            if all(contrasted_choices(task, recipe, document)) and task.fits(document):
                 yield document
-        elif target(task, document).strip():
+            continue
+        right = right_answer(task, recipe, document)
+        if right.strip() and task.fits(document, right):
             yield document
 
 
 def scored_texts(
     task: RunTask,
+    recipe: Recipe,
     documents: Sequence[Document],
     allowed: Callable[[Document], bool] | None,
     num_fewshot: int,
     seed: int,
 ) -> list[list[Text]]:
-    """What the harness would score for documents; of a generation task its target, forced.
+    """What the harness would score for documents; of a generation task its answer, forced.
 
     Args:
         task: renders the texts.
+        recipe: of the documents: says what the answer is.
         documents: those to score.
         allowed: with it the few-shot examples are those of the pairs; None: as the harness draws
             them for the documents that it scores, in this order.
@@ -128,7 +205,7 @@ def scored_texts(
     if task.output_type != "generate_until":
         return found
     return [
-        [(context, task.target_delimiter() + target(task, document))]
+        [(context, task.answer_delimiter() + right_answer(task, recipe, document))]
         for [(context, _)], document in zip(found, documents, strict=True)
     ]
 
@@ -157,138 +234,3 @@ def _few_shot_examples(
             f"but the pairs need {num_fewshot + 1}; pass pairs_num_fewshot=0"
         )
     return examples
-
-
-def _pair(
-    task: RunTask,
-    recipe: Recipe,
-    document: Document,
-    wrong: str | None,
-    num_fewshot: int,
-    random: Random,
-) -> Pair:
-    texts = task.texts(document, num_fewshot)
-    if wrong is None:
-        gold, others = gold_and_wrong(task, recipe, document)
-        return Pair(texts[random.choice(gold)], texts[random.choice(others)], document)
-    context = texts[0][0]
-    delimiter = "" if task.output_type == "loglikelihood" else task.target_delimiter()
-    answer = target(task, document)
-    return Pair((context, delimiter + answer), (context, delimiter + wrong), document)
-
-
-def gold_and_wrong(
-    task: RunTask, recipe: Recipe, document: Document
-) -> tuple[list[int], list[int]]:
-    """Indices of the right and of the wrong choices of a document.
-
-    Raises:
-        UserError: the task has no choices.
-    """
-    if task.task.config.doc_to_choice is None:
-        raise UserError(
-            f"recipe {recipe.recipe} contrasts choices, but task {task.name} has none; "
-            "pass recipe=other_target or recipe=wrong_number"
-        )
-    choices = task.task.doc_to_choice(document)
-    gold: Any
-    if recipe.gold is not None:
-        gold = _gold_of_template(recipe, document)
-    elif getattr(task.task, "multiple_input", 0):
-        gold = task.task.doc_to_text(document)
-    else:
-        gold = task.task.doc_to_target(document)
-    right = {
-        choices.index(g) if isinstance(g, str) and g in choices else g
-        for g in (gold if isinstance(gold, list) else [gold])
-    }
-    indices = [i for i in range(len(choices)) if i in right]
-    return indices, [i for i in range(len(choices)) if i not in right] if indices else []
-
-
-def _gold_of_template(recipe: Recipe, document: Document) -> int | list[int]:
-    try:
-        gold = ast.literal_eval(harness.apply_template(recipe.gold, document))
-    except (TemplateError, ValueError, SyntaxError, TypeError, RecursionError) as error:
-        reason = first_line(error)
-        raise UserError(
-            f"recipe {recipe.recipe}: its gold template {recipe.gold!r} must give an index or a "
-            f"0/1 list ({reason})"
-        ) from None
-    if isinstance(gold, list):
-        return [index for index, label in enumerate(gold) if label]
-    if isinstance(gold, bool) or not isinstance(gold, int):
-        raise UserError(
-            f"recipe {recipe.recipe}: its gold template {recipe.gold!r} gave {gold!r}, but an "
-            "index or a 0/1 list is needed"
-        )
-    return gold
-
-
-def target(task: RunTask, document: Document) -> str:
-    """The document's answer as text: the first where there are several."""
-    answer = task.task.doc_to_target(document)
-    if isinstance(answer, list):
-        answer = answer[0] if answer else ""
-    if isinstance(answer, int) and task.task.config.doc_to_choice is not None:
-        answer = task.task.doc_to_choice(document)[answer]
-    return str(answer)
-
-
-def _other_target(
-    task: RunTask,
-    documents: Sequence[Document],
-    index: int,
-    allowed: Callable[[Document], bool],
-    random: Random,
-) -> str | None:
-    """Another document's answer that is none of this document's answers."""
-    own = _answers(task, documents[index])
-    for other in random.sample(range(len(documents)), min(20, len(documents))):
-        answer = target(task, documents[other])
-        if answer.strip() and answer.strip().lower() not in own and allowed(documents[other]):
-            return answer
-    return None
-
-
-def _answers(task: RunTask, document: Document) -> set[str]:
-    answer = task.task.doc_to_target(document)
-    every: Iterable[object] = answer if isinstance(answer, list) else [target(task, document)]
-    return {str(a).strip().lower() for a in every}
-
-
-_LONGEST_NUMBER = 1000
-"""Signs; longer ones are no answers, and Python refuses to read some of them."""
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-
-
-def with_wrong_number(text: str, random: Random) -> str | None:
-    """``text`` with its last number replaced by a near, different one; None if it has none.
-
-    The number keeps its form: sign, thousands separators and decimal places.
-    """
-    matches = list(_NUMBER.finditer(text))
-    if not matches:
-        return None
-    match = matches[-1]
-    written = match.group().rstrip(",")
-    if len(written) > _LONGEST_NUMBER:
-        return None
-    digits, _, decimals = written.lstrip("-").replace(",", "").partition(".")
-    value = int(digits + decimals) * (-1 if written.startswith("-") else 1)
-    reach = max(3, abs(value) // 5)
-    offset = random.choice([-1, 1]) * random.randint(1, reach)
-    negative = written.startswith("-")
-    wrong = value + offset
-    if (wrong < 0) != negative:
-        wrong = value - offset
-    text_of = str(abs(wrong)).zfill(len(decimals) + 1)
-    whole = text_of[: len(text_of) - len(decimals)]
-    new = (
-        f"{'-' if wrong < 0 else ''}{int(whole):,}"
-        if "," in written
-        else (f"{'-' if wrong < 0 else ''}{whole}")
-    )
-    if decimals:
-        new += "." + text_of[len(text_of) - len(decimals) :]
-    return text[: match.start()] + new + text[match.start() + len(written) :]

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import itertools
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from sadi_lmeval.benchmark import Benchmark, find_benchmark
+from sadi_lmeval.cache import cache_folder
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.hardest import hardest
 from sadi_lmeval.options import DEFAULT_N_PAIRS, DEFAULT_N_TUNE, Options
 from sadi_lmeval.pairs import Pair, build_pairs, usable_documents
 from sadi_lmeval.recipe import Recipe, load_recipe
 from sadi_lmeval.run_tasks import Document, RunTask, included_folders, load_task
 from sadi_lmeval.sources import Known, Source, Sources, find_sources, identity
+from sadi_lmeval.static_sets import static_pairs
+from sadi_lmeval.steerable import SteerableModel
 
 logger = logging.getLogger("lm_eval.sadi")
 
@@ -32,13 +37,25 @@ class Plan(NamedTuple):
         task: the task that is scored.
         source_task: the task whose documents make the pairs; mostly the same.
         benchmark: of ``source_task``.
+        recipe: of the pairs.
+        own_recipe: of the documents of ``source_task``; another one where the pairs are static.
     """
 
     task: RunTask
     source_task: RunTask
     benchmark: Benchmark
     recipe: Recipe
+    own_recipe: Recipe
     sources: Sources
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the pairs come out of a file, not out of documents."""
+        return self.recipe.contrast == "static"
+
+    def pairs_from(self, source: Source) -> str:
+        """Where the pairs of a mask come from, for people."""
+        return f"recipe {self.recipe.recipe}" if self.is_static else source.label
 
 
 class Drawn(NamedTuple):
@@ -59,20 +76,35 @@ def find_plan(task: RunTask, options: Options) -> Plan:
     if options.mask_from and options.mask_from != task.name:
         source_task = load_task(options.mask_from, folders, task)
     benchmark = find_benchmark(source_task.name, folders)
-    recipe = recipe_of(source_task, options)
+    recipe = own_recipe = recipe_of(source_task, options)
+    if recipe.contrast == "static":
+        if options.pairs_num_fewshot:
+            raise UserError(
+                f"pairs_num_fewshot={options.pairs_num_fewshot}: recipe "
+                f"{recipe.recipe} is a static set, whose prompts show no examples; leave it out"
+            )
+        own_recipe = recipe_of(source_task, replace(options, recipe=None), static=False)
     sources = find_sources(task, source_task, benchmark, options.folds)
-    return Plan(task, source_task, benchmark, recipe, sources)
+    return Plan(task, source_task, benchmark, recipe, own_recipe, sources)
 
 
-def recipe_of(task: RunTask, options: Options) -> Recipe:
+def recipe_of(task: RunTask, options: Options, static: bool = True) -> Recipe:
     """The recipe for a task's documents: the user's, the benchmark's, or that of its kind.
+
+    Args:
+        task: of the documents.
+        options: the user's.
+        static: whether a set of pairs out of a file will do; else it is passed over.
 
     Raises:
         UserError: there is nothing to contrast, or no such recipe.
     """
     folders = user_folders(options)
     named = options.recipe or find_benchmark(task.name, folders).recipe
-    return load_recipe(named or _default_recipe(task), folders)
+    recipe = load_recipe(named or _default_recipe(task), folders)
+    if recipe.contrast == "static" and not static:
+        recipe = load_recipe(_default_recipe(task), folders)
+    return recipe
 
 
 def user_folders(options: Options) -> list[Path]:
@@ -98,11 +130,23 @@ def _default_recipe(task: RunTask) -> str:
     )
 
 
-def draw(plan: Plan, source: Source, options: Options, tuning: bool) -> Drawn:
+def draw(
+    plan: Plan,
+    source: Source,
+    options: Options,
+    tuning: bool,
+    model: SteerableModel | None = None,
+) -> Drawn:
     """Draw the pairs of a mask, and the held-out documents that its setting is chosen on.
 
     Where there are not enough documents for as many of both as is usual, they are shared out in
     the usual proportion, unless the user has said how many.
+
+    Args:
+        plan, source: where the documents come from.
+        options: the user's.
+        tuning: whether held-out documents are needed.
+        model: says which wrong choice is the hardest; needed for ``negative=hardest`` alone.
 
     Raises:
         UserError: too few documents.
@@ -111,18 +155,32 @@ def draw(plan: Plan, source: Source, options: Options, tuning: bool) -> Drawn:
     wanted = options.n_pairs or plan.benchmark.n_pairs or DEFAULT_N_PAIRS
     tuned = (options.n_tune or DEFAULT_N_TUNE) if tuning else 0
     usable: list[Document] = []
-    candidates = usable_documents(task, plan.recipe, source.documents, source.allowed, shots, seed)
+    candidates = usable_documents(
+        task, plan.own_recipe, source.documents, source.allowed, shots, seed
+    )
+    if plan.is_static:
+        pairs = static_pairs(plan.task, task, plan.recipe, wanted, seed)
+        _check_pairs(plan, source, options, len(pairs), wanted)
+        if not tuning:
+            return Drawn(pairs, [])
+        held_out = list(itertools.islice(candidates, tuned))
+        _check_held_out(plan, source, options, len(held_out), 0, len(held_out))
+        return Drawn(pairs, held_out)
     if tuning:
         usable = list(itertools.islice(candidates, wanted + tuned))
         if len(usable) < wanted + tuned and not options.n_pairs:
             least = options.n_tune or _FEWEST_TUNED
             share = max(least, len(usable) * tuned // (wanted + tuned))
             wanted = max(_FEWEST_PAIRS, len(usable) - share)
-    pairs = build_pairs(task, plan.recipe, source.documents, source.allowed, wanted, shots, seed)
+    likes = None if model is None else hardest(model, cache_folder(options))
+    pairs = build_pairs(
+        *(task, plan.recipe, source.documents, source.allowed, wanted, shots, seed),
+        *(options.negative, likes),
+    )
     _check_pairs(plan, source, options, len(pairs), wanted)
     if not tuning:
         return Drawn(pairs, [])
-    used = Known.of(identity(task, pair.document) for pair in pairs)
+    used = Known.of(pair.known_as for pair in pairs)
     others = (d for d in itertools.chain(usable, candidates) if not used.has(identity(task, d)))
     held_out = list(itertools.islice(others, tuned))
     _check_held_out(plan, source, options, len(usable), len(pairs), len(held_out))
@@ -133,15 +191,21 @@ def _check_pairs(plan: Plan, source: Source, options: Options, made: int, wanted
     name = plan.source_task.name
     if made < (wanted if options.n_pairs else _FEWEST_PAIRS):
         raise UserError(
-            f"task {name}: {source.label} makes {made} contrastive pairs out of "
-            f"{len(source.documents)} documents by recipe {plan.recipe.recipe}, but "
+            f"task {name}: {_origin(plan, source)} makes {made} contrastive pairs, but "
             f"{options.n_pairs or _FEWEST_PAIRS} are needed; pass a smaller n_pairs, or "
             "mask_from=TASK"
         )
     if made < wanted:
         logger.info(
-            "Task %s: %s makes %d contrastive pairs; all are used", name, source.label, made
+            "Task %s: %s makes %d contrastive pairs; all are used",
+            *(name, plan.pairs_from(source), made),
         )
+
+
+def _origin(plan: Plan, source: Source) -> str:
+    if plan.is_static:
+        return plan.pairs_from(source)
+    return f"{source.label}, {len(source.documents)} documents, by recipe {plan.recipe.recipe}"
 
 
 def _check_held_out(

@@ -6,38 +6,70 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from sadi_lmeval.errors import UserError, nearest
 from sadi_lmeval.folders import contrastive_sets
 from sadi_lmeval.yaml_files import read_yaml, yaml_files
 
-Contrast = Literal["choice", "other_target", "wrong_number"]
+Contrast = Literal["choice", "other_target", "wrong_number", "answers", "static"]
+
+
+class _Keys(NamedTuple):
+    """The keys of a recipe file beside ``recipe``, ``contrast`` and ``description``."""
+
+    needed: tuple[str, ...] = ()
+    possible: tuple[str, ...] = ()
+
+
+_KEYS: dict[str, _Keys] = {
+    "choice": _Keys(possible=("gold", "wrong")),
+    "other_target": _Keys(possible=("answer",)),
+    "wrong_number": _Keys(possible=("answer",)),
+    "answers": _Keys(needed=("right", "wrong"), possible=("answer",)),
+    "static": _Keys(needed=("pairs",), possible=("prompt",)),
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
     """One way to contrast a right with a wrong answer to the same prompt.
 
+    The texts beside names are jinja templates over a document's fields.
+
     Attributes:
         recipe: its name.
         contrast: ``choice``: the gold choice against a wrong choice of the same document;
             ``other_target``: the document's target against another document's;
-            ``wrong_number``: the target against itself with its last number changed.
+            ``wrong_number``: the target against itself with its last number changed;
+            ``answers``: one of the document's right answers against one of its wrong ones;
+            ``static``: pairs out of a file, whatever the task.
         description: what it is for, for people.
-        gold: a jinja template over the document that gives the index of the gold choice, or a
-            0/1 list over the choices; without it the task's own target decides.
+        gold: of ``choice``: the index of the gold choice, or a 0/1 list over the choices;
+            without it the task's own target decides.
+        right: of ``answers``: a text, or a list of them.
+        wrong: of ``answers``: a text, or a list of them; of ``choice``: the indices of the wrong
+            choices to contrast with, without it all of them.
+        answer: the right answer as text, instead of the task's target.
+        pairs: of ``static``: the JSONL file of the pairs.
+        prompt: of ``static``: how the prompt of a pair is written.
     """
 
     recipe: str
     contrast: Contrast
     description: str = ""
     gold: str | None = None
+    right: str | None = None
+    wrong: str | None = None
+    answer: str | None = None
+    pairs: str | None = None
+    prompt: str = "{{ prompt }}"
 
     @property
     def digest(self) -> str:
-        """sha256 of what changes the pairs (so not of the description)."""
-        content = {k: v for k, v in asdict(self).items() if k not in ("description", "recipe")}
+        """sha256 of what changes the pairs; those out of a file are told apart by their texts."""
+        apart = ("description", "recipe", "pairs")
+        content = {k: v for k, v in asdict(self).items() if k not in apart}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -83,12 +115,23 @@ def _read(path: Path) -> Recipe:
         f"unknown key {key!r} ({nearest(str(key), names)})" for key in content if key not in names
     ]
     faults += [f"missing key {key!r}" for key in ("recipe", "contrast") if key not in content]
-    if "contrast" in content and content["contrast"] not in get_args(Contrast):
-        given = str(content["contrast"])
-        faults.append(f"contrast {given!r}: {nearest(given, get_args(Contrast))}")
-    for key in ("recipe", "description", "gold"):
+    contrast = content.get("contrast")
+    if "contrast" in content and contrast not in get_args(Contrast):
+        faults.append(f"contrast {str(contrast)!r}: {nearest(str(contrast), get_args(Contrast))}")
+    elif contrast is not None:
+        keys = _KEYS[contrast]
+        of_others = names - {"recipe", "contrast", "description", *keys.needed, *keys.possible}
+        faults += [f"contrast {contrast} has no {key}" for key in content if key in of_others]
+        faults += [f"contrast {contrast} needs {key}" for key in keys.needed if key not in content]
+    for key in names - {"contrast"}:
         if key in content and not isinstance(content[key], str):
             faults.append(f"{key} must be text, not {content[key]!r}")
+    if not faults and "pairs" in content:
+        content["pairs"] = str(path.resolve().parent / content["pairs"])
+        if Path(content["pairs"]).resolve().parent != path.resolve().parent:
+            faults.append("pairs must be a file in the recipe's own folder")
+        elif not Path(content["pairs"]).is_file():
+            faults.append(f"pairs: no such file ({content['pairs']})")
     if faults:
         raise UserError(f"recipe file {path}: {'; '.join(faults)}")
     return Recipe(**content)

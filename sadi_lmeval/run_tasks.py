@@ -10,34 +10,57 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from lm_eval import utils as harness
 from lm_eval.api.samplers import FirstNSampler
 from lm_eval.api.task import Task
+from lm_eval.api.utils import Message, messages_to_text
 from lm_eval.tasks import TaskManager
 
 from sadi_lmeval.errors import UserError, first_line, nearest
+
+logger = logging.getLogger("lm_eval.sadi")
 
 Document = dict[str, Any]
 Text = tuple[str, str]
 """(context, continuation) as the harness scores them."""
 
 _noted: dict[str, RunTask] = {}
+_limits: list[LengthLimit] = []
 _managers: list[TaskManager] = []
+
+
+class LengthLimit(NamedTuple):
+    """How long a text may be; the reference code of SADI leaves out those of over 700 tokens.
+
+    Attributes:
+        tokens: at most.
+        count: of a text.
+    """
+
+    tokens: int
+    count: Callable[[str], int]
 
 
 @dataclass(frozen=True)
 class RunTask:
-    """A harness task and how the run renders its documents."""
+    """A harness task and how the run renders its documents.
+
+    Attributes:
+        settings: of the harness's ``build_all_requests``.
+        limit: how long the texts of a document may be that takes part in anything.
+    """
 
     task: Task
     settings: dict[str, Any] = field(default_factory=dict)
+    limit: LengthLimit | None = None
 
     @property
     def name(self) -> str:
@@ -60,7 +83,7 @@ class RunTask:
         split: str | None = config.test_split or config.validation_split
         return split
 
-    def documents(self, split: str) -> list[Document]:
+    def documents(self, split: str) -> Sequence[Document]:
         """The documents of a dataset split, processed as the task processes its own.
 
         Raises:
@@ -70,7 +93,9 @@ class RunTask:
         if split not in dataset:
             raise UserError(f"task {self.name}: no split {split!r}; {nearest(split, dataset)}")
         process = self.task.config.process_docs
-        return list(process(dataset[split]) if process else dataset[split])
+        # Not as a list: of a split of 400,000 documents a few hundred are read.
+        found: Sequence[Document] = process(dataset[split]) if process else dataset[split]
+        return found
 
     def texts(self, document: Document, num_fewshot: int) -> list[Text]:
         """The (context, continuation) of every request for a document, as scoring writes them.
@@ -100,8 +125,35 @@ class RunTask:
             return [(request.args[0], "") for request in requests]
         return [(request.args[0], request.args[1]) for request in requests]
 
-    def target_delimiter(self) -> str:
-        """What the harness puts between a prompt and its answer in this run."""
+    def prompt(self, text: str) -> Text:
+        """A prompt of no document as this run would write it, and what its answer begins with."""
+        system = self.settings.get("system_instruction")
+        messages = [Message("system", system)] if system else []
+        messages.append(Message("user", text))
+        if not self.settings.get("apply_chat_template"):
+            return messages_to_text(messages), " "
+        return self.settings["chat_template"]([each.to_dict() for each in messages]), ""
+
+    def fits(self, document: Document, *answers: str) -> bool:
+        """Whether all texts of a document are within the limit, if there is one.
+
+        Args:
+            document: of the task.
+            answers: to it, where it has no choices.
+        """
+        if self.limit is None:
+            return True
+        limit, shots = self.limit, self.num_fewshot
+        return all(
+            limit.count(context + (continuation or answer)) <= limit.tokens
+            for context, continuation in self.texts(document, shots)
+            for answer in answers or ("",)
+        )
+
+    def answer_delimiter(self) -> str:
+        """What stands between a prompt and its answer as text in this run."""
+        if self.output_type == "loglikelihood":
+            return ""
         config = self.task.config
         if self.settings.get("apply_chat_template"):
             prefix = config.gen_prefix
@@ -162,9 +214,14 @@ def digest(document: Document) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def note_tasks_of_the_run() -> None:
-    """Start noting down the tasks whose requests the harness builds from now on."""
+def note_tasks_of_the_run(limit: LengthLimit | None = None) -> None:
+    """Start noting down the tasks whose requests the harness builds from now on.
+
+    Args:
+        limit: longer documents are left out of what the harness scores.
+    """
     _noted.clear()
+    _limits[:] = [] if limit is None else [limit]
     _managers.clear()
     _compile_templates_once()
     build: Callable[..., None] = Task.build_all_requests
@@ -174,7 +231,8 @@ def note_tasks_of_the_run() -> None:
 
     @functools.wraps(build)
     def build_all_requests(self: Task, **settings: Any) -> None:
-        _noted[str(self.config.task)] = RunTask(self, settings)
+        task = limited(RunTask(self, settings), _limits[0] if _limits else None)
+        _noted[task.name] = task
         build(self, **settings)
 
     @functools.wraps(load)
@@ -185,6 +243,28 @@ def note_tasks_of_the_run() -> None:
     build_all_requests._notes_tasks = True  # type: ignore[attr-defined]
     Task.build_all_requests = build_all_requests
     TaskManager.load = load_tasks
+
+
+def limited(task: RunTask, limit: LengthLimit | None) -> RunTask:
+    """A task without the documents over a limit: the harness scores none of them any more."""
+    if limit is None:
+        return task
+    task = replace(task, limit=limit)
+    documents = task.task.eval_docs
+    kept = [index for index, each in enumerate(documents) if task.fits(each)]
+    if len(kept) == len(documents):
+        return task
+    logger.warning(
+        "Task %s: %d of %d documents are over %d tokens and left out",
+        task.name,
+        len(documents) - len(kept),
+        len(documents),
+        limit.tokens,
+    )
+    fitting = documents.select(kept)
+    name = "test_docs" if task.task.has_test_docs() else "validation_docs"
+    setattr(task.task, name, lambda: fitting)
+    return task
 
 
 def _compile_templates_once() -> None:
@@ -227,7 +307,7 @@ def load_task(name: str, folders: list[Path], like: RunTask | None) -> RunTask:
         raise UserError(f"task {name}: cannot load its data ({error})") from error
     if task.config.num_fewshot is None:
         task.set_config("num_fewshot", 0)
-    return RunTask(task, like.settings if like else {})
+    return RunTask(task, like.settings if like else {}, like.limit if like else None)
 
 
 def load_tasks(

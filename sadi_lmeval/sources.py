@@ -31,11 +31,16 @@ _identities: WeakKeyDictionary[Any, dict[str, Identity]] = WeakKeyDictionary()
 """Of each task's documents by content: to render a question takes a millisecond."""
 
 
+def normalized(text: str) -> str:
+    """A text without regard to case and spacing."""
+    return " ".join(text.split()).lower()
+
+
 def identity(task: RunTask, document: Document) -> Identity:
     content = digest(document)
     known = _identities.setdefault(task.task, {})
     if content not in known:
-        text = " ".join(task.question(document).split()).lower()
+        text = normalized(task.question(document))
         known[content] = Identity(content, digest({"question": text}) if text else "")
     return known[content]
 
@@ -92,6 +97,17 @@ class Sources(NamedTuple):
     mask_of: Callable[[Document], int]
 
 
+def splits_of_pairs(
+    benchmark: Benchmark, training: str | None, validation: str | None, test: str | None
+) -> tuple[str, ...]:
+    """The dataset splits that pairs come from, of a task with these splits; none: cross-fitted."""
+    if benchmark.pairs_from:
+        return benchmark.pairs_from
+    if training:
+        return (training,)
+    return (validation,) if test and validation else ()
+
+
 def find_sources(
     evaluated: RunTask, source: RunTask, benchmark: Benchmark, folds: int | None
 ) -> Sources:
@@ -111,11 +127,9 @@ def find_sources(
         UserError: the split of the pairs is the one that is scored.
     """
     config = source.task.config
-    splits = benchmark.pairs_from
-    if not splits and config.training_split:
-        splits = (config.training_split,)
-    elif not splits and config.test_split and config.validation_split:
-        splits = (config.validation_split,)
+    splits = splits_of_pairs(
+        benchmark, config.training_split, config.validation_split, config.test_split
+    )
     if source.evaluated_split() in splits:
         if folds is None:
             raise UserError(
@@ -127,11 +141,8 @@ def find_sources(
     scored = evaluated.evaluated()
     if splits:
         known = Known.of(identity(evaluated, document) for document in scored)
-        documents: Sequence[Document]
-        if len(splits) == 1:
-            documents = source.documents(splits[0])
-        else:
-            documents = [d for split in splits for d in source.documents(split)]
+        several = [source.documents(split) for split in splits]
+        documents = several[0] if len(several) == 1 else [d for each in several for d in each]
         label = "+".join(splits)
 
         def allowed(document: Document) -> bool:

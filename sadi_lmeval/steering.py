@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sadi_lmeval.benchmark import find_benchmark
+from sadi_lmeval.cache import cache_folder
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.interventions.edit import Edit
 from sadi_lmeval.mask import load_mask
-from sadi_lmeval.measured import Measured, cache_folder, measured
+from sadi_lmeval.measured import Measured, measured
 from sadi_lmeval.methods import (
     check_where,
     edits_of,
@@ -130,7 +131,7 @@ def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Options]) -> li
 
 def _about_pairs(options: Options) -> Options:
     """Only what decides on the pairs and the held-out documents."""
-    names = "n_pairs n_tune objective pairs_num_fewshot folds seed recipe"
+    names = "n_pairs n_tune negative objective pairs_num_fewshot folds protocol seed recipe"
     names += " mask mask_from cache_dir include_path"
     return Options(**{name: getattr(options, name) for name in names.split()})
 
@@ -178,14 +179,14 @@ def _prepare(task: RunTask, model: SteerableModel, arms: Sequence[_Arm]) -> list
     for source in plan.sources.sources:
         for mask in given or []:
             source = _without_pairs_of(mask, plan, source)
-        drawn = draw(plan, source, first, tuning)
+        drawn = draw(plan, source, first, tuning, model)
         found = given or measured(plan, source, drawn.pairs, [a.options for a in arms], model)
         choices = _choices(plan, source, drawn.held_out, found, arms, model) if tuning else {}
         for index, arm in enumerate(arms):
             prepared[index].append(_prepared(found[index], arm, choices.get(index)))
     origin = {
         "recipe": plan.recipe.recipe,
-        "pairs_from": plan.sources.split,
+        "pairs_from": plan.recipe.recipe if plan.is_static else plan.sources.split,
         "folds": plan.sources.folds,
     }
     if plan.source_task.name != task.name:
@@ -207,7 +208,7 @@ def _choices(
     """The choice of every arm that has one, all tried at once."""
     task, first = plan.source_task, arms[0].options
     shots = num_fewshot(plan, first)
-    texts = scored_texts(task, held_out, source.allowed, shots, first.seed)
+    texts = scored_texts(task, plan.own_recipe, held_out, source.allowed, shots, first.seed)
     asked = [index for index, arm in enumerate(arms) if arm.tuning]
     contenders = [_contender(arms[index], found[index], model) for index in asked]
     names = {name: None for contender in contenders for name in contender.parameters}
@@ -215,7 +216,7 @@ def _choices(
     if plan.sources.folds:
         label += f", {source.label}"
     choices = tune(
-        Trial(task, plan.recipe, held_out, texts, first.objective),
+        Trial(task, plan.own_recipe, held_out, texts, first.objective),
         contenders,
         model,
         cache_folder(first),

@@ -166,23 +166,23 @@ def parts_of(task: RunTask, what: Sweep, options: Options, model: SteerableModel
     """The documents that a sweep scores of a task, with the masks that they may be scored with."""
     plan = find_plan(task, options)
     arms = {name: arm(name, options) for name in what.methods}
-    recipe = plan.recipe
+    recipe = plan.own_recipe
     if what.split == "test" and plan.source_task.name != task.name:
-        recipe = recipe_of(task, replace(options, recipe=None))
+        recipe = recipe_of(task, replace(options, recipe=None), static=False)
     objective = resolved(options.objective, plan.source_task if what.split == "dev" else task)
     scored = _limited(task.evaluated(), what.limit) if what.split == "test" else []
     parts = []
     for index, source in enumerate(plan.sources.sources):
-        drawn = draw(plan, source, options, tuning=what.split == "dev")
+        drawn = draw(plan, source, options, what.split == "dev", model)
         shots = num_fewshot(plan, options)
         if what.split == "dev":
             judged = plan.source_task
             documents = _limited(drawn.held_out, what.limit)
-            texts = scored_texts(judged, documents, source.allowed, shots, options.seed)
+            texts = scored_texts(judged, recipe, documents, source.allowed, shots, options.seed)
         else:
             judged = task
             documents = [d for d in scored if plan.sources.mask_of(d) == index]
-            texts = scored_texts(judged, documents, None, task.num_fewshot, options.seed)
+            texts = scored_texts(judged, recipe, documents, None, task.num_fewshot, options.seed)
         if not documents:
             continue
         found = measured(plan, source, drawn.pairs, list(arms.values()), model)

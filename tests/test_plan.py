@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_pairs import load, make_task
+from test_pairs import CHOICE, OTHER, load, make_task
 
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.options import Options
@@ -95,7 +95,7 @@ def test_few_shot_examples_are_neither_in_a_pair_nor_held_out(tmp_path: Path) ->
         options = Options(seed=seed, n_pairs=20, n_tune=16)
         found = draw(plan, source, options, tuning=True)
         pairs, held_out = split(found)
-        texts = scored_texts(task, held_out, source.allowed, 3, seed)
+        texts = scored_texts(task, CHOICE, held_out, source.allowed, 3, seed)
         prompts = [context for [(context, _), *_] in texts]
         prompts += [pair.positive[0] for pair in found.pairs]
         examples = {part for prompt in prompts for part in prompt.split("\n\n")[:-1]}
@@ -115,7 +115,7 @@ def test_a_document_with_the_question_of_a_few_shot_example_is_in_neither(tmp_pa
     for seed in range(5):
         options = Options(seed=seed, n_pairs=8)
         pairs, held_out = split(draw(plan, source, options, tuning=True))
-        texts = scored_texts(task, held_out, source.allowed, 2, seed)
+        texts = scored_texts(task, CHOICE, held_out, source.allowed, 2, seed)
         shown = {part.split(" ?")[0] for part in texts[0][0][0].split("\n\n")[:-1]}
         assert len(shown) == 2
         assert not shown & questions([*pairs, *held_out])
@@ -123,7 +123,7 @@ def test_a_document_with_the_question_of_a_few_shot_example_is_in_neither(tmp_pa
 
 def test_pairs_have_the_few_shot_examples_that_the_user_says() -> None:
     task = RunTask(None)  # type: ignore[arg-type]
-    plan = Plan(task, task, None, None, None)  # type: ignore[arg-type]
+    plan = Plan(task, task, None, None, None, None)  # type: ignore[arg-type]
     assert num_fewshot(plan, Options(pairs_num_fewshot=0)) == 0
     assert num_fewshot(plan, Options(pairs_num_fewshot=4)) == 4
 
@@ -170,7 +170,7 @@ def few(task: RunTask, count: int) -> tuple[Plan, Source]:
     """A plan, and a source of the first ``count`` documents."""
     plan = find_plan(task, Options())
     [source] = plan.sources.sources
-    return plan, source._replace(documents=source.documents[:count])
+    return plan, source._replace(documents=list(source.documents)[:count])
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +294,8 @@ def test_what_is_scored_of_a_held_out_document_is_what_the_harness_would_score(
 ) -> None:
     task = load(tasks_folder, name)
     documents = task.evaluated()[:3]
-    texts = scored_texts(task, documents, None, 0, 0)
+    recipe = CHOICE if name == "tiny_choice" else OTHER
+    texts = scored_texts(task, recipe, documents, None, 0, 0)
     for document, found in zip(documents, texts, strict=True):
         context = f"{document['question']} answer :"
         expected: Any = [(context, f" {choice}") for choice in document["choices"]]

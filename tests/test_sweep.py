@@ -789,7 +789,7 @@ def test_a_file_that_no_sweep_wrote_is_refused_and_left_as_it_is(
     def load(*_: Any) -> None:
         raise UserError("the file was taken")
 
-    monkeypatch.setattr(cli, "_load", load)
+    monkeypatch.setattr("sadi_lmeval.commands.sweep._load", load)
     output = tmp_path / "out.jsonl"
     output.write_bytes(content)
     said = refused(command("tiny_choice", *SMALL), capsys)

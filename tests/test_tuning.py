@@ -613,7 +613,7 @@ def contending(
         inputs = {"card": found.measurement.card, "method": options.method}
         contenders.append(Contender(options.parameters, settings, edits, inputs))
     assert [contender.edits.count for contender in contenders] == COUNTS
-    texts = scored_texts(task, drawn.held_out, source.allowed, 0, 0)
+    texts = scored_texts(task, plan.own_recipe, drawn.held_out, source.allowed, 0, 0)
     return Trial(task, plan.recipe, drawn.held_out, texts, "auto"), contenders
 
 

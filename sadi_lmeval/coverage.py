@@ -1,0 +1,101 @@
+"""Which harness tasks the benchmark files cover, and whether their data can be had."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+from lm_eval.tasks import TaskManager
+
+from sadi_lmeval.benchmark import Benchmark, read_benchmark
+from sadi_lmeval.errors import first_line
+from sadi_lmeval.folders import task_configs
+from sadi_lmeval.sources import splits_of_pairs
+from sadi_lmeval.yaml_files import yaml_files
+
+
+class Covered(NamedTuple):
+    """Harness tasks that one name or pattern of a benchmark file covers.
+
+    Attributes:
+        named: the name or pattern.
+        tasks: the harness's tasks; none where this release has none.
+        recipe: of their pairs; None: the default of the kind of task.
+        pairs_from: dataset splits, or how many folds of which.
+        scored: the dataset split that the harness scores.
+        dataset: path and name of the first task's data set.
+    """
+
+    benchmark: str
+    named: str
+    tasks: list[str]
+    recipe: str | None
+    pairs_from: str
+    scored: str
+    dataset: tuple[str, str | None] | None
+
+
+def covered(folders: Iterable[Path]) -> list[Covered]:
+    """What the benchmark files cover, the user's folders before ours.
+
+    Args:
+        folders: the user's, with benchmark and task files.
+
+    Raises:
+        UserError: a faulty benchmark file.
+    """
+    folders = list(folders)
+    manager = TaskManager(include_path=[str(folder) for folder in folders] or None)
+    found = []
+    for folder in [*folders, task_configs()]:
+        for path in yaml_files(folder):
+            benchmark = read_benchmark(path)
+            if benchmark is not None:
+                found += [_covered(benchmark, named, manager) for named in benchmark.tasks]
+    return found
+
+
+def _covered(benchmark: Benchmark, named: str, manager: TaskManager) -> Covered:
+    tasks = fnmatch.filter(manager.all_subtasks, named)
+    settings: dict[str, Any] = (manager.task_index[tasks[0]].cfg or {}) if tasks else {}
+    training, validation, test = (
+        settings.get(f"{kind}_split") for kind in ("training", "validation", "test")
+    )
+    scored = str(test or validation or "")
+    splits = splits_of_pairs(benchmark, training, validation, test)
+    crossed = bool(tasks) and (not splits or scored in splits)
+    path = settings.get("dataset_path")
+    return Covered(
+        benchmark=benchmark.benchmark,
+        named=named,
+        tasks=tasks,
+        recipe=benchmark.recipe,
+        pairs_from=f"{benchmark.folds} folds of {scored}" if crossed else "+".join(splits),
+        scored=scored,
+        dataset=None if path is None else (str(path), settings.get("dataset_name")),
+    )
+
+
+def reach(dataset: tuple[str, str | None]) -> str:
+    """Why a data set cannot be had now, in one line; empty where it can."""
+    try:
+        datasets.load_dataset_builder(*dataset)
+    except Exception as error:  # datasets, hub and network raise many kinds
+        return first_line(error) or type(error).__name__
+    return ""
+
+
+def reached(
+    rows: Iterable[Covered], progress: Callable[[list[Any]], Iterable[Any]]
+) -> dict[tuple[str, str | None], str]:
+    """Of each data set, why it cannot be had now, or an empty text.
+
+    Args:
+        rows: that name the data sets.
+        progress: shows how far it is, as ``tqdm`` does.
+    """
+    wanted = list(dict.fromkeys(row.dataset for row in rows if row.dataset is not None))
+    return {dataset: reach(dataset) for dataset in progress(wanted)}

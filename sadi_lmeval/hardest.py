@@ -1,0 +1,78 @@
+"""The wrong answers that the unsteered model likes best."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sadi_lmeval.atomic import write_atomically
+from sadi_lmeval.cache import cache_key, locked
+from sadi_lmeval.pairs import Likes
+from sadi_lmeval.run_tasks import Text
+from sadi_lmeval.scoring import Score
+from sadi_lmeval.steerable import SteerableModel
+
+logger = logging.getLogger("lm_eval.sadi")
+
+
+def hardest(model: SteerableModel, folder: Path) -> Likes:
+    """A function that gives, of each document's wrong answers, the index of the likeliest one.
+
+    What it finds is kept in the cache, as the pairs must be known before their mask is looked for.
+
+    Args:
+        model: scores, unsteered.
+        folder: of the cache; one that cannot be written costs time, nothing else.
+    """
+
+    def likes(wrongs: Sequence[Sequence[Text]]) -> list[int]:
+        found = {"hardest": [list(each) for each in wrongs], "model": model.model_card}
+        path = folder / f"{cache_key(found)}.hardest.json"
+        sizes = [len(each) for each in wrongs]
+        with locked(folder, [f"{path.name}.lock"]) as unwritable:
+            known = _known(path, sizes)
+            if known is None:
+                known = _likeliest(model, wrongs)
+                try:
+                    if unwritable is None:
+                        write_atomically(path, json.dumps(known).encode())
+                except OSError as error:
+                    logger.warning("%s cannot be written (%s): it is found anew", path, error)
+        return known
+
+    return likes
+
+
+def _known(path: Path, sizes: Sequence[int]) -> list[int] | None:
+    """What was found before; None where it is not there, or damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    fits = (
+        isinstance(found, list)
+        and len(found) == len(sizes)
+        and all(type(i) is int and 0 <= i < size for i, size in zip(found, sizes, strict=True))
+    )
+    return found if fits else None
+
+
+def _likeliest(model: SteerableModel, wrongs: Sequence[Sequence[Text]]) -> list[int]:
+    """The first of the answers with the highest log-likelihood, as a choice is scored."""
+    asked = [(d, i) for d, each in enumerate(wrongs) for i in range(len(each)) if len(each) > 1]
+    values = [[0.0] * len(each) for each in wrongs]
+    continuations = [model.continuation(*wrongs[d][i]) for d, i in asked]
+    with tqdm(total=len(asked), desc="Hardest wrong choices", disable=not asked) as bar:
+
+        def done(found: list[tuple[int, Score]]) -> None:
+            for position, (value, _) in found:
+                document, index = asked[position]
+                values[document][index] = value
+            bar.update(len(found))
+
+        model.engine.score(continuations, None, done)
+    return [each.index(max(each)) for each in values]

@@ -1,0 +1,73 @@
+"""Templates of recipes, over the fields of a document: rendered, nothing else."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from typing import Any
+
+from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from sadi_lmeval.errors import UserError, first_line
+
+_environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
+_FAULTS = (
+    *(TemplateError, ValueError, SyntaxError, TypeError, LookupError, AttributeError),
+    *(RuntimeError, ArithmeticError, AssertionError, MemoryError),
+)
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(template: str) -> Template:
+    return _environment.from_string(template)
+
+
+def rendered(template: str, document: dict[str, Any], name: str) -> str:
+    """What a template says of a document.
+
+    Args:
+        template: jinja2; it reads the document's fields and can do nothing else.
+        document: of the dataset.
+        name: of the recipe and key, for the message.
+
+    Raises:
+        UserError: the template is faulty, or names a field that the document lacks.
+    """
+    try:
+        return _compiled(template).render(document)
+    except _FAULTS as error:
+        raise UserError(f"{name} {template!r}: {first_line(error)}") from None
+
+
+def value(template: str, document: dict[str, Any], name: str) -> Any:
+    """What a template says of a document, read as a number or list.
+
+    Raises:
+        UserError: it is neither, or as in :func:`rendered`.
+    """
+    text = rendered(template, document, name)
+    try:
+        return ast.literal_eval(text)
+    except _FAULTS as error:
+        raise UserError(
+            f"{name} {template!r} must give a number or a list ({first_line(error)})"
+        ) from None
+
+
+def texts(template: str, document: dict[str, Any], name: str) -> list[str]:
+    """What a template says of a document, as texts: the entries of a list, or one text.
+
+    Texts that are empty or blank are left out.
+
+    Raises:
+        UserError: as in :func:`rendered`.
+    """
+    text = rendered(template, document, name)
+    found: Any = [text]
+    if text.startswith("["):
+        try:
+            found = ast.literal_eval(text)
+        except _FAULTS:
+            found = [text]  # a text that begins with a bracket
+    return [str(each) for each in found if str(each).strip()]

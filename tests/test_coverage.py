@@ -1,0 +1,282 @@
+"""What the benchmark files cover, and whether the data behind it can be had."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import yaml
+from lm_eval.tasks import TaskManager
+
+from sadi_lmeval import coverage
+from sadi_lmeval.benchmark import read_benchmark
+from sadi_lmeval.coverage import Covered, covered, reach, reached
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.folders import task_configs
+from sadi_lmeval.options import Options
+from sadi_lmeval.plan import find_plan
+from sadi_lmeval.recipe import load_recipe
+from sadi_lmeval.run_tasks import load_tasks
+from sadi_lmeval.yaml_files import yaml_files
+
+SHIPPED = [found for path in yaml_files(task_configs()) if (found := read_benchmark(path))]
+
+
+@pytest.fixture
+def without_the_harness_s_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To index them takes seconds."""
+    init = TaskManager.__init__
+    monkeypatch.setattr(TaskManager, "__init__", partialmethod(init, include_defaults=False))
+
+
+@pytest.fixture(scope="module")
+def shipped() -> list[Covered]:
+    """What is covered without files of the user's."""
+    return covered([])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """For the user's files."""
+    (tmp_path / "mine").mkdir()
+    return tmp_path / "mine"
+
+
+def write(folder: Path, name: str, **content: Any) -> None:
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+
+
+def write_task(folder: Path, name: str, **splits: str) -> None:
+    """A task with these splits over the data set ``made/up``."""
+    write(
+        folder,
+        name,
+        task=name,
+        dataset_path="made/up",
+        doc_to_text="{{question}}",
+        doc_to_choice="{{choices}}",
+        doc_to_target="label",
+        output_type="multiple_choice",
+        **{f"{kind}_split": split for kind, split in splits.items()},
+    )
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder in the current directory that is laid out as the data set ``made/up``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    found = tmp_path / "made" / "up"
+    (found / "plain").mkdir(parents=True)
+    rows = [{"question": str(n), "choices": ["a", "b"], "label": n % 2} for n in range(6)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (found / "plain" / "train.jsonl").write_text(text)
+    head = {
+        "configs": [
+            {
+                "config_name": "plain",
+                "data_files": [{"split": "train", "path": "plain/train.jsonl"}],
+            }
+        ]
+    }
+    (found / "README.md").write_text(f"---\n{yaml.safe_dump(head)}---\n")
+    yield found
+
+
+# ------------------------------------------------------------------ what is shipped
+
+
+def test_every_name_of_every_shipped_benchmark_file_is_listed_once(shipped: list[Covered]) -> None:
+    expected = [(each.benchmark, name) for each in SHIPPED for name in each.tasks]
+    assert [(row.benchmark, row.named) for row in shipped] == expected
+    assert len(set(expected)) == len(expected) > 30
+
+
+def test_every_shipped_name_is_one_of_the_harness_or_of_ours(shipped: list[Covered]) -> None:
+    assert [row.named for row in shipped if not row.tasks] == []
+    for row in shipped:
+        assert row.scored, row
+        assert row.dataset is not None or row.named == "sadi_facts"
+
+
+def test_every_shipped_recipe_is_there(shipped: list[Covered]) -> None:
+    for row in shipped:
+        assert load_recipe(str(row.recipe), []).recipe == row.recipe
+
+
+@pytest.mark.parametrize(
+    ("named", "pairs_from", "scored", "dataset"),
+    [
+        ("boolq", "train", "validation", ("aps/super_glue", "boolq")),
+        ("truthfulqa_mc1", "2 folds of validation", "validation", None),
+        ("hendrycks_math500", "2 folds of test", "test", ("HuggingFaceH4/MATH-500", None)),
+        ("mmlu_*", "dev+validation", "test", None),
+        ("xcopa_*", "validation", "test", None),
+        ("sadi_facts", "train", "test", None),
+    ],
+)
+def test_splits_and_data_of_shipped_benchmarks_are_known(
+    shipped: list[Covered],
+    named: str,
+    pairs_from: str,
+    scored: str,
+    dataset: tuple[str, str | None] | None,
+) -> None:
+    [row] = [row for row in shipped if row.named == named]
+    assert (row.pairs_from, row.scored) == (pairs_from, scored)
+    assert dataset is None or row.dataset == dataset
+
+
+def test_a_task_that_brings_its_own_rows_names_no_data_set(shipped: list[Covered]) -> None:
+    [row] = [row for row in shipped if row.named == "sadi_facts"]
+    assert (row.tasks, row.dataset) == (["sadi_facts"], None)
+
+
+# ------------------------------------------------------------------ the user's own
+
+
+@pytest.mark.usefixtures("without_the_harness_s_tasks")
+class TestOwnFiles:
+    def test_the_user_s_benchmarks_come_before_ours(self, folder: Path) -> None:
+        write(folder, "b", benchmark="mine", tasks=["one", "tw*"], recipe="right_wrong")
+        rows = covered([folder])
+        assert [(row.benchmark, row.named) for row in rows[:2]] == [
+            ("mine", "one"),
+            ("mine", "tw*"),
+        ]
+        assert len(rows) == 2 + len(covered([]))
+
+    def test_a_pattern_covers_the_tasks_that_it_fits_and_no_other(self, folder: Path) -> None:
+        for name in ("own_a", "own_b", "other"):
+            write_task(folder, name, validation="validation")
+        write(folder, "b", benchmark="mine", tasks=["own_*", "other", "absent"])
+        rows = {row.named: row for row in covered([folder])}
+        assert sorted(rows["own_*"].tasks) == ["own_a", "own_b"]
+        assert rows["other"].tasks == ["other"]
+        assert rows["other"].dataset == ("made/up", None)
+        assert rows["other"].recipe is None
+
+    def test_of_a_name_that_the_harness_lacks_nothing_is_made_up(self, folder: Path) -> None:
+        write(folder, "a", benchmark="mine", tasks=["absent"], folds=3)
+        write(folder, "b", benchmark="mine too", tasks=["also_absent"], pairs_from=["dev", "train"])
+        found = [row._replace(recipe=None) for row in covered([folder])[:2]]
+        assert found == [
+            Covered("mine", "absent", [], None, "", "", None),
+            Covered("mine too", "also_absent", [], None, "dev+train", "", None),
+        ]
+
+    def test_files_that_are_no_benchmarks_are_passed_over(self, folder: Path) -> None:
+        write_task(folder, "own", validation="validation")
+        (folder / "other.yaml").write_text("class: !function task.Mine\n")
+        (folder / "notes.txt").write_text("benchmark: 7\n")
+        assert len(covered([folder])) == len(covered([]))
+
+    def test_a_faulty_benchmark_file_is_told(self, folder: Path) -> None:
+        write(folder, "b", benchmark="mine", tasks="one", fold=3)
+        with pytest.raises(UserError, match=r"b\.yaml: unknown key 'fold'.*tasks must be a list"):
+            covered([folder])
+
+    @pytest.mark.parametrize(
+        ("splits", "said", "expected"),
+        [
+            ({"training": "train", "validation": "validation"}, {}, "train"),
+            ({"training": "train", "test": "validation"}, {}, "train"),
+            ({"validation": "train", "test": "validation"}, {}, "train"),
+            ({"validation": "validation"}, {}, "2 folds of validation"),
+            ({"test": "validation"}, {"folds": 5}, "5 folds of validation"),
+            ({"test": "validation"}, {"pairs_from": ["train"]}, "train"),
+            (
+                {"training": "train", "test": "validation"},
+                {"pairs_from": ["more", "train"]},
+                "more+train",
+            ),
+        ],
+    )
+    def test_what_is_said_of_the_splits_is_what_a_run_does(
+        self, folder: Path, data: Path, splits: dict[str, str], said: dict[str, Any], expected: str
+    ) -> None:
+        for name in ("validation", "more"):
+            rows = [
+                {"question": f"{name} {n}", "choices": ["a", "b"], "label": 0} for n in range(9)
+            ]
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (data / f"{name}.jsonl").write_text(text)
+        (data / "plain" / "train.jsonl").rename(data / "train.jsonl")
+        (data / "README.md").unlink()
+        write_task(folder, "own", **splits)
+        write(folder, "b", benchmark="mine", tasks=["own"], **said)
+        row = covered([folder])[0]
+        assert (row.pairs_from, row.scored) == (expected, "validation")
+        [task] = load_tasks(["own"], [folder], None, {})
+        sources = find_plan(task, Options(include_path=str(folder))).sources
+        assert task.evaluated_split() == row.scored
+        if sources.folds is None:
+            assert (row.pairs_from, len(sources.sources)) == (sources.split, 1)
+        else:
+            assert row.pairs_from == f"{sources.folds} folds of {sources.split}"
+            assert len(sources.sources) == sources.folds
+
+
+# ------------------------------------------------------------------ data
+
+
+def test_a_data_set_laid_out_in_the_current_directory_can_be_had(data: Path) -> None:
+    assert reach(("made/up", "plain")) == ""
+
+
+@pytest.mark.parametrize("dataset", [("made/upp", None), ("made/up", "fancy"), ("nobody", "x")])
+def test_why_a_data_set_cannot_be_had_is_one_line(
+    data: Path, dataset: tuple[str, str | None]
+) -> None:
+    said = reach(dataset)
+    assert said
+    assert "\n" not in said
+
+
+def test_an_error_that_says_nothing_is_told_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise ConnectionResetError
+
+    monkeypatch.setattr(coverage.datasets, "load_dataset_builder", fails)
+    assert reach(("made/up", None)) == "ConnectionResetError"
+
+
+def test_only_the_first_line_of_an_error_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no such thing\nand a long story")
+
+    monkeypatch.setattr(coverage.datasets, "load_dataset_builder", fails)
+    assert reach(("made/up", None)) == "no such thing"
+
+
+def test_each_data_set_is_asked_for_once_and_those_without_never(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    shown: list[Any] = []
+    load = datasets.load_dataset_builder
+
+    def asking(*dataset: Any) -> Any:
+        asked.append(dataset)
+        return load(*dataset)
+
+    def progress(names: list[Any]) -> list[Any]:
+        shown.extend(names)
+        return names
+
+    monkeypatch.setattr(coverage.datasets, "load_dataset_builder", asking)
+    own, absent = ("made/up", "plain"), ("made/upp", None)
+    rows = [
+        Covered("b", str(number), ["t"], None, "train", "test", dataset)
+        for number, dataset in enumerate([own, None, absent, own, absent, None])
+    ]
+    found = reached(rows, progress)
+    assert asked == shown == [own, absent]
+    assert found[own] == ""
+    assert found[absent]
+    assert len(found) == 2
