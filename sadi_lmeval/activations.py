@@ -15,6 +15,7 @@ from sadi_lmeval.interventions.iti import fit_probes
 from sadi_lmeval.mask import Kind
 from sadi_lmeval.positions import Points
 from sadi_lmeval.prefixes import Group, group_by_prefix, shared_length
+from sadi_lmeval.processes import ALONE, Processes
 from sadi_lmeval.sequences import Tree, pack
 from sadi_lmeval.sites import Site
 
@@ -38,6 +39,9 @@ class Reducer(Protocol):
             values: ``[texts, layers, width]`` on the CPU.
         """
 
+    def join(self, processes: Processes) -> None:
+        """Put together what each process has taken."""
+
     def tensors(self, label: str) -> dict[str, Tensor]:
         """What came out, when every text of every pair has been taken."""
 
@@ -52,6 +56,9 @@ class MeanDifference:
     def add(self, pairs: list[int], signs: list[int], values: Tensor) -> None:
         weights = torch.tensor(signs, dtype=torch.float64)
         self.total += torch.einsum("n,nlw->lw", weights, values.double())
+
+    def join(self, processes: Processes) -> None:
+        self.total = processes.summed(self.total)
 
     def tensors(self, label: str) -> dict[str, Tensor]:
         site, mean = self.site, (self.total / self.pairs).float()
@@ -68,6 +75,9 @@ class HeadProbes:
     def add(self, pairs: list[int], signs: list[int], values: Tensor) -> None:
         side = [0 if sign > 0 else 1 for sign in signs]
         self.values[side, pairs] = values.float()
+
+    def join(self, processes: Processes) -> None:
+        self.values = processes.summed(self.values)  # zero where another process has read
 
     def tensors(self, label: str) -> dict[str, Tensor]:
         shape = *self.values.shape[:3], self.site.entries, self.site.entry_width
@@ -90,6 +100,7 @@ def read_pairs(
     branching: bool,
     bounds: Bounds,
     label: str,
+    processes: Processes = ALONE,
 ) -> None:
     """Read activations at the last token of each text, in every layer, at several sites at once.
 
@@ -104,12 +115,34 @@ def read_pairs(
         branching: whether the model takes packed rows with branches.
         bounds: the size of a batch.
         label: for the progress bar.
+        processes: of the run; each reads its part of the pairs, and gets the readings of all.
     """
+    mine = processes.mine(pairs)
+    if mine:
+        numbers, own = [index for index, _ in mine], [pair for _, pair in mine]
+        shown = processes.is_first
+        _read(forward, readers, own, numbers, pad, branching, bounds, label, shown)
+    for _, taker in readers:
+        taker.join(processes)
+
+
+def _read(
+    forward: Forward,
+    readers: Sequence[tuple[Site, Reducer]],
+    pairs: list[TokenPair],
+    numbers: list[int],
+    pad: int,
+    branching: bool,
+    bounds: Bounds,
+    label: str,
+    shown: bool,
+) -> None:
+    """Read one process's part of the pairs, which have these numbers among all."""
     # Each pair's own end lets what two pairs share be all that either of them shares.
     shared = [[*pair.positive[: _shared(pair)], -1 - i] for i, pair in enumerate(pairs)]
     groups = group_by_prefix(shared) if branching else [Group(0, list(range(len(pairs))))]
     sites = [site for site, _ in readers]
-    with tqdm(total=len(pairs) * 2, desc=label, unit="text") as bar:
+    with tqdm(total=len(pairs) * 2, desc=label, unit="text", disable=not shown) as bar:
         for group in groups:
             past = forward.prefix(shared[group.members[0]][: group.length])
             rows: list[_Row] = []
@@ -122,7 +155,7 @@ def read_pairs(
                 points = Points.of([(i, end) for i, end, *_ in ends], len(batch), forward.device)
                 inputs = pack([row.tree for row in batch], pad, forward.dtype, forward.device, past)
                 values = forward.activations(inputs, points, sites)
-                which, signs = [pair for *_, pair, _ in ends], [sign for *_, sign in ends]
+                which, signs = [numbers[pair] for *_, pair, _ in ends], [sign for *_, sign in ends]
                 for (_, taker), found in zip(readers, values, strict=True):
                     taker.add(which, signs, found.cpu())
                 bar.update(len(ends))

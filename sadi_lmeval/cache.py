@@ -18,6 +18,7 @@ from torch import nn
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.mask import Measurement, load_mask, save_mask
 from sadi_lmeval.options import Options
+from sadi_lmeval.processes import ALONE, Processes
 
 logger = logging.getLogger("lm_eval.sadi")
 
@@ -58,7 +59,10 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def cached_measurements(
-    folder: Path, keys: Sequence[str], build: Callable[[list[str]], dict[str, Measurement]]
+    folder: Path,
+    keys: Sequence[str],
+    build: Callable[[list[str]], dict[str, Measurement]],
+    processes: Processes = ALONE,
 ) -> dict[str, tuple[Measurement, Path | None]]:
     """The measurements under some keys; those that are not there or damaged are built and kept.
 
@@ -68,7 +72,9 @@ def cached_measurements(
     Args:
         folder: of the cache.
         keys: what is wanted.
-        build: makes those that are missing, all at once.
+        build: makes those that are missing, all at once; with several processes all of them call it
+            together, and what the first one gets counts.
+        processes: of the run; the first one reads and writes the folder, for all.
 
     Returns:
         each measurement and its file, or None where it could not be kept.
@@ -83,13 +89,14 @@ def cached_measurements(
                 found[key] = known, paths[key]
         return [key for key in keys if key not in found]
 
-    missing = look()
+    missing = processes.told(look)
     if not missing:
-        return found
-    with locked(folder, [f"{key}.lock" for key in missing]) as error:
-        missing = look()  # another process may have been at it
+        return processes.told(lambda: found)
+    names = [f"{key}.lock" for key in missing] if processes.is_first else []
+    with locked(folder, names) as error:
+        missing = processes.told(look)  # another run may have been at it
         built = build(missing) if missing else {}
-        for key, measurement in built.items():
+        for key, measurement in built.items() if processes.is_first else ():
             found[key] = measurement, paths[key]
             try:
                 if error is None:
@@ -98,9 +105,9 @@ def cached_measurements(
                 error = failed
             if error is not None:
                 found[key] = measurement, None
-        if built and error is not None:
+        if built and error is not None and processes.is_first:
             _warn(folder, error)
-    return found
+    return processes.told(lambda: found)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ class Covered(NamedTuple):
         recipe: of their pairs; None: the default of the kind of task.
         pairs_from: dataset splits, or how many folds of which.
         scored: the dataset split that the harness scores.
-        dataset: path and name of the first task's data set.
+        datasets: path and name of the tasks' data sets.
     """
 
     benchmark: str
@@ -35,7 +35,7 @@ class Covered(NamedTuple):
     recipe: str | None
     pairs_from: str
     scored: str
-    dataset: tuple[str, str | None] | None
+    datasets: list[tuple[str, str | None]]
 
 
 def covered(folders: Iterable[Path]) -> list[Covered]:
@@ -67,7 +67,8 @@ def _covered(benchmark: Benchmark, named: str, manager: TaskManager) -> Covered:
     scored = str(test or validation or "")
     splits = splits_of_pairs(benchmark, training, validation, test)
     crossed = bool(tasks) and (not splits or scored in splits)
-    path = settings.get("dataset_path")
+    every = [manager.task_index[task].cfg or {} for task in tasks]
+    paths = [(str(c["dataset_path"]), c.get("dataset_name")) for c in every if "dataset_path" in c]
     return Covered(
         benchmark=benchmark.benchmark,
         named=named,
@@ -75,7 +76,7 @@ def _covered(benchmark: Benchmark, named: str, manager: TaskManager) -> Covered:
         recipe=benchmark.recipe,
         pairs_from=f"{benchmark.folds} folds of {scored}" if crossed else "+".join(splits),
         scored=scored,
-        dataset=None if path is None else (str(path), settings.get("dataset_name")),
+        datasets=list(dict.fromkeys(paths)),
     )
 
 
@@ -97,5 +98,5 @@ def reached(
         rows: that name the data sets.
         progress: shows how far it is, as ``tqdm`` does.
     """
-    wanted = list(dict.fromkeys(row.dataset for row in rows if row.dataset is not None))
+    wanted = list(dict.fromkeys(dataset for row in rows for dataset in row.datasets))
     return {dataset: reach(dataset) for dataset in progress(wanted)}

@@ -17,6 +17,7 @@ from sadi_lmeval.interventions.edit import Edits
 from sadi_lmeval.options import Element, HiddenSite
 from sadi_lmeval.packing import Continuation
 from sadi_lmeval.prefill import can_share_beginning
+from sadi_lmeval.processes import ALONE, Processes
 from sadi_lmeval.scoring import Score, log_likelihoods
 from sadi_lmeval.sites import Site, find_site
 
@@ -85,7 +86,11 @@ class Engine:
         return self._sites[key]
 
     def read(
-        self, readers: Sequence[tuple[Site, Reducer]], pairs: list[TokenPair], label: str
+        self,
+        readers: Sequence[tuple[Site, Reducer]],
+        pairs: list[TokenPair],
+        label: str,
+        processes: Processes = ALONE,
     ) -> None:
         """Read the activations of pairs, see :func:`read_pairs`."""
         longest = max(len(text) for pair in pairs for text in pair)
@@ -97,6 +102,7 @@ class Engine:
             branching=longest <= self.longest_branching_path,
             bounds=self.bounds,
             label=label,
+            processes=processes,
         )
 
     def score(

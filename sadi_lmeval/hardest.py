@@ -30,15 +30,17 @@ def hardest(model: SteerableModel, folder: Path) -> Likes:
     """
 
     def likes(wrongs: Sequence[Sequence[Text]]) -> list[int]:
-        found = {"hardest": [list(each) for each in wrongs], "model": model.model_card}
+        tokens = [[model.continuation(*text) for text in each] for each in wrongs]
+        found = {"hardest": tokens, "model": model.model_card}
         path = folder / f"{cache_key(found)}.hardest.json"
         sizes = [len(each) for each in wrongs]
-        with locked(folder, [f"{path.name}.lock"]) as unwritable:
-            known = _known(path, sizes)
+        first = model.processes.is_first
+        with locked(folder, [f"{path.name}.lock"] if first else []) as unwritable:
+            known = model.processes.told(lambda: _known(path, sizes))
             if known is None:
                 known = _likeliest(model, wrongs)
                 try:
-                    if unwritable is None:
+                    if unwritable is None and first:
                         write_atomically(path, json.dumps(known).encode())
                 except OSError as error:
                     logger.warning("%s cannot be written (%s): it is found anew", path, error)
@@ -63,10 +65,12 @@ def _known(path: Path, sizes: Sequence[int]) -> list[int] | None:
 
 def _likeliest(model: SteerableModel, wrongs: Sequence[Sequence[Text]]) -> list[int]:
     """The first of the answers with the highest log-likelihood, as a choice is scored."""
-    asked = [(d, i) for d, each in enumerate(wrongs) for i in range(len(each)) if len(each) > 1]
+    mine = model.processes.mine(wrongs)
+    asked = [(d, i) for d, each in mine for i in range(len(each)) if len(each) > 1]
     values = [[0.0] * len(each) for each in wrongs]
     continuations = [model.continuation(*wrongs[d][i]) for d, i in asked]
-    with tqdm(total=len(asked), desc="Hardest wrong choices", disable=not asked) as bar:
+    shown = bool(asked) and model.processes.is_first
+    with tqdm(total=len(asked), desc="Hardest wrong choices", disable=not shown) as bar:
 
         def done(found: list[tuple[int, Score]]) -> None:
             for position, (value, _) in found:
@@ -75,4 +79,7 @@ def _likeliest(model: SteerableModel, wrongs: Sequence[Sequence[Text]]) -> list[
             bar.update(len(found))
 
         model.engine.score(continuations, None, done)
-    return [each.index(max(each)) for each in values]
+    found = {document: values[document].index(max(values[document])) for document, _ in mine}
+    for part in model.processes.gathered(found):
+        found |= part
+    return [found[document] for document in range(len(wrongs))]

@@ -104,13 +104,15 @@ def measured(
             if key in missing
         }
         readers = [(wanted[key][2], each) for key, each in reducers.items()]
-        model.engine.read(readers, tokens, f"Pairs of {name}")
+        model.engine.read(readers, tokens, f"Pairs of {name}", model.processes)
+        if not model.processes.is_first:
+            return {}
         return {
             key: Measurement(each.tensors(f"Probes of {name}"), wanted[key][0])
             for key, each in reducers.items()
         }
 
-    found = cached_measurements(cache_folder(arms[0]), list(wanted), build)
+    found = cached_measurements(cache_folder(arms[0]), list(wanted), build, model.processes)
     return [Measured(found[k][0], origin, k, found[k][1]) for k in keys]
 
 

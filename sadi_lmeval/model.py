@@ -36,12 +36,14 @@ from sadi_lmeval.prefill import (
     steered_generation,
     with_shared_beginning,
 )
+from sadi_lmeval.processes import ALONE, Processes
 from sadi_lmeval.response_cache import ResponseCache
 from sadi_lmeval.run_tasks import (
     LengthLimit,
     load_task,
     note_tasks_of_the_run,
     tasks_of_the_run,
+    with_all_metrics,
 )
 from sadi_lmeval.scoring import Score, truncated
 from sadi_lmeval.sites import entries_in
@@ -70,15 +72,40 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         if not isinstance(pretrained, str):
             refuse_unknown(arguments, HFLM.__init__, None)
         self._arguments = arguments
+        _refuse_tensor_parallel(arguments)
         note_tasks_of_the_run(self.length_limit)
         self._tasks: dict[str, TaskSteering] = {}
         self._edits: Edits | None = None
         self._first_edit: dict[str, int] = {}
         self._generation: tuple[int, list[int]] = UNSTEERED, []
         super().__init__(pretrained, delta=delta_weights, **arguments)
+        self.processes = self._join_processes()
         self.cache_hook: ResponseCache = ResponseCache(None)
 
     # ------------------------------------------------------------------ loading
+
+    def _join_processes(self) -> Processes:
+        """The processes of the run, where there are several.
+
+        The harness divides documents only over several GPUs, by the index within a node; here they
+        are divided over whatever processes there are, on all nodes.
+        """
+        accelerator = getattr(self, "accelerator", None)
+        if accelerator is None or accelerator.num_processes == 1:
+            return ALONE
+        self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+        if self._rank:
+            logger.setLevel(logging.ERROR)  # the first process says it for all
+        return Processes(self._rank, self._world_size, accelerator.device)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> Any:
+        """The harness's results of every process.
+
+        One that has scored no document of a task has none of its metrics either, which the harness
+        does not expect.
+        """
+        found = super().gather_object(obj, dst)
+        return found and [with_all_metrics(each) for each in found]
 
     def _get_backend(self, config: Any, **keywords: Any) -> None:
         """Refuse what is not a causal language model, and misspelt arguments, before loading."""
@@ -132,7 +159,11 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         """
         if self.device.type in _AUTO_GENERATION_ROWS:
             return min(_AUTO_GENERATION_ROWS[self.device.type], int(self.max_batch_size))
-        return int(super()._detect_batch_size(requests, pos))
+        before, self._world_size = self._world_size, 1  # each process for itself: none waits
+        try:
+            return int(super()._detect_batch_size(requests, pos))
+        finally:
+            self._world_size = before
 
     @property
     def length_limit(self) -> LengthLimit | None:
@@ -355,6 +386,14 @@ class CAA(SteeredModel):
     """Shifts the residual stream of a layer from the last prompt token on (Rimsky et al. 2023)."""
 
     METHOD = "caa"
+
+
+def _refuse_tensor_parallel(arguments: dict[str, Any]) -> None:
+    if arguments.get("tp_plan") is not None:
+        raise UserError(
+            f"tp_plan={arguments['tp_plan']}: the entries of a site would lie on several devices; "
+            "spread the model with parallelize=True instead"
+        )
 
 
 def _refuse_rolling(name: str) -> NoReturn:

@@ -41,7 +41,8 @@ def resolved(objective: Objective, task: RunTask) -> Objective:
             f"objective=metric: task {task.name} generates text, which is not done while tuning; "
             "pass objective=likelihood or objective=exact_match"
         )
-    if objective in ("likelihood", "exact_match") and not generates:
+    answers = generates or (objective == "exact_match" and task.output_type == "multiple_choice")
+    if objective in ("likelihood", "exact_match") and not answers:
         raise UserError(
             f"objective={objective}: is for tasks that generate text; task {task.name} "
             f"({task.output_type}) is judged by objective=metric"
@@ -69,15 +70,18 @@ def judge(
     """
     if not all(math.isfinite(value) for value, _ in scores):
         return Judged(math.nan, math.nan)
-    if objective != "metric":
+    chooses = task.output_type == "multiple_choice"
+    if objective != "metric" and not chooses:
         (value, greedy), a_token = scores[0], scores[0][0] / lengths[0]
         return Judged(float(greedy) if objective == "exact_match" else a_token, value)
     margin = scores[0][0]
-    if task.output_type == "multiple_choice":
+    if chooses:
         right, wrong = gold_and_wrong(task, recipe, document)
         values = [value for value, _ in scores]
         known = bool(right and wrong)  # the harness scores documents without a gold choice too
         margin = max(values[i] for i in right) - max(values[i] for i in wrong) if known else 0.0
+    if objective == "exact_match":  # under teacher forcing: a right choice is the greedy one
+        return Judged(float(any(scores[i][1] for i in right)), margin)
     metrics = task.task.process_results(document, list(scores))
     # The harness gives the log-likelihood in place of a perplexity, which it takes the mean of.
     metrics = {name: value for name, value in metrics.items() if "perplexity" not in name}

@@ -143,12 +143,12 @@ def _with_one_prompt(positive: Text, negative: Text) -> tuple[Text, Text]:
     """Two texts whose prompts are the same, byte for byte.
 
     Where the options stand in the prompts (WinoGrande), the prompt ends before them, at the last
-    space that both have; the texts as a whole stay what they are.
+    space or line end that both have; the texts as a whole stay what they are.
     """
     if positive[0] == negative[0]:
         return positive, negative
     begun = positive[0][: shared_length(positive[0], negative[0])]
-    shared = begun[: begun.rfind(" ") + 1].rstrip()
+    shared = begun[: max(begun.rfind(" "), begun.rfind("\n")) + 1].rstrip()
     texts = ["".join(text)[len(shared) :] for text in (positive, negative)]
     return (shared, texts[0]), (shared, texts[1])
 

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -233,6 +234,10 @@ def note_tasks_of_the_run(limit: LengthLimit | None = None) -> None:
     def build_all_requests(self: Task, **settings: Any) -> None:
         task = limited(RunTask(self, settings), _limits[0] if _limits else None)
         _noted[task.name] = task
+        if _has_no_document(self, settings):
+            # The harness does not expect a process without documents (a limit below the number of
+            # processes): it gets a request whose response no document asks for.
+            settings = {**settings, "limit": 1, "samples": None, "rank": 0, "world_size": 1}
         build(self, **settings)
 
     @functools.wraps(load)
@@ -265,6 +270,21 @@ def limited(task: RunTask, limit: LengthLimit | None) -> RunTask:
     name = "test_docs" if task.task.has_test_docs() else "validation_docs"
     setattr(task.task, name, lambda: fitting)
     return task
+
+
+def _has_no_document(task: Task, settings: dict[str, Any]) -> bool:
+    """Whether the harness gives this process none of a task's documents to score."""
+    samples, documents = settings.get("samples"), len(task.eval_docs)
+    count = len(samples) if samples else min(int(settings.get("limit") or documents), documents)
+    return int(settings.get("rank", 0)) >= count
+
+
+def with_all_metrics(of_tasks: dict[str, Any]) -> dict[str, Any]:
+    """A process's results by task, no values of a metric where it has none."""
+    return {
+        name: defaultdict(list, found) if isinstance(found, dict) else found
+        for name, found in of_tasks.items()
+    }
 
 
 def _compile_templates_once() -> None:

@@ -128,7 +128,14 @@ def find_site(model: nn.Module, element: Element, hidden_site: HiddenSite = "mlp
             "no single activation; pass element=head or element=hidden"
         )
     try:
-        modules = tuple(block.get_submodule(name) for block in decoder_blocks(model))
+        blocks = decoder_blocks(model)
+        having = sum(any(n == name for n, _ in block.named_modules()) for block in blocks)
+        if 0 < having < len(blocks):
+            raise UserError(
+                f"model type {kind!r}: only {having} of its {len(blocks)} layers have {name!r}, "
+                f"and element={element} needs one in each"
+            )
+        modules = tuple(block.get_submodule(name) for block in blocks)
     except AttributeError as error:
         raise UserError(
             f"model type {kind!r}: {error}; sadi_lmeval.sites.register says where its sites are"
@@ -138,7 +145,9 @@ def find_site(model: nn.Module, element: Element, hidden_site: HiddenSite = "mlp
     if element != "head":
         return Site(element, modules, side, width, 1)
     heads = int(config.num_attention_heads)
-    head_dim = getattr(config, "head_dim", None) or width // heads
+    # Of latent attention head_dim is a part of the keys' width; what comes out has the values'.
+    head_dim = getattr(config, "v_head_dim", None) or getattr(config, "head_dim", None)
+    head_dim = head_dim or width // heads
     if heads * head_dim != width:
         raise UserError(
             f"model type {kind!r}: {heads} heads of {head_dim} do not make the width {width} of "
@@ -184,8 +193,29 @@ def entries_in(config: Any, element: Element) -> tuple[int, int] | None:
 
 
 def unwrapped(model: Any) -> Any:
-    """The causal language model itself, out of a PEFT wrapper if there is one."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    """The causal language model itself, out of a PEFT wrapper if there is one.
+
+    Raises:
+        UserError: the wrapper puts virtual tokens before every text, so that positions are others.
+    """
+    if not hasattr(model, "get_base_model"):
+        return model
+    adapter = getattr(model, "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False):
+        raise UserError(
+            f"peft: {type(adapter).__name__} puts virtual tokens before every text, so the last "
+            "prompt token is not where it is looked for; steer a model without such an adapter, "
+            "or with one that changes weights (LoRA)"
+        )
+    return model.get_base_model()
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where a model's inputs are to be: with its first weights, or where these are offloaded, on
+    the CPU, from where accelerate takes them to where they are needed.
+    """
+    device = next(model.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def _look(model: nn.Module, layers: int) -> Architecture | None:
@@ -225,8 +255,7 @@ def _measure(
     def read(layer: int, activations: Tensor) -> None:
         widths.append(activations.shape[-1])
 
-    device = next(model.parameters()).device
-    device = device if device.type != "meta" else torch.device("cpu")
+    device = input_device(model)
     with torch.no_grad(), visiting(dict(enumerate(modules)), side, read):
         model(torch.zeros(1, 2, dtype=torch.long, device=device))
     if len(widths) != len(modules) or len(set(widths)) != 1:

@@ -27,13 +27,15 @@ def read_static_set(path: Path) -> list[dict[str, str]]:
     try:
         if path.stat().st_size > _LARGEST:
             raise UserError(f"pairs {path}: larger than {_LARGEST >> 20} MB")
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open(encoding="utf-8") as file:
+            lines = list(file)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"pairs {path}: cannot be read ({error})") from None
     found = []
     for number, line in enumerate(lines, 1):
         try:
             pair = json.loads(line)
+            json.dumps(pair, ensure_ascii=False).encode()  # half of a sign (\ud800) is no text
         except (ValueError, RecursionError):
             pair = None
         if not (

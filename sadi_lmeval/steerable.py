@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from sadi_lmeval.engine import Engine
 from sadi_lmeval.packing import Continuation
+from sadi_lmeval.processes import Processes
 
 
 class SteerableModel(Protocol):
@@ -18,6 +19,10 @@ class SteerableModel(Protocol):
     @property
     def model_card(self) -> dict[str, Any]:
         """What identifies the model and its precision."""
+
+    @property
+    def processes(self) -> Processes:
+        """Those that share the work of this run."""
 
     def encode(self, context: str, continuation: str) -> list[int]:
         """Prompt and answer as the tokens that scoring would see."""

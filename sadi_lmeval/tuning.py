@@ -82,17 +82,19 @@ def tune(
             for each in contenders]  # fmt: skip
     found: dict[str, Tuning] = {}
 
-    def look() -> dict[str, Contender]:
+    def look() -> list[str]:
         for key in keys:
             known = _load(_path(folder, key), key) if key not in found else None
             if known is not None:
                 found[key] = known
-        return {k: c for k, c in zip(keys, contenders, strict=True) if k not in found}
+        return [key for key in dict.fromkeys(keys) if key not in found]
 
-    left = look()
+    processes = model.processes
+    left = processes.told(look)
     if left:
-        with locked(folder, [f"{key}.tuning.lock" for key in left]) as error:
-            if error is not None:
+        names = [f"{key}.tuning.lock" for key in left] if processes.is_first else []
+        with locked(folder, names) as error:
+            if error is not None and processes.is_first:
                 logger.warning(
                     "%s cannot be written (%s): the choice of %s is not kept. "
                     "Pass cache_dir=FOLDER to keep it elsewhere.",
@@ -100,9 +102,12 @@ def tune(
                     error,
                     " and ".join(contenders[0].parameters),
                 )
-            left = look()  # another process may have been at it
+            left = processes.told(look)  # another run may have been at it
             if left:
-                found |= _tried(trial, left, model, folder if error is None else None, label)
+                kept = processes.told(lambda: folder if error is None else None)
+                wanted = {key: contenders[keys.index(key)] for key in left}
+                found |= _tried(trial, wanted, model, kept, label)
+    found = processes.told(lambda: found)
     return [found[key] for key in keys]
 
 
@@ -118,7 +123,8 @@ def _tried(
     if folder is not None:
         keys = list(contenders)
         path = _path(folder, keys[0] if len(keys) == 1 else cache_key({"keys": keys}))
-    notes = Journal(None if path is None else path.with_suffix(".jsonl"))
+    rank = f".{model.processes.rank}" if model.processes.rank else ""
+    notes = Journal(None if path is None else path.with_suffix(f"{rank}.jsonl"))
     families = [contender.edits for contender in contenders.values()]
     columns = list(zip(*judge_settings(trial, families, model, notes, label), strict=True))
     found, first = {}, 1
@@ -131,7 +137,7 @@ def _tried(
         ]
         chosen = best(outcomes, parameters)
         found[key] = Tuning(outcomes, chosen, len(trial.documents), trial.objective, parameters)
-        if folder is not None:
+        if folder is not None and model.processes.is_first:
             _save(found[key], _path(folder, key), key)
     notes.remove()
     return found
@@ -150,7 +156,8 @@ def judge_settings(
         trial: the documents; its objective is not ``auto``.
         families: the edits.
         model: scores.
-        journal: documents that it knows are not scored again; the others are noted down.
+        journal: documents that it knows are not scored again; the others are noted down. Of
+            several processes each scores its part of the documents and has a journal of its own.
         label: for the progress bar.
 
     Returns:
@@ -163,13 +170,21 @@ def judge_settings(
         if rows is not None and 0 <= index < len(trial.documents):
             found[index] = rows
     requests, owner = [], []
-    for index, texts in enumerate(trial.texts):
+    mine = model.processes.mine(trial.texts)
+    for index, texts in mine:
         if index not in found:
             requests += [model.continuation(*text) for text in texts]
             owner += [index] * len(texts)
     scores: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
     first = {index: number for number, index in reversed(list(enumerate(owner)))}
-    with tqdm(total=len(trial.documents), initial=len(found), desc=label, unit="document") as bar:
+    before = sum(index in found for index, _ in mine)
+    with tqdm(
+        total=len(mine),
+        initial=before,
+        desc=label,
+        unit="document",
+        disable=not model.processes.is_first,
+    ) as bar:
 
         def done(numbers: list[int], values: Tensor, greedy: Tensor) -> None:
             lines = []
@@ -187,6 +202,8 @@ def judge_settings(
 
         if requests:
             model.engine.score_grid(requests, families, done)
+    for part in model.processes.gathered(found):
+        found |= part
     return [found[index] for index in range(len(trial.documents))]
 
 

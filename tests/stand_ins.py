@@ -17,9 +17,12 @@ from typing import Any
 import datasets
 import lm_eval.tasks
 import pytest
+import torch
 import yaml
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast
 
 from sadi_lmeval.folders import task_configs
 from sadi_lmeval.run_tasks import RunTask, load_tasks
@@ -337,6 +340,7 @@ SUBJECTS = {
 """A few of each discipline, whose rows make pairs."""
 
 
+@functools.cache
 def subjects_of_the_harness() -> dict[str, str]:
     """MMLU's subjects with their disciplines, as the harness's own task files have them."""
     found = {}
@@ -496,6 +500,42 @@ def the_suite(folder: Path) -> Suite:
 
 
 # ------------------------------------------------------------------ models that only say things
+
+RUDE, KIND = "rude", "kind"
+
+
+def write_classifier(
+    folder: Path, logits: dict[str, float], problem_type: str | None = None
+) -> Path:
+    """A text-classification model that looks at the last word of a text.
+
+    Args:
+        folder: where it is saved.
+        logits: of each label where that word is ``rude``; else the same with the other sign.
+        problem_type: as transformers' configurations have it.
+    """
+    words = {word: i for i, word in enumerate(["<unk>", "<pad>", RUDE, KIND])}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", pad_token="<pad>"
+    ).save_pretrained(folder)
+    settings = {"n_layer": 0, "n_embd": 2, "n_head": 1, "n_positions": 64, "pad_token_id": 1}
+    config = GPT2Config(
+        vocab_size=len(words),
+        id2label=dict(enumerate(logits)),
+        label2id={label: i for i, label in enumerate(logits)},
+        problem_type=problem_type,
+        **settings,
+    )
+    model = GPT2ForSequenceClassification(config)
+    with torch.no_grad():
+        model.transformer.wpe.weight.zero_()
+        model.transformer.wte.weight.copy_(torch.tensor([[-1.0, 1.0]]))
+        model.transformer.wte.weight[words[RUDE]] = torch.tensor([1.0, -1.0])
+        model.score.weight.copy_(torch.tensor([[logit, 0.0] for logit in logits.values()]))
+    model.save_pretrained(folder)
+    return folder
 
 
 class Scripted(LM):

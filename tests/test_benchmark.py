@@ -40,7 +40,8 @@ def write(folder: Path, name: str, **content: Any) -> Path:
         ("boolq", "right_wrong"),
         ("xnli_en", "right_wrong"),
         ("mmlu_abstract_algebra", "right_wrong"),
-        ("triviaqa", "other_target"),
+        ("triviaqa", "other_answer"),
+        ("nq_open", "other_target"),
         ("gsm8k", "wrong_number"),
     ],
 )
@@ -128,7 +129,8 @@ def test_a_name_counts_more_than_a_pattern_in_a_folder(tmp_path: Path) -> None:
     write(tmp_path, "b.yaml", tasks=["other", "tiny_sum"])
     write(tmp_path, "c.yaml", tasks=["tiny_s*"])
     assert find_benchmark("tiny_sum", [tmp_path]).benchmark == "b.yaml"
-    assert find_benchmark("tiny_some", [tmp_path]).benchmark == "a.yaml"
+    assert find_benchmark("tiny_some", [tmp_path]).benchmark == "c.yaml"  # the longer pattern
+    assert find_benchmark("tiny_other", [tmp_path]).benchmark == "a.yaml"
     assert find_benchmark("tiny", [tmp_path]).benchmark == "tiny"
 
 

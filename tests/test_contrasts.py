@@ -220,6 +220,18 @@ def test_an_answer_that_is_not_allowed_is_nobody_s_wrong_one(tmp_path: Path) -> 
     assert found == {("is 0", f"is {i}") for i in range(2, 12, 2)}
 
 
+def test_another_document_s_answer_may_be_what_the_recipe_says_and_differs_from_its_own(
+    tmp_path: Path,
+) -> None:
+    rows = [{"question": f"q{i}", "answer": f"x{i}", "kind": f"kind {i % 3}"} for i in range(12)]
+    task = open_task(tmp_path, rows)
+    recipe = Recipe("r", "other_target", answer="{{ kind }}")
+    for index in range(3):
+        others = {("kind 0", "kind 1", "kind 2")[i] for i in range(3) if i != index}
+        found = drawn(task, recipe, rows, index, seeds=60)
+        assert found == {(f"kind {index}", other) for other in others}
+
+
 # ------------------------------------------------------------------ the right answer alone
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub.constants
 import pytest
 import yaml
 from lm_eval.tasks import TaskManager
@@ -66,26 +66,32 @@ def write_task(folder: Path, name: str, **splits: str) -> None:
     )
 
 
+def lay_out(folder: Path, splits: dict[str, list[dict[str, Any]]]) -> None:
+    """A folder as a data set with the configuration ``plain``."""
+    (folder / "plain").mkdir(parents=True, exist_ok=True)
+    files = []
+    for split, rows in splits.items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "plain" / f"{split}.jsonl").write_text(text)
+        files.append({"split": split, "path": f"plain/{split}.jsonl"})
+    head = {"configs": [{"config_name": "plain", "data_files": files}]}
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump(head)}---\n")
+
+
+def rows_of(name: str, count: int = 9) -> list[dict[str, Any]]:
+    return [{"question": f"{name} {n}", "choices": ["a", "b"], "label": 0} for n in range(count)]
+
+
 @pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder in the current directory that is laid out as the data set ``made/up``."""
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in the current directory, laid out as the data set ``made/up``; all else is away."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     found = tmp_path / "made" / "up"
-    (found / "plain").mkdir(parents=True)
-    rows = [{"question": str(n), "choices": ["a", "b"], "label": n % 2} for n in range(6)]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (found / "plain" / "train.jsonl").write_text(text)
-    head = {
-        "configs": [
-            {
-                "config_name": "plain",
-                "data_files": [{"split": "train", "path": "plain/train.jsonl"}],
-            }
-        ]
-    }
-    (found / "README.md").write_text(f"---\n{yaml.safe_dump(head)}---\n")
-    yield found
+    lay_out(found, {"train": rows_of("train")})
+    return found
 
 
 # ------------------------------------------------------------------ what is shipped
@@ -101,12 +107,14 @@ def test_every_shipped_name_is_one_of_the_harness_or_of_ours(shipped: list[Cover
     assert [row.named for row in shipped if not row.tasks] == []
     for row in shipped:
         assert row.scored, row
-        assert row.dataset is not None or row.named == "sadi_facts"
+        assert bool(row.datasets) is (row.named != "sadi_facts"), row
 
 
 def test_every_shipped_recipe_is_there(shipped: list[Covered]) -> None:
-    for row in shipped:
-        assert load_recipe(str(row.recipe), []).recipe == row.recipe
+    named = {row.recipe for row in shipped if row.recipe is not None}
+    assert len(named) > 3
+    for recipe in named:
+        assert load_recipe(recipe, []).recipe == recipe
 
 
 @pytest.mark.parametrize(
@@ -114,8 +122,8 @@ def test_every_shipped_recipe_is_there(shipped: list[Covered]) -> None:
     [
         ("boolq", "train", "validation", ("aps/super_glue", "boolq")),
         ("truthfulqa_mc1", "2 folds of validation", "validation", None),
-        ("hendrycks_math500", "2 folds of test", "test", ("HuggingFaceH4/MATH-500", None)),
-        ("mmlu_*", "dev+validation", "test", None),
+        ("hendrycks_math500", "2 folds of test", "test", ("HuggingFaceH4/MATH-500", "default")),
+        ("mmlu_anatomy", "dev+validation", "test", ("cais/mmlu", "anatomy")),
         ("xcopa_*", "validation", "test", None),
         ("sadi_facts", "train", "test", None),
     ],
@@ -129,12 +137,12 @@ def test_splits_and_data_of_shipped_benchmarks_are_known(
 ) -> None:
     [row] = [row for row in shipped if row.named == named]
     assert (row.pairs_from, row.scored) == (pairs_from, scored)
-    assert dataset is None or row.dataset == dataset
+    assert dataset is None or row.datasets == [dataset]
 
 
 def test_a_task_that_brings_its_own_rows_names_no_data_set(shipped: list[Covered]) -> None:
     [row] = [row for row in shipped if row.named == "sadi_facts"]
-    assert (row.tasks, row.dataset) == (["sadi_facts"], None)
+    assert (row.tasks, row.datasets) == (["sadi_facts"], [])
 
 
 # ------------------------------------------------------------------ the user's own
@@ -158,16 +166,27 @@ class TestOwnFiles:
         rows = {row.named: row for row in covered([folder])}
         assert sorted(rows["own_*"].tasks) == ["own_a", "own_b"]
         assert rows["other"].tasks == ["other"]
-        assert rows["other"].dataset == ("made/up", None)
+        assert rows["other"].datasets == [("made/up", None)]
         assert rows["other"].recipe is None
+
+    def test_the_data_sets_of_all_tasks_of_a_pattern_are_named_each_once(
+        self, folder: Path
+    ) -> None:
+        for name, path in (("own_a", "made/up"), ("own_b", "made/other"), ("own_c", "made/up")):
+            write_task(folder, name, validation="validation")
+            text = (folder / f"{name}.yaml").read_text().replace("made/up", path)
+            (folder / f"{name}.yaml").write_text(text)
+        write(folder, "b", benchmark="mine", tasks=["own_*"])
+        found = covered([folder])[0].datasets
+        assert sorted(found) == [("made/other", None), ("made/up", None)]
 
     def test_of_a_name_that_the_harness_lacks_nothing_is_made_up(self, folder: Path) -> None:
         write(folder, "a", benchmark="mine", tasks=["absent"], folds=3)
         write(folder, "b", benchmark="mine too", tasks=["also_absent"], pairs_from=["dev", "train"])
         found = [row._replace(recipe=None) for row in covered([folder])[:2]]
         assert found == [
-            Covered("mine", "absent", [], None, "", "", None),
-            Covered("mine too", "also_absent", [], None, "dev+train", "", None),
+            Covered("mine", "absent", [], None, "", "", []),
+            Covered("mine too", "also_absent", [], None, "dev+train", "", []),
         ]
 
     def test_files_that_are_no_benchmarks_are_passed_over(self, folder: Path) -> None:
@@ -200,14 +219,7 @@ class TestOwnFiles:
     def test_what_is_said_of_the_splits_is_what_a_run_does(
         self, folder: Path, data: Path, splits: dict[str, str], said: dict[str, Any], expected: str
     ) -> None:
-        for name in ("validation", "more"):
-            rows = [
-                {"question": f"{name} {n}", "choices": ["a", "b"], "label": 0} for n in range(9)
-            ]
-            text = "".join(json.dumps(row) + "\n" for row in rows)
-            (data / f"{name}.jsonl").write_text(text)
-        (data / "plain" / "train.jsonl").rename(data / "train.jsonl")
-        (data / "README.md").unlink()
+        lay_out(data, {name: rows_of(name) for name in ("train", "validation", "more")})
         write_task(folder, "own", **splits)
         write(folder, "b", benchmark="mine", tasks=["own"], **said)
         row = covered([folder])[0]
@@ -272,8 +284,8 @@ def test_each_data_set_is_asked_for_once_and_those_without_never(
     monkeypatch.setattr(coverage.datasets, "load_dataset_builder", asking)
     own, absent = ("made/up", "plain"), ("made/upp", None)
     rows = [
-        Covered("b", str(number), ["t"], None, "train", "test", dataset)
-        for number, dataset in enumerate([own, None, absent, own, absent, None])
+        Covered("b", str(number), ["t"], None, "train", "test", these)
+        for number, these in enumerate([[own], [], [absent, own], [absent], [own, own], []])
     ]
     found = reached(rows, progress)
     assert asked == shown == [own, absent]

@@ -177,6 +177,19 @@ def test_a_generation_task_is_judged_by_the_log_likelihood_of_a_token(tasks_fold
         assert found == Judged(float(greedy), -6.0)
 
 
+def test_the_exact_match_of_choices_asks_for_a_greedy_right_one(tmp_path: Path) -> None:
+    """The likeliest of the choices may still not be what the model would say."""
+    task = make_task(tmp_path, "em", {"validation": [ROW, ROW]})
+    label = ROW["label"]
+    values = [-3.0 + (index == label) for index in range(len(ROW["choices"]))]
+    for greedy in range(len(values)):
+        scores = [(value, index == greedy) for index, value in enumerate(values)]
+        found = judge(task, CHOICE, ROW, scores, [1] * len(values), "exact_match")
+        assert found == Judged(float(greedy == label), 1.0)
+    none = judge(task, CHOICE, ROW, [(v, False) for v in values], [1] * len(values), "exact_match")
+    assert none.value == 0.0
+
+
 # ------------------------------------------------------------------ not finite
 
 
@@ -202,6 +215,7 @@ def test_a_score_that_is_not_finite_makes_the_document_s_judgement_nan(
     [
         ("tiny_choice", "auto", "metric"),
         ("tiny_choice", "metric", "metric"),
+        ("tiny_choice", "exact_match", "exact_match"),
         ("tiny_word", "auto", "metric"),
         ("tiny_text", "auto", "likelihood"),
         ("tiny_text", "likelihood", "likelihood"),

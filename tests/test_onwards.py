@@ -236,11 +236,18 @@ def assert_scored_as_the_loop_says(
 def texts_of_pairs(
     folder: Path, name: str, method: Method, mask: int = 0, **arguments: Any
 ) -> list[tuple[str, str]]:
-    """The right and the wrong text of every pair of a mask, prompts included."""
+    """The right and the wrong text of every pair of a mask, prompts included.
+
+    One without a prompt begins with the token that scoring puts in its place.
+    """
     options = parse({"n_pairs": 12, **arguments}, method)
     plan = find_plan(load(folder, name), options)
     drawn = draw(plan, plan.sources.sources[mask], options, tuning=False)
-    return [("".join(pair.positive), "".join(pair.negative)) for pair in drawn.pairs]
+
+    def whole(prompt: str, answer: str) -> str:
+        return (prompt or "<s>") + answer
+
+    return [(whole(*pair.positive), whole(*pair.negative)) for pair in drawn.pairs]
 
 
 def activations_of_pairs(
@@ -255,10 +262,8 @@ def activations_of_pairs(
     for side in zip(*texts, strict=True):
         values = []
         for text in side:
-            ids = tokenizer.encode(text)
-            if text.startswith(" "):  # no prompt
-                ids = [tokenizer.bos_token_id, *ids]
-            values.append(plain_activations(model, ids[-max_length:], where).double())
+            ids = tokenizer.encode(text)[-max_length:]
+            values.append(plain_activations(model, ids, where).double())
         sides.append(torch.stack(values))
     return sides[0], sides[1]
 

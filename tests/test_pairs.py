@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from sadi_lmeval.contrasts import target
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.pairs import Pair, build_pairs
 from sadi_lmeval.recipe import Recipe
-from sadi_lmeval.run_tasks import Document, RunTask, digest
+from sadi_lmeval.run_tasks import Document, LengthLimit, RunTask, digest
+from sadi_lmeval.sources import identity
 
 CHOICE = Recipe("right_wrong", "choice")
 OTHER = Recipe("other_target", "other_target")
 NUMBER = Recipe("wrong_number", "wrong_number")
+ANSWERS = Recipe("answers", "answers", right="{{ answer }}", wrong="{{ choices }}")
 TASKS = [
     ("tiny_choice", CHOICE),
     ("tiny_folds", CHOICE),
@@ -33,6 +36,7 @@ TASKS = [
     ("tiny_word", OTHER),
     ("tiny_sum", NUMBER),
     ("tiny_sum", OTHER),
+    ("tiny_text", ANSWERS),
 ]
 
 
@@ -107,9 +111,10 @@ def draw(
     seed: int = 0,
     documents: list[Document] | None = None,
     allowed: Callable[[Document], bool] = everything,
+    **more: Any,
 ) -> list[Pair]:
     documents = task.evaluated() if documents is None else documents
-    return build_pairs(task, recipe, documents, allowed, wanted, num_fewshot, seed)
+    return build_pairs(task, recipe, documents, allowed, wanted, num_fewshot, seed, **more)
 
 
 def harness_requests(task: RunTask) -> dict[str, list[tuple[Any, ...]]]:
@@ -146,6 +151,10 @@ def test_a_pair_is_written_as_the_harness_writes_its_requests(
             whole = ["".join(each) for each in theirs]
             assert "".join(positive) == whole[label]
             assert "".join(negative) in [whole[i] for i in range(3) if i != label]
+        elif recipe is ANSWERS:
+            assert positive == (theirs[0][0], delimiter + document["answer"])
+            assert negative[0] == theirs[0][0]
+            assert negative[1] in [delimiter + choice for choice in document["choices"]]
         elif name == "tiny_word":
             assert positive == theirs[0]
             assert negative[1].startswith(" ")
@@ -186,6 +195,223 @@ def test_a_task_without_choices_is_told_what_to_do(tasks_folder: Path) -> None:
     task = load(tasks_folder, "tiny_text")
     with pytest.raises(UserError, match=r"tiny_text has none; pass recipe=other_target"):
         draw(task, CHOICE)
+
+
+def test_a_pair_is_known_as_its_document_is(tasks_folder: Path) -> None:
+    for name, recipe in TASKS:
+        task = load(tasks_folder, name)
+        for pair in draw(task, recipe):
+            assert pair.known_as == identity(task, pair.document)
+            assert pair.known_as.content == digest(pair.document)
+
+
+# ------------------------------------------------------------------ options within the prompt
+
+
+def blanks(folder: Path, options: list[tuple[str, str]], text: str, **more: Any) -> RunTask:
+    """A task like WinoGrande: each option in the blank is a prompt, what follows is the answer."""
+    rows = [
+        {
+            "before": text.partition("_")[0].replace("N", str(i)),
+            "after": text.partition("_")[2].strip(),
+            "options": list(pair),
+            "label": i % 2,
+        }
+        for i, pair in enumerate(options)
+    ]
+    return make_task(
+        folder,
+        "blanks",
+        {"validation": rows},
+        doc_to_text="label",
+        doc_to_target="after",
+        doc_to_choice="{{ [before + options[0], before + options[1]] }}",
+        **more,
+    )
+
+
+OPTIONS = [
+    ("the cat", "the dog"),
+    ("Ann", "Anna"),
+    ("Ann", "Ann Lee"),
+    ("cat", "dog"),
+    ("the old cat", "the old dog"),
+    ("x", "y"),
+]
+
+
+@pytest.mark.parametrize("text", ["In house N sat _ and ate .", "_ sat and ate .", "N _ ."])
+def test_options_within_the_prompts_leave_one_prompt_and_the_whole_texts_as_they_are(
+    tmp_path: Path, text: str
+) -> None:
+    task = blanks(tmp_path, OPTIONS, text)
+    pairs = draw(task, CHOICE)
+    assert len(pairs) == len(OPTIONS)
+    for pair in pairs:
+        label, before = pair.document["label"], pair.document["before"]
+        whole = [before + o + " " + pair.document["after"] for o in pair.document["options"]]
+        assert pair.positive[0] == pair.negative[0]
+        assert "".join(pair.positive) == whole[label]
+        assert "".join(pair.negative) == whole[1 - label]
+        prompt = pair.positive[0]
+        assert prompt == prompt.rstrip()
+        assert prompt.startswith(before.rstrip())
+        for answer in (pair.positive[1], pair.negative[1]):
+            assert answer.strip()
+            assert not prompt or answer[0] == " "  # no word is cut in two
+
+
+@pytest.mark.parametrize("num_fewshot", [0, 2])
+@pytest.mark.parametrize("text", ["In house N sat _ and ate .", "_ sat in house N and ate ."])
+def test_the_one_prompt_shows_every_example_and_nothing_of_the_options(
+    tmp_path: Path, text: str, num_fewshot: int
+) -> None:
+    options = [(f"cat{i}", f"dog{i}") for i in range(12)]
+    task = blanks(tmp_path, options, text, num_fewshot=num_fewshot)
+    texts = {digest(d): task.texts(d, 0) for d in task.evaluated()}
+    for pair in draw(task, CHOICE, wanted=8, num_fewshot=num_fewshot):
+        prompt = pair.positive[0]
+        *shown, last = [part for part in "".join(pair.positive).split("\n\n") if part]
+        assert len(shown) == num_fewshot
+        assert last == "".join(texts[digest(pair.document)][pair.document["label"]])
+        assert all(example in prompt for example in shown)
+        assert not any(option in prompt for option in pair.document["options"])
+
+
+def test_options_of_a_task_without_a_prompt_in_common_have_an_empty_one(
+    tasks_folder: Path,
+) -> None:
+    task = load(tasks_folder, "tiny_input")
+    requests = {digest(d): ["".join(t) for t in task.texts(d, 0)] for d in task.evaluated()}
+    for pair in draw(task, CHOICE, wanted=50):
+        assert pair.positive[0] == pair.negative[0]
+        theirs = requests[digest(pair.document)]
+        assert "".join(pair.positive) == theirs[pair.document["label"]]
+        assert "".join(pair.negative) in theirs
+
+
+# ------------------------------------------------------------------ which wrong choices
+
+
+def many_choices(folder: Path, documents: int = 9) -> RunTask:
+    """Documents with 2 to 5 choices."""
+    rows = [
+        {"question": f"q {i}", "choices": [f"{c}{i}" for c in "abcde"[: 2 + i % 4]], "label": i % 2}
+        for i in range(documents)
+    ]
+    return make_task(folder, "several", {"validation": rows})
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 3, 5, 8, 13, 22, 23, 100])
+def test_all_makes_one_pair_a_wrong_choice_and_never_more_than_are_wanted(
+    tmp_path: Path, wanted: int
+) -> None:
+    task = many_choices(tmp_path)
+    pairs = draw(task, CHOICE, wanted, negative="all")
+    assert len(pairs) == min(wanted, sum(len(d["choices"]) - 1 for d in task.evaluated()))
+    assert len({(pair.positive, pair.negative) for pair in pairs}) == len(pairs)
+    of_document: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        of_document.setdefault(pair.document["question"], []).append(pair)
+    *whole, last = of_document.values()
+    for each in [*whole, last]:
+        document = each[0].document
+        wrong = [f" {c}" for i, c in enumerate(document["choices"]) if i != document["label"]]
+        found = [pair.negative[1] for pair in each]
+        assert found == wrong if each is not last else found == wrong[: len(found)]
+        assert {pair.positive[1] for pair in each} == {f" {document['choices'][document['label']]}"}
+
+
+def test_all_takes_those_wrong_choices_alone_that_the_recipe_names(tmp_path: Path) -> None:
+    rows = [{"question": f"q {i}", "choices": list("abcde"), "label": 2} for i in range(4)]
+    task = make_task(tmp_path, "named", {"validation": rows})
+    recipe = Recipe("r", "choice", wrong="[0, 4]")
+    found = draw(task, recipe, 100, negative="all")
+    assert [pair.negative[1] for pair in found] == [" a", " e"] * 4
+    for seed in range(5):
+        drawn = {pair.negative[1] for pair in draw(task, recipe, 100, seed=seed)}
+        assert drawn <= {" a", " e"}
+
+
+def test_hardest_takes_the_wrong_choice_that_it_is_told(tmp_path: Path) -> None:
+    task = many_choices(tmp_path)
+    asked: list[list[list[tuple[str, str]]]] = []
+
+    def last(wrongs: Any) -> list[int]:
+        asked.append(wrongs)
+        return [len(each) - 1 for each in wrongs]
+
+    pairs = draw(task, CHOICE, 100, negative="hardest", likes=last)
+    assert len(asked) == 1
+    for pair, wrongs in zip(pairs, asked[0], strict=True):
+        document = pair.document
+        texts = [text for i, text in enumerate(task.texts(document, 0)) if i != document["label"]]
+        assert wrongs == texts
+        assert pair.negative == texts[-1]
+
+
+@pytest.mark.parametrize("negative", ["random", "all", "hardest"])
+def test_the_documents_and_right_answers_are_the_same_whichever_wrong_ones_are_taken(
+    tmp_path: Path, negative: str
+) -> None:
+    task = many_choices(tmp_path, 30)
+    more: dict[str, Any] = {"likes": lambda wrongs: [0] * len(wrongs)}
+    found = draw(task, CHOICE, 12, negative=negative, **more)
+    assert found == draw(many_choices(tmp_path, 30), CHOICE, 12, negative=negative, **more)
+    usual = draw(task, CHOICE, 12)
+    documents = dict.fromkeys(pair.document["question"] for pair in found)
+    assert list(documents) == [pair.document["question"] for pair in usual][: len(documents)]
+    positives = {pair.document["question"]: pair.positive for pair in usual}
+    assert all(pair.positive == positives[pair.document["question"]] for pair in found)
+
+
+# ------------------------------------------------------------------ how long
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+@pytest.mark.parametrize(("name", "recipe"), TASKS)
+@pytest.mark.parametrize("most", [3, 12, 15, 1000])
+def test_no_text_of_a_pair_is_longer_than_the_limit(
+    tasks_folder: Path, name: str, recipe: Recipe, most: int
+) -> None:
+    task = load(tasks_folder, name)
+    limit = LengthLimit(most, words)
+    found = draw(replace(task, limit=limit), recipe, 1000)
+    for pair in found:
+        assert words("".join(pair.positive)) <= most
+        assert words("".join(pair.negative)) <= most
+    unlimited = draw(task, recipe, 1000)
+    assert {pair.document["question"] for pair in found} <= {
+        pair.document["question"] for pair in unlimited
+    }
+    if most == 1000:
+        assert found == unlimited
+    elif name not in ("tiny_input", "tiny_empty"):
+        assert len(found) < len(unlimited)
+
+
+def test_a_document_fits_if_every_one_of_its_texts_does(tmp_path: Path) -> None:
+    row = {"question": "one two", "choices": ["three", "three four five"], "label": 0}
+    task = make_task(tmp_path, "fits", {"validation": [row]})
+    assert words("".join(task.texts(row, 0)[1])) == 6
+    assert task.fits(row)
+    assert replace(task, limit=LengthLimit(6, words)).fits(row)
+    assert not replace(task, limit=LengthLimit(5, words)).fits(row)
+
+
+def test_an_answer_counts_with_its_prompt(tasks_folder: Path) -> None:
+    task = load(tasks_folder, "tiny_text")
+    document = task.evaluated()[0]
+    prompt = words(f"{document['question']} answer :")
+    for more in (0, 1, 2):
+        limited = replace(task, limit=LengthLimit(prompt + more, words))
+        assert limited.fits(document)
+        assert limited.fits(document, "a") is (more >= 1)
+        assert limited.fits(document, "a", "a b") is (more >= 2)
+        assert limited.fits(document, "a b", "a") is (more >= 2)
 
 
 # ------------------------------------------------------------------ the draw

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,24 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_pairs import CHOICE, OTHER, load, make_task
+from test_pairs import ANSWERS, CHOICE, OTHER, harness_requests, load, make_task, words
 
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.options import Options
+from sadi_lmeval.methods import options_of
+from sadi_lmeval.model import CAA, ITI, SADI
+from sadi_lmeval.options import REFERENCE_LENGTH, Method, Options, parse
 from sadi_lmeval.pairs import scored_texts
 from sadi_lmeval.plan import Drawn, Plan, draw, find_plan, num_fewshot
-from sadi_lmeval.run_tasks import Document, RunTask, digest
+from sadi_lmeval.recipe import Recipe
+from sadi_lmeval.run_tasks import (
+    Document,
+    LengthLimit,
+    RunTask,
+    digest,
+    limited,
+    note_tasks_of_the_run,
+    tasks_of_the_run,
+)
 from sadi_lmeval.sources import Source
 
 
@@ -302,3 +314,356 @@ def test_what_is_scored_of_a_held_out_document_is_what_the_harness_would_score(
         if name == "tiny_text":
             expected = [(context, f" {document['answer']}")]
         assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        (ANSWERS, "{answer}"),
+        (OTHER, "{answer}"),
+        (Recipe("r", "wrong_number", answer="{{ working }}"), "{working}"),
+        (Recipe("r", "answers", right="{{ choices }}", wrong="x"), "{choices[0]}"),
+    ],
+)
+def test_the_answer_that_is_forced_is_what_the_recipe_says(
+    tasks_folder: Path, recipe: Recipe, expected: str
+) -> None:
+    task = load(tasks_folder, "tiny_text")
+    documents = task.evaluated()[:3]
+    texts = scored_texts(task, recipe, documents, None, 0, 0)
+    answers = [expected.format(**document) for document in documents]
+    assert [text[1] for [text] in texts] == [f" {answer}" for answer in answers]
+
+
+# ------------------------------------------------------------------ pairs out of a file
+
+
+def static(folder: Path, prompts: list[str]) -> str:
+    """The path of a recipe whose pairs have these prompts."""
+    rows = [{"prompt": p, "positive": f"yes {p} .", "negative": f"no {p} ."} for p in prompts]
+    text = "".join(json.dumps(each) + "\n" for each in rows)
+    (folder / "mine.jsonl").write_text(text, encoding="utf-8")
+    path = folder / "mine_static.yaml"
+    path.write_text("recipe: mine\ncontrast: static\npairs: mine.jsonl\n", encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["tiny_choice", "tiny_text", "tiny_word", "tiny_sum"])
+@pytest.mark.parametrize("num_shots", [0, 2])
+def test_pairs_come_from_the_file_and_held_out_documents_from_the_task(
+    tasks_folder: Path, tmp_path: Path, name: str, num_shots: int
+) -> None:
+    task = load(tasks_folder, name, num_shots)
+    recipe = static(tmp_path, [f"is {i} so" for i in range(30)])
+    found = drawn(task, Options(recipe=recipe, n_pairs=20))
+    assert len(found.pairs) == 20
+    assert {pair.positive[0] for pair in found.pairs} <= {f"is {i} so" for i in range(30)}
+    assert contents(found.held_out) <= contents(list(task.documents("train")))
+    assert not contents(found.held_out) & contents(task.evaluated())
+    assert len(contents(found.held_out)) == len(found.held_out) >= 60
+    assert drawn(task, Options(recipe=recipe, n_pairs=20)) == found
+    assert drawn(task, Options(recipe=recipe, n_pairs=20), tuning=False) == (found.pairs, [])
+    assert drawn(task, Options(recipe=recipe, n_pairs=20, seed=1)).pairs != found.pairs
+
+
+def test_what_a_held_out_document_s_answer_is_the_task_s_own_recipe_says(
+    tasks_folder: Path, tmp_path: Path
+) -> None:
+    recipe = static(tmp_path, ["is it so"])
+    for name, own in (("tiny_choice", "right_wrong"), ("tiny_text", "other_target")):
+        plan = find_plan(load(tasks_folder, name), Options(recipe=recipe))
+        assert plan.is_static
+        assert plan.recipe.recipe == "mine"
+        assert plan.own_recipe.recipe == own
+        plain = find_plan(load(tasks_folder, name), Options())
+        assert not plain.is_static
+        assert plain.recipe == plain.own_recipe == plan.own_recipe
+
+
+def test_a_benchmark_may_name_a_static_recipe_and_the_user_another(tmp_path: Path) -> None:
+    rows = {"train": [row(i) for i in range(40)], "validation": [row(99)]}
+    task = make_task(tmp_path, "named", rows)
+    static(tmp_path, [f"is {i} so" for i in range(12)])
+    text = "benchmark: b\ntasks: [named]\nrecipe: mine\nn_pairs: 9\n"
+    (tmp_path / "bench.yaml").write_text(text, encoding="utf-8")
+    options = Options(include_path=str(tmp_path))
+    plan = find_plan(task, options)
+    assert (plan.recipe.recipe, plan.own_recipe.recipe) == ("mine", "right_wrong")
+    assert len(draw(plan, plan.sources.sources[0], options, tuning=True).pairs) == 9
+    plan = find_plan(task, Options(include_path=str(tmp_path), recipe="right_wrong"))
+    assert not plan.is_static
+
+
+@pytest.mark.parametrize("folds", [2, 3])
+def test_every_fold_has_the_same_pairs_out_of_a_file_and_held_out_documents_of_others(
+    tasks_folder: Path, tmp_path: Path, folds: int
+) -> None:
+    task = load(tasks_folder, "tiny_folds")
+    options = Options(folds=folds, recipe=static(tmp_path, [f"is {i} so" for i in range(8)]))
+    plan = find_plan(task, options)
+    found = [draw(plan, source, options, tuning=True) for source in plan.sources.sources]
+    assert len(found) == folds
+    for fold, each in enumerate(found):
+        assert each.pairs == found[0].pairs
+        mine = [d for d in task.evaluated() if plan.sources.mask_of(d) == fold]
+        assert len(each.held_out) >= 10
+        assert not contents(each.held_out) & contents(mine)
+
+
+def test_what_a_pair_of_a_file_asks_is_not_held_out(tmp_path: Path) -> None:
+    """Else a setting is chosen on what its mask was made from."""
+    rows = {"train": [row(i) for i in range(30)], "validation": [row(99)]}
+    task = make_task(tmp_path, "asked", rows)
+    recipe = static(tmp_path, [f"Question {i} ?" for i in range(10)])
+    for seed in range(3):
+        found = drawn(task, Options(recipe=recipe, seed=seed))
+        assert len(found.pairs) == 10
+        assert questions(found.held_out) == {f"question {i}" for i in range(10, 30)}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "given", "words"),
+    [
+        (3, {}, ["recipe mine makes 3 contrastive pairs", "4 are needed"]),
+        (9, {"n_pairs": 10}, ["recipe mine makes 9 contrastive pairs", "10 are needed"]),
+        (9, {"n_tune": 50}, ["has 40 documents", "leaves 40", "50 are needed"]),
+        (9, {"pairs_num_fewshot": 2}, ["pairs_num_fewshot=2", "recipe mine is a static set"]),
+    ],
+)
+def test_what_is_amiss_with_pairs_out_of_a_file_is_told_in_one_line(
+    tmp_path: Path, prompts: int, given: dict[str, int], words: list[str]
+) -> None:
+    rows = {"train": [row(i) for i in range(40)], "validation": [row(99)]}
+    task = make_task(tmp_path, "amiss", rows)
+    recipe = static(tmp_path, [f"is {i} so" for i in range(prompts)])
+    with pytest.raises(UserError) as caught:
+        drawn(task, Options(recipe=recipe, **given))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_few_shot_examples_are_none_of_a_file_s_business(
+    tasks_folder: Path, tmp_path: Path
+) -> None:
+    task = load(tasks_folder, "tiny_choice", 2)
+    recipe = static(tmp_path, [f"is {i} so" for i in range(8)])
+    for shots in (None, 0):
+        found = drawn(task, Options(recipe=recipe, pairs_num_fewshot=shots))
+        assert {pair.positive[0] for pair in found.pairs} == {f"is {i} so" for i in range(8)}
+
+
+def test_another_task_s_pairs_by_a_static_recipe_leave_out_what_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "data"))
+    rows = {"train": [row(i) for i in range(20)], "validation": [row(i) for i in range(60, 70)]}
+    task = make_task(tmp_path, "one", {"validation": [row(3), row(4)]})
+    make_task(tmp_path, "other", rows)
+    recipe = static(tmp_path, [f"question {i}" for i in (3, 4, 60, 61, 62, 63)])
+    options = Options(recipe=recipe, mask_from="other", include_path=str(tmp_path))
+    plan = find_plan(task, options)
+    assert plan.source_task.name == "other"
+    found = draw(plan, plan.sources.sources[0], options, tuning=True)
+    assert {pair.document["prompt"] for pair in found.pairs} == {
+        f"question {i}" for i in (60, 61, 62, 63)
+    }
+    assert not questions(found.held_out) & {"question 3", "question 4"}
+
+
+# ------------------------------------------------------------------ the negative choices
+
+
+@pytest.mark.parametrize("negative", ["random", "all"])
+@pytest.mark.parametrize("n_pairs", [None, 7, 30])
+def test_no_more_pairs_than_are_wanted_and_none_of_a_held_out_document(
+    many: RunTask, negative: str, n_pairs: int | None
+) -> None:
+    plan, source = few(many, 60)
+    options = Options(negative=negative, n_pairs=n_pairs)  # type: ignore[arg-type]
+    found = draw(plan, source, options, tuning=True)
+    pairs, held_out = split(found)
+    assert len(pairs) == n_pairs if n_pairs else 4 <= len(pairs) <= 150
+    assert not contents(pairs) & contents(held_out)
+    most = 1 if negative == "random" else 2
+    assert max(pairs.count(document) for document in pairs) == most
+
+
+def test_the_hardest_choice_needs_a_model_and_keeps_what_it_finds_in_the_cache(
+    many: RunTask, tmp_path: Path, model_folder: Path
+) -> None:
+    plan, source = few(many, 30)
+    options = Options(negative="hardest", n_pairs=8, cache_dir=str(tmp_path / "kept"))
+    with pytest.raises(UserError, match="negative=hardest"):
+        draw(plan, source, options, tuning=False)
+    model = SADI(pretrained=str(model_folder), device="cpu", batch_size=4)
+    found = draw(plan, source, options, tuning=False, model=model)
+    assert len(list((tmp_path / "kept").glob("*.hardest.json"))) == 1
+    assert len(found.pairs) == 8
+    usual = draw(plan, source, Options(n_pairs=8), tuning=False)
+    assert split(found)[0] == split(usual)[0]
+    assert draw(plan, source, options, tuning=True, model=model).pairs == found.pairs
+
+
+# ------------------------------------------------------------------ as the reference code does
+
+
+def test_the_reference_protocol_sets_what_the_reference_code_does() -> None:
+    expected = {"activations": "clean", "selection": "top", "steering": "dynamic"}
+    found = parse({"protocol": "reference"})
+    assert found == Options(protocol="reference", **expected)  # type: ignore[arg-type]
+    assert parse({"protocol": "reference", **expected}) == found
+    assert parse({}).protocol == "default"
+    assert parse({"protocol": "default"}) == parse({}) == Options()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [
+        ("activations", "live", "clean"),
+        ("selection", "random", "top"),
+        ("selection", "top_abs", "top"),
+        ("selection", "bottom", "top"),
+        ("steering", "fixed", "dynamic"),
+    ],
+)
+def test_what_the_reference_code_does_otherwise_is_refused_by_its_name(
+    name: str, value: str, meant: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        parse({"protocol": "reference", name: value})
+    said = str(caught.value)
+    assert said == f"{name}={value}: protocol=reference means {name}={meant}; pass either"
+    assert getattr(parse({name: value}), name) == value
+
+
+def test_all_conflicts_with_the_reference_code_are_told_at_once() -> None:
+    given = {"activations": "live", "selection": "bottom", "steering": "fixed", "seed": -1}
+    with pytest.raises(UserError) as caught:
+        parse({"protocol": "reference", **given})
+    assert "\n" not in str(caught.value)
+    for name, value in given.items():
+        assert f"{name}={value}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["negative", "protocol"])
+def test_a_value_that_there_is_not_is_refused_with_the_nearest(name: str) -> None:
+    near = {"negative": ("hardst", "hardest"), "protocol": ("refrence", "reference")}
+    given, meant = near[name]
+    with pytest.raises(UserError, match=f"{name}={given}: did you mean '{meant}'"):
+        parse({name: given})
+
+
+@pytest.mark.parametrize("method", ["iti", "caa"])
+def test_the_other_methods_take_the_reference_protocol_for_its_documents(method: Method) -> None:
+    found = options_of({"protocol": "reference"}, method)
+    assert found == Options(method=method, protocol="reference")
+
+
+@pytest.mark.parametrize("kind", [SADI, ITI, CAA])
+def test_the_reference_protocol_limits_the_length_for_every_method(
+    model_folder: Path, kind: Any
+) -> None:
+    plain = kind(pretrained=str(model_folder), device="cpu")
+    assert plain.length_limit is None
+    model = kind(pretrained=str(model_folder), device="cpu", protocol="reference")
+    limit = model.length_limit
+    assert limit.tokens == REFERENCE_LENGTH == 700
+    text = "the cat is red . " * 3
+    assert limit.count(text) == len(model.tok_encode(text)) == 15
+
+
+# ------------------------------------------------------------------ documents over the limit
+
+
+def long_and_short(folder: Path, **more: Any) -> RunTask:
+    """Scored documents with questions of 1 to 12 words, each answered by one of two."""
+    validation = [
+        {"question": " ".join(["word"] * (1 + 7 * i % 12)) + f" {i}", "choices": ["a", "b c d"]}
+        | {"label": i % 2}
+        for i in range(24)
+    ]
+    splits = {"validation": validation, "train": [row(i) for i in range(30)]}
+    return make_task(folder, "lengths", splits, **more)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize("most", [6, 9, 12, 16])
+def test_the_harness_scores_the_documents_within_the_limit_alone(
+    tmp_path: Path, split: str, most: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    more: dict[str, Any] = {}
+    if split == "test":
+        more = {"test_split": "validation", "validation_split": "train", "training_split": None}
+    task = long_and_short(tmp_path, **more)
+    before = task.evaluated()
+    within = [d for d in before if words("".join(task.texts(d, 0)[1])) <= most]
+    assert 0 < len(within) < 24
+    with caplog.at_level(logging.WARNING, logger="lm_eval.sadi"):
+        found = limited(task, LengthLimit(most, words))
+    assert found.evaluated() == within
+    assert list(found.task.eval_docs) == within
+    requests = harness_requests(found)
+    assert set(requests) == contents(within)
+    assert all(words("".join(text)) <= most for each in requests.values() for text in each)
+    assert f"{24 - len(within)} of 24 documents are over {most} tokens" in caplog.text
+
+
+def test_a_limit_that_all_documents_are_within_changes_nothing_but_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = long_and_short(tmp_path)
+    before = harness_requests(long_and_short(tmp_path))
+    with caplog.at_level(logging.WARNING, logger="lm_eval.sadi"):
+        found = limited(task, LengthLimit(1000, words))
+    assert "left out" not in caplog.text
+    assert found.limit == LengthLimit(1000, words)
+    assert harness_requests(found) == before
+    assert limited(task, None) is task
+
+
+def test_the_harness_draws_the_same_examples_with_and_without_a_limit(tmp_path: Path) -> None:
+    """A limit that leaves out nothing must not change what is scored."""
+    before = harness_requests(long_and_short(tmp_path, num_fewshot=2))
+    found = limited(long_and_short(tmp_path, num_fewshot=2), LengthLimit(1000, words))
+    assert harness_requests(found) == before
+
+
+@pytest.mark.parametrize("most", [30, 36])
+def test_no_text_that_is_scored_is_over_the_limit_with_its_examples(
+    tmp_path: Path, most: int
+) -> None:
+    rows = long_and_short(tmp_path).evaluated()
+    train = [{**each, "question": f"so {each['question']}"} for each in rows]
+    task = make_task(tmp_path, "shots", {"train": train, "validation": rows}, num_fewshot=2)
+    requests = harness_requests(limited(task, LengthLimit(most, words)))
+    assert 0 < len(requests) < 24
+    assert all(words("".join(text)) <= most for each in requests.values() for text in each)
+
+
+def test_pairs_and_held_out_documents_are_within_the_limit_too(tmp_path: Path) -> None:
+    documents = long_and_short(tmp_path).evaluated()
+    splits = {"train": documents, "validation": [row(99)]}
+    task = limited(make_task(tmp_path, "both", splits), LengthLimit(9, words))
+    within = [d for d in documents if words("".join(task.texts(d, 0)[1])) <= 9]
+    pairs, held_out = split(drawn(task, Options()))
+    assert contents([*pairs, *held_out]) == contents(within)
+
+
+def test_the_tasks_of_a_run_are_limited_as_it_begins_and_those_of_the_next_are_not(
+    tmp_path: Path,
+) -> None:
+    try:
+        note_tasks_of_the_run(LengthLimit(9, words))
+        long_and_short(tmp_path).task.build_all_requests()
+        [noted] = tasks_of_the_run().values()
+        assert noted.limit == LengthLimit(9, words)
+        documents = {digest(instance.doc) for instance in noted.task.instances}
+        assert documents == contents(noted.evaluated())
+        assert 0 < len(documents) < 24
+        note_tasks_of_the_run()
+        long_and_short(tmp_path).task.build_all_requests()
+        [noted] = tasks_of_the_run().values()
+        assert noted.limit is None
+        assert len(noted.evaluated()) == 24
+    finally:
+        note_tasks_of_the_run()

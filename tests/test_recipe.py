@@ -24,9 +24,25 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["right_wrong", "right_wrong_mc2", "other_target", "wrong_number"])
+OURS = {
+    "right_wrong": "choice",
+    "right_wrong_mc2": "choice",
+    "opposite_sentiment": "choice",
+    "other_target": "other_target",
+    "wrong_number": "wrong_number",
+    "wrong_number_worked": "wrong_number",
+    "true_false": "answers",
+    "benign_hateful": "answers",
+    "truthfulness": "static",
+    "politeness": "static",
+    "refusal_of_falsehoods": "static",
+}
+
+
+@pytest.mark.parametrize("name", OURS)
 def test_the_package_has_its_recipes(name: str) -> None:
-    assert load_recipe(name, []).recipe == name
+    found = load_recipe(name, [])
+    assert (found.recipe, found.contrast) == (name, OURS[name])
 
 
 def test_every_yaml_file_of_the_package_is_a_sound_recipe() -> None:
@@ -125,8 +141,196 @@ def test_other_files_in_a_user_s_folder_do_no_harm(tmp_path: Path, text: str) ->
 def test_the_digest_follows_what_changes_the_pairs_and_nothing_else() -> None:
     one = Recipe("a", "choice", "for people", "{{ label }}")
     assert one.digest == Recipe("b", "choice", "for other people", "{{ label }}").digest
-    others = [Recipe("a", "choice"), Recipe("a", "choice", gold="0"), Recipe("a", "wrong_number")]
-    assert len({one.digest, *(other.digest for other in others)}) == 4
+    others = [
+        Recipe("a", "choice"),
+        Recipe("a", "choice", gold="0"),
+        Recipe("a", "choice", gold="{{ label }}", wrong="[0]"),
+        Recipe("a", "wrong_number"),
+        Recipe("a", "wrong_number", answer="{{ solution }}"),
+        Recipe("a", "answers", right="{{ x }}", wrong="{{ y }}"),
+        Recipe("a", "answers", right="{{ y }}", wrong="{{ x }}"),
+        Recipe("a", "static", pairs="a.jsonl"),
+        Recipe("a", "static", pairs="a.jsonl", prompt="Q: {{ prompt }}"),
+    ]
+    assert len({one.digest, *(other.digest for other in others)}) == 10
+
+
+def test_the_digest_of_a_static_recipe_does_not_depend_on_where_its_file_is() -> None:
+    """What stands in the file is told apart by its texts."""
+    one, other = (Recipe("a", "static", pairs=name) for name in ("/a/x.jsonl", "/b/x.jsonl"))
+    assert one.digest == other.digest
+
+
+# ------------------------------------------------------------------ keys of each contrast
+
+TEXTS = {key: f"{{{{ {key} }}}}" for key in ("gold", "right", "wrong", "answer", "prompt")}
+NEEDED = {"answers": {"right", "wrong"}, "static": {"pairs"}}
+POSSIBLE = {
+    "choice": {"gold", "wrong"},
+    "other_target": {"answer"},
+    "wrong_number": {"answer"},
+    "answers": {"right", "wrong", "answer"},
+    "static": {"pairs", "prompt"},
+}
+
+
+def of_contrast(folder: Path, contrast: str, *keys: str) -> Path:
+    """A recipe file with some keys; its pairs stand beside it."""
+    write(folder / "some.jsonl", "")
+    every = {**TEXTS, "pairs": "some.jsonl"}
+    content = {"recipe": "mine", "contrast": contrast, **{key: every[key] for key in keys}}
+    return write(folder / "mine.yaml", content)
+
+
+@pytest.mark.parametrize("contrast", POSSIBLE)
+def test_a_contrast_takes_its_own_keys(tmp_path: Path, contrast: str) -> None:
+    for keys in (NEEDED.get(contrast, set()), POSSIBLE[contrast]):
+        found = load_recipe(str(of_contrast(tmp_path, contrast, *keys)), [])
+        for key in TEXTS:
+            expected = TEXTS[key] if key in keys else None
+            if key == "prompt" and expected is None:
+                expected = "{{ prompt }}"
+            assert getattr(found, key) == expected
+        assert (found.pairs is not None) is (contrast == "static")
+
+
+@pytest.mark.parametrize("contrast", POSSIBLE)
+@pytest.mark.parametrize("key", [*TEXTS, "pairs"])
+def test_a_key_of_another_contrast_is_refused_by_its_name(
+    tmp_path: Path, contrast: str, key: str
+) -> None:
+    path = of_contrast(tmp_path, contrast, *(NEEDED.get(contrast, set()) | {key}))
+    if key in POSSIBLE[contrast]:
+        assert load_recipe(str(path), []).contrast == contrast
+        return
+    with pytest.raises(UserError) as caught:
+        load_recipe(str(path), [])
+    assert f"{path}: contrast {contrast} has no {key}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("contrast", "given", "missing"),
+    [
+        ("answers", [], ["right", "wrong"]),
+        ("answers", ["right"], ["wrong"]),
+        ("answers", ["wrong", "answer"], ["right"]),
+        ("static", ["prompt"], ["pairs"]),
+    ],
+)
+def test_keys_that_a_contrast_needs_are_asked_for(
+    tmp_path: Path, contrast: str, given: list[str], missing: list[str]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(str(of_contrast(tmp_path, contrast, *given)), [])
+    for key in ("right", "wrong", "pairs"):
+        assert (f"contrast {contrast} needs {key}" in str(caught.value)) is (key in missing)
+
+
+@pytest.mark.parametrize("key", [*TEXTS, "pairs", "description", "recipe"])
+@pytest.mark.parametrize("value", [7, None, ["a"], {"a": 1}, True])
+def test_every_key_must_be_text(tmp_path: Path, key: str, value: Any) -> None:
+    contrast = next((c for c in POSSIBLE if key in POSSIBLE[c]), "choice")
+    path = of_contrast(tmp_path, contrast, *NEEDED.get(contrast, set()))
+    content = {**yaml.safe_load(path.read_text(encoding="utf-8")), key: value}
+    with pytest.raises(UserError, match=f"{key} must be text, not ") as caught:
+        load_recipe(str(write(path, content)), [])
+    assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------ the file of the pairs
+
+PAIR = '{"prompt": "p", "positive": "a", "negative": "b"}\n'
+
+
+def static(folder: Path, pairs: str) -> Path:
+    """A static recipe in ``folder/own``, beside ``folder/outside.jsonl``."""
+    (folder / "own" / "below").mkdir(parents=True)
+    for path in ("outside.jsonl", "own/inside.jsonl", "own/below/deep.jsonl"):
+        write(folder / path, PAIR)
+    return write(
+        folder / "own" / "mine.yaml", {"recipe": "mine", "contrast": "static", "pairs": pairs}
+    )
+
+
+@pytest.mark.parametrize("pairs", ["inside.jsonl", "./inside.jsonl", "below/../inside.jsonl"])
+def test_the_pairs_stand_beside_the_recipe_wherever_the_run_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: str
+) -> None:
+    path = static(tmp_path, pairs)
+    expected = (tmp_path / "own" / "inside.jsonl").resolve()
+    for folder, name in ((tmp_path, str(path)), (path.parent, "mine.yaml")):
+        monkeypatch.chdir(folder)
+        found = load_recipe(name, [])
+        assert found.pairs is not None
+        assert Path(found.pairs).is_absolute()
+        assert Path(found.pairs).resolve() == expected
+    assert load_recipe("mine", [path.parent]) == found
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        "/etc/passwd",
+        "../outside.jsonl",
+        "../own/../outside.jsonl",
+        "below/../../outside.jsonl",
+        "below/deep.jsonl",
+        "..",
+        ".",
+        "",
+        "/",
+        "~/outside.jsonl",
+    ],
+)
+def test_pairs_elsewhere_than_in_the_recipe_s_own_folder_are_refused(
+    tmp_path: Path, pairs: str
+) -> None:
+    path = static(tmp_path, pairs)
+    with pytest.raises(UserError) as caught:
+        load_recipe(str(path), [])
+    assert str(caught.value).startswith(f"recipe file {path}: pairs must be a file in the recipe's")
+
+
+def test_an_absolute_path_and_a_link_that_lead_out_of_the_folder_are_refused(
+    tmp_path: Path,
+) -> None:
+    path = static(tmp_path, str(tmp_path / "outside.jsonl"))
+    with pytest.raises(UserError, match="in the recipe's own folder"):
+        load_recipe(str(path), [])
+    (path.parent / "link.jsonl").symlink_to(tmp_path / "outside.jsonl")
+    (path.parent / "folder").symlink_to(tmp_path)
+    (path.parent / "inner.jsonl").symlink_to(path.parent / "inside.jsonl")
+    for pairs, allowed in (
+        ("link.jsonl", False),
+        ("folder/outside.jsonl", False),
+        ("inner.jsonl", True),
+    ):
+        write(path, {"recipe": "mine", "contrast": "static", "pairs": pairs})
+        if allowed:
+            assert load_recipe(str(path), []).contrast == "static"
+        else:
+            with pytest.raises(UserError, match="in the recipe's own folder"):
+                load_recipe(str(path), [])
+
+
+def test_a_recipe_that_is_reached_by_a_link_has_its_pairs_where_it_really_is(
+    tmp_path: Path,
+) -> None:
+    path = static(tmp_path, "inside.jsonl")
+    (tmp_path / "linked.yaml").symlink_to(path)
+    found = load_recipe(str(tmp_path / "linked.yaml"), [])
+    assert Path(str(found.pairs)).resolve() == (path.parent / "inside.jsonl").resolve()
+
+
+@pytest.mark.parametrize("pairs", ["none.jsonl", "below", "a\0b", "x" * 300, "loop.jsonl"])
+def test_pairs_that_are_no_file_are_refused_in_one_line(tmp_path: Path, pairs: str) -> None:
+    path = static(tmp_path, pairs)
+    (path.parent / "loop.jsonl").symlink_to("loop.jsonl")
+    with pytest.raises(UserError) as caught:
+        load_recipe(str(path), [])
+    assert str(caught.value).startswith(f"recipe file {path}: pairs")
+    assert "\n" not in str(caught.value)
 
 
 # ------------------------------------------------------------------ anything that YAML can say
@@ -140,7 +344,7 @@ values = st.recursive(
         st.text(max_size=8),
         st.dates(),
         st.binary(max_size=4),
-        st.sampled_from(["choice", "other_target", "wrong_number", "{{ label }}"]),
+        st.sampled_from([*POSSIBLE, "{{ label }}", "file.yaml", "..", "/"]),
     ),
     lambda inner: st.one_of(
         st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)
@@ -148,7 +352,7 @@ values = st.recursive(
     max_leaves=5,
 )
 keys = st.one_of(
-    st.sampled_from(["recipe", "contrast", "description", "gold"]),
+    st.sampled_from(["recipe", "contrast", "description", *TEXTS, "pairs"]),
     st.text(max_size=6),
     st.integers(),
     st.none(),
@@ -164,6 +368,11 @@ texts = st.one_of(
     contents,
     st.text(max_size=40),
     st.builds("recipe: {}\ncontrast: {}\ngold: {}".format, scalars, scalars, scalars),
+    st.builds(
+        "recipe: mine\ncontrast: {}\n{}: {}\n{}: {}".format,
+        st.sampled_from(list(POSSIBLE)),
+        *(st.sampled_from([*TEXTS, "pairs"]), scalars) * 2,
+    ),
 )
 
 
@@ -195,9 +404,10 @@ def test_whatever_a_file_says_it_is_a_recipe_or_refused_in_one_line(
         assert "\n" not in found
     else:
         assert isinstance(found.recipe, str)
-        assert found.contrast in ("choice", "other_target", "wrong_number")
+        assert found.contrast in POSSIBLE
         assert isinstance(found.description, str)
-        assert found.gold is None or isinstance(found.gold, str)
+        assert all(isinstance(getattr(found, key) or "", str) for key in TEXTS)
+        assert found.pairs is None or Path(found.pairs).resolve() == path.resolve()
     assert load_recipe("right_wrong", [tmp_path]) is not None
 
 

@@ -27,7 +27,22 @@ from sadi_lmeval import registration
 REPOSITORY = Path(__file__).parents[1]
 PTH = "sadi_lmeval_bridge.pth"
 COMMANDS = ("lm_eval", "lm-eval", "python -m lm_eval")
-OURS = {"sadi_facts"}
+OUR_TASKS = {
+    *(
+        "sadi_facts",
+        "sadi_gsm8k",
+        "sadi_svamp",
+        "sadi_boolq",
+        "sadi_copa",
+        "sadi_sst2",
+        "sadi_sst5",
+    ),
+    *("sadi_storycloze", "sadi_toxigen", "sadi_truthfulqa_mc3", "sadi_winogrande", "sadi_xnli"),
+    *("sadi_mmlu", "sadi_mmlu_humanities", "sadi_mmlu_other", "sadi_mmlu_social_sciences"),
+    "sadi_mmlu_stem",
+}
+OUR_GROUPS = {"sadi_math", "sadi_multilingual", "sadi_paper"}
+OUR_TAGS = {"sadi_mmlu_disciplines"}
 
 
 def run(
@@ -254,7 +269,7 @@ def test_ls_shows_our_tasks_where_they_are_installed_and_no_pairing_files(
     done = run(*installed.command("lm_eval"), "ls", "subtasks", cwd=tmp_path)
     rows = [line.split("|")[1:3] for line in done.stdout.splitlines() if ".yaml" in line]
     places = {name.strip(): place.strip() for name, place in rows}
-    assert set(places) == {"of_the_harness", *OURS}
+    assert set(places) == {"of_the_harness", *OUR_TASKS}
     folder = installed.packages / "sadi_lmeval" / "task_configs"
     assert Path(places["sadi_facts"]).is_relative_to(folder)
 
@@ -276,7 +291,8 @@ def test_the_lists_of_the_task_manager_gain_our_names_and_nothing_else(
     with_ours, _ = answer(installed.python, code)
     without, _ = answer(installed.python, code, **{registration.SWITCH: "1"})
     assert without == [["a_tag", "of_the_harness"], ["of_the_harness"], [], ["a_tag"]]
-    expected = [[*without[0], *OURS], [*without[1], *OURS], *without[2:]]
+    ours = [OUR_TASKS | OUR_GROUPS | OUR_TAGS, OUR_TASKS, OUR_GROUPS, OUR_TAGS]
+    expected = [[*names, *more] for names, more in zip(without, ours, strict=True)]
     assert with_ours == [sorted(names) for names in expected]
 
 
@@ -376,7 +392,8 @@ HARNESS = {
         class TaskIndex:
             @staticmethod
             def build(paths):
-                return {file.stem: file for path in paths for file in path.glob("*/*.yaml")}
+                files = [file for path in paths for file in path.glob("**/*.yaml")]
+                return {file.stem: file for file in files if "\\ntask:" in "\\n" + file.read_text()}
         class TaskManager:
             def __init__(self):
                 folders = [Path(__file__).parent]
@@ -437,7 +454,7 @@ def test_models_and_tasks_are_each_left_to_a_harness_that_discovers_them(
     assert bridged == ["hf"] + ([] if models else list(registration.MODELS))
     assert sorted(all_models) == sorted(["hf", *registration.MODELS])
     assert wrapped is not tasks
-    assert set(all_tasks) == OURS
+    assert set(all_tasks) == OUR_TASKS | OUR_GROUPS
 
 
 def test_a_model_name_that_the_harness_has_is_left_alone(tmp_path: Path) -> None:
@@ -469,7 +486,7 @@ def test_a_harness_imported_before_the_package_is_told_at_once(tmp_path: Path) -
     """
     before, after, finders = answer(sys.executable, code, "-I", "-S")
     assert before == [["hf"], []]
-    assert after == [sorted(["hf", *registration.MODELS]), [*OURS]]
+    assert after == [sorted(["hf", *registration.MODELS]), sorted(OUR_TASKS | OUR_GROUPS)]
     assert "AfterImport" not in finders
 
 

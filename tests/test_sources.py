@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_pairs import CHOICE, examples, load, make_task
+from test_pairs import ANSWERS, CHOICE, NUMBER, OTHER, examples, load, make_task
 
 from sadi_lmeval.benchmark import Benchmark
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.pairs import build_pairs
+from sadi_lmeval.options import Options
+from sadi_lmeval.pairs import Pair, build_pairs
+from sadi_lmeval.plan import draw, find_plan
+from sadi_lmeval.recipe import Recipe
 from sadi_lmeval.run_tasks import Document, RunTask, digest
 from sadi_lmeval.sources import Source, Sources, find_sources, identity, refuse_scored_documents
 
@@ -291,6 +295,128 @@ def test_the_guard_lets_through_what_cross_fitting_gives_where_many_share_a_ques
     for index, source in enumerate(found.sources):
         own = [d for d in task.evaluated() if found.mask_of(d) == index]
         refuse_scored_documents(task, own, card(task, usable(source)), source.label)
+
+
+# ------------------------------------------------------------------ a planted document, by contrast
+
+NAMED = Recipe("named", "choice", wrong="{{ [(label + 1) % 3] }}")
+GENERATION: dict[str, Any] = {
+    "output_type": "generate_until",
+    "doc_to_choice": None,
+    "doc_to_target": "answer",
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+}
+CONTRASTS = [
+    (CHOICE, {}),
+    (NAMED, {}),
+    (OTHER, GENERATION),
+    (NUMBER, GENERATION),
+    (ANSWERS, GENERATION),
+]
+contrasts = pytest.mark.parametrize(
+    ("recipe", "config"), CONTRASTS, ids=[recipe.recipe for recipe, _ in CONTRASTS]
+)
+
+
+def answered(index: int, **fields: Any) -> Document:
+    return row(index, **{"answer": f"it is {index}", **fields})
+
+
+def of_pairs(pairs: list[Pair]) -> dict[str, object]:
+    """What a mask's card says of its pairs."""
+    return {
+        "documents": [pair.known_as.content for pair in pairs],
+        "questions": [pair.known_as.question for pair in pairs],
+    }
+
+
+@contrasts
+def test_a_planted_document_makes_no_pair_and_a_mask_of_it_is_refused(
+    tmp_path: Path, recipe: Recipe, config: dict[str, Any]
+) -> None:
+    scored = [answered(i) for i in range(100, 106)]
+    planted = [scored[1], answered(103, idx=7), answered(104, question=" What  is 104")]
+    train = [*(answered(i) for i in range(12)), *planted]
+    task = make_task(tmp_path, "t", {"train": train, "validation": scored}, **config)
+    [source] = sources(task).sources
+    for negative in ("random", "all") if recipe.contrast == "choice" else ("random",):
+        for seed in range(3):
+            drawn = (100, 0, seed, negative)
+            pairs = build_pairs(task, recipe, source.documents, source.allowed, *drawn)  # type: ignore[arg-type]
+            assert {pair.document["question"] for pair in pairs} == set(questions(train[:12]))
+            shown = [text for pair in pairs for text in (*pair.positive, *pair.negative)]
+            assert not any(f"is {i}" in text for text in shown for i in (101, 103, 104))
+            refuse_scored_documents(task, scored, of_pairs(pairs), "mask")
+    for document in planted:
+        pairs = build_pairs(task, recipe, train, lambda d, own=document: d == own, 1, 0, 0)
+        if recipe is OTHER:  # no other answer is allowed
+            continue
+        assert [pair.document for pair in pairs] == [document]
+        with pytest.raises(UserError, match="was built from a document that task t scores"):
+            refuse_scored_documents(task, scored, of_pairs(pairs), "mask")
+
+
+@contrasts
+@pytest.mark.parametrize("folds", [2, 3])
+def test_no_pair_of_a_fold_s_mask_is_of_the_fold(
+    tmp_path: Path, recipe: Recipe, config: dict[str, Any], folds: int
+) -> None:
+    scored = [answered(i) for i in range(24)]
+    scored[20] = scored[2]
+    task = make_task(tmp_path, "t", {"validation": scored}, **config)
+    found = sources(task, folds)
+    for fold, source in enumerate(found.sources):
+        pairs = build_pairs(task, recipe, source.documents, source.allowed, 100, 0, 0)
+        own = [d for d in task.evaluated() if found.mask_of(d) == fold]
+        assert len(pairs) >= 8
+        assert not {p.document["question"] for p in pairs} & set(questions(own))
+        if recipe is OTHER:
+            answers = {pair.negative[1].strip() for pair in pairs}
+            assert not answers & {document["answer"] for document in own}
+        refuse_scored_documents(task, own, of_pairs(pairs), source.label)
+
+
+@pytest.mark.parametrize("config", [{}, GENERATION], ids=["choice", "generation"])
+@pytest.mark.parametrize(
+    "question",
+    ["what is 3", " WHAT is\n3 ?", "think well : what is 3", "what is 3 or what is it not ?"],
+)
+def test_a_static_pair_whose_prompt_a_scored_document_holds_is_left_out(
+    tmp_path: Path, config: dict[str, Any], question: str
+) -> None:
+    rows_of_set = [
+        {"prompt": f"what is {i}", "positive": "good .", "negative": "bad ."} for i in range(3, 9)
+    ]
+    text = "".join(json.dumps(each) + "\n" for each in rows_of_set)
+    (tmp_path / "set.jsonl").write_text(text, encoding="utf-8")
+    recipe = tmp_path / "static.yaml"
+    recipe.write_text("recipe: mine\ncontrast: static\npairs: set.jsonl\n", encoding="utf-8")
+    scored = [answered(20), answered(21, question=question), answered(22)]
+    train = [answered(i) for i in range(100, 120)]
+    task = make_task(tmp_path, "t", {"train": train, "validation": scored}, **config)
+    options = Options(recipe=str(recipe))
+    plan = find_plan(task, options)
+    pairs = draw(plan, plan.sources.sources[0], options, tuning=False).pairs
+    assert {p.document["prompt"] for p in pairs} == {f"what is {i}" for i in range(4, 9)}
+    refuse_scored_documents(task, scored, of_pairs(pairs), "mask")
+
+
+def test_a_mask_of_a_static_pair_whose_prompt_is_scored_is_refused(tmp_path: Path) -> None:
+    """A mask file of another run, whose task did not score that question."""
+    prompts = ["what is 3 ?", "what is 4 ?", "what is 5 ?", "what is 6 ?"]
+    lines = [json.dumps({"prompt": p, "positive": "good", "negative": "bad"}) for p in prompts]
+    (tmp_path / "set.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    recipe = tmp_path / "static.yaml"
+    recipe.write_text("recipe: mine\ncontrast: static\npairs: set.jsonl\n", encoding="utf-8")
+    options = Options(recipe=str(recipe))
+    harmless = make_task(tmp_path, "one", {"validation": [answered(50), answered(51)]})
+    plan = find_plan(harmless, options)
+    pairs = draw(plan, plan.sources.sources[0], options, tuning=False).pairs
+    assert len(pairs) == 4
+    other = make_task(tmp_path, "other", {"validation": [answered(50), answered(5)]})
+    refuse_scored_documents(harmless, harmless.evaluated(), of_pairs(pairs), "mask")
+    with pytest.raises(UserError, match="task other scores: 'what is 5"):
+        refuse_scored_documents(other, other.evaluated(), of_pairs(pairs), "mask")
 
 
 def test_a_card_without_documents_refuses_nothing(tasks_folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -134,13 +135,15 @@ def named_choice() -> tuple[Said, Said]:
     )
 
 
-def aliases(of: Callable[[Row], list[str]], every: list[Row]) -> tuple[Said, Said]:
-    """The row's own answer, and one of another row that is none of its own in any spelling."""
-    known = {alias for row in every for alias in of(row)}
+def answers_of(
+    own: Callable[[Row], str], aliases: Callable[[Row], list[str]], every: list[Row]
+) -> tuple[Said, Said]:
+    """The row's own answer, and another training row's that is none of its own in any spelling."""
+    known = {own(row) for row in every[: len(TRAIN)]}
     return (
-        lambda row, answer: answer in of(row),
+        lambda row, answer: answer == own(row),
         lambda row, answer: (
-            answer in known and answer.lower() not in {alias.lower() for alias in of(row)}
+            answer in known and answer.lower() not in {alias.lower() for alias in aliases(row)}
         ),
     )
 
@@ -178,11 +181,9 @@ def true_or_false(targets: str) -> tuple[Said, Said]:
 
 
 def true_or_false_text() -> tuple[Said, Said]:
-    """The harness ends each answer with a full stop and counts having no comment as true."""
+    """The harness ends each answer with a full stop, and adds one that is nobody's: not here."""
     return (
-        lambda row, answer: (
-            answer in [*(f"{text}." for text in row["correct_answers"]), "I have no comment."]
-        ),
+        lambda row, answer: answer in [f"{text}." for text in row["correct_answers"]],
         lambda row, answer: answer in [f"{text}." for text in row["incorrect_answers"]],
     )
 
@@ -317,15 +318,17 @@ TASKS: dict[str, Covered] = {
     ),
     "triviaqa": Covered(
         ("mandarjoshi/trivia_qa", "rc.nocontext"),
-        "other_target",
+        "other_answer",
         "question",
-        *aliases(lambda row: row["answer"]["aliases"], TRIVIA[: len(TRAIN)]),
+        *answers_of(
+            lambda row: row["answer"]["value"], lambda row: row["answer"]["aliases"], TRIVIA
+        ),
     ),
     "nq_open": Covered(
         ("google-research-datasets/nq_open", "nq_open"),
         "other_target",
         "question",
-        *aliases(lambda row: row["answer"], NQ[: len(TRAIN)]),
+        *answers_of(lambda row: row["answer"][0], lambda row: row["answer"], NQ),
     ),
     "toxigen": Covered(
         TOXIGEN,
@@ -418,11 +421,14 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
     return the_suite(tmp_path_factory.getbasetemp())
 
 
+@functools.cache
 def planned(suite: Suite, name: str) -> Plan:
     return find_plan(suite.task(name), Options())
 
 
-def drawn(plan: Plan, tuning: bool = False) -> list[Drawn]:
+@functools.cache
+def drawn(suite: Suite, name: str, tuning: bool = False) -> list[Drawn]:
+    plan = planned(suite, name)
     return [draw(plan, source, Options(), tuning) for source in plan.sources.sources]
 
 
@@ -452,13 +458,13 @@ def test_a_task_loads_unmodified_and_makes_its_pairs_by_its_own_recipe(
     assert plan.recipe.recipe == covered.recipe
     assert plan.sources.folds == (None if covered.pairs_from else 2)
     assert plan.sources.split == "+".join(covered.pairs_from or [covered.scored])
-    assert [len(each.pairs) for each in drawn(plan)] == list(covered.makes)
+    assert [len(each.pairs) for each in drawn(suite, name)] == list(covered.makes)
 
 
 @EVERY
 def test_both_texts_of_a_pair_share_their_prompt_byte_for_byte(suite: Suite, name: str) -> None:
     covered = TASKS[name]
-    for each in drawn(planned(suite, name)):
+    for each in drawn(suite, name):
         for pair in each.pairs:
             (prompt, right), (other_prompt, wrong) = pair.positive, pair.negative
             assert prompt.encode() == other_prompt.encode()
@@ -469,7 +475,7 @@ def test_both_texts_of_a_pair_share_their_prompt_byte_for_byte(suite: Suite, nam
             elif name in ("xnli_en", "xnli_de"):
                 assert prompt == ""
             else:
-                assert key in prompt
+                assert key.removesuffix(".") in prompt
 
 
 @EVERY
@@ -477,7 +483,7 @@ def test_the_positive_is_right_and_the_negative_wrong_by_the_raw_row(
     suite: Suite, name: str
 ) -> None:
     covered = TASKS[name]
-    for each in drawn(planned(suite, name)):
+    for each in drawn(suite, name):
         for pair in each.pairs:
             row, right, wrong = row_of(name, pair), pair.positive[1], pair.negative[1]
             assert right.startswith(" ") or not pair.positive[0]
@@ -515,9 +521,9 @@ def test_a_scored_document_that_stands_among_the_training_ones_is_in_no_pair(
     scored = {row[covered.key] for row in rows(name, covered.scored)}
     planted = [row for row in rows(name, *covered.pairs_from) if row[covered.key] in scored]
     assert planted
-    if name == "mmlu_anatomy":
-        tuning = False  # five rows are too few
-    [found] = drawn(planned(suite, name), tuning)
+    if name in ("mmlu_anatomy", "gsm8k"):
+        tuning = False  # five or six rows are too few
+    [found] = drawn(suite, name, tuning)
     used = [pair.document[covered.key] for pair in found.pairs]
     held_out = [document[covered.key] for document in found.held_out]
     assert used
@@ -565,7 +571,7 @@ def test_a_cross_fitted_document_is_in_no_pair_of_the_mask_that_scores_it(
 
 @pytest.mark.parametrize("name", [name for name in TASKS if "mmlu" in name])
 def test_pairs_of_mmlu_never_come_from_its_test_split(suite: Suite, name: str) -> None:
-    [found] = drawn(planned(suite, name))
+    [found] = drawn(suite, name)
     tested = {row["question"] for row in rows(name, "test")}
     other = {row["question"] for row in rows(name, "dev", "validation")}
     questions = {pair.document["question"] for pair in found.pairs}

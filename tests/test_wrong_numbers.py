@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from random import Random
 
+import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -85,3 +86,74 @@ def test_a_number_of_hundreds_of_digits_is_replaced_too() -> None:
     found = with_wrong_number(text, Random(0))
     assert found is not None
     assert found != text
+
+
+@pytest.mark.parametrize("length", [1001, 5000])
+def test_a_number_that_is_no_answer_by_its_length_makes_no_wrong_one(length: int) -> None:
+    """Python refuses to read numbers of more than 4300 digits."""
+    assert with_wrong_number("so it is " + "7" * length, Random(0)) is None
+
+
+@pytest.mark.parametrize("text", ["", "none", "x = y", "one, two.", "- , . -"])
+def test_a_text_without_a_number_has_no_wrong_one(text: str) -> None:
+    assert with_wrong_number(text, Random(0)) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "number", "after"),
+    [
+        ("the points are (3,", "4", ")"),
+        ("a = 1, b = ", "22", ", and so on"),
+        ("1,000,", "5", ""),
+        ("in all ", "1,000", ", as we saw."),
+        ("in all ", "1,234,567.50", "."),
+        ("it costs $", "12.5", "."),
+        ("the end is ", "7", "."),
+        ("at 10:", "30", " h"),
+        ("12 and 1234,", "56", ""),
+    ],
+)
+def test_commas_and_points_that_are_none_of_the_number_stay(
+    before: str, number: str, after: str
+) -> None:
+    for seed in range(20):
+        found = with_wrong_number(f"{before}{number}{after}", Random(seed))
+        assert found is not None
+        assert found.startswith(before)
+        assert found.endswith(after)
+        new = found[len(before) : len(found) - len(after)]
+        assert new != number
+        assert re.fullmatch(r"[\d,.]*\d", new), new
+
+
+# ------------------------------------------------------------------ boxes
+
+
+@pytest.mark.parametrize(
+    ("before", "box", "after"),
+    [
+        ("so \\boxed{", "12", "}."),
+        ("so \\boxed{", "12", "} since 7 > 3"),
+        ("first \\boxed{1}, then \\boxed{", "12", "} and 9"),
+        ("so \\boxed{\\frac{3}{", "4", "}} of 100"),
+        ("so \\boxed{x^{2} + ", "4", "x} of 100"),
+        ("so \\boxed{\\text{about } ", "4", " \\text{ cm}} of 100"),
+        ("it never ends \\boxed{\\frac{1}{", "4", "}"),
+    ],
+)
+def test_in_a_text_with_boxes_the_last_number_of_the_last_box_alone_is_replaced(
+    before: str, box: str, after: str
+) -> None:
+    for seed in range(20):
+        found = with_wrong_number(f"{before}{box}{after}", Random(seed))
+        assert found is not None
+        assert found.startswith(before)
+        assert found.endswith(after)
+        new = found[len(before) : len(found) - len(after)]
+        assert re.fullmatch(r"\d+", new), new
+        assert int(new) != int(box)
+
+
+@pytest.mark.parametrize("text", ["12 is \\boxed{x}", "\\boxed{} of 7", "5 \\boxed{\\pi}, 6"])
+def test_a_box_without_a_number_makes_no_wrong_one(text: str) -> None:
+    assert with_wrong_number(text, Random(0)) is None

@@ -39,14 +39,23 @@ def run(given: argparse.Namespace, rest: object, command: object) -> None:
         count = f" ({len(row.tasks)})" if len(row.tasks) > 1 else ""
         if not row.tasks:
             data = "not in this release of lm-eval"
-        elif row.dataset is None:
+        elif not row.datasets:
             data = "comes with the task"
         elif given.offline:
-            data = row.dataset[0]
+            data = row.datasets[0][0]
         else:
-            data = f"no: {missing[row.dataset]}" if missing[row.dataset] else "yes"
+            data = _reachable([missing[dataset] for dataset in row.datasets])
         recipe = row.recipe or "default"
         cells = (row.benchmark, row.named + count, recipe, row.pairs_from, row.scored, data[:80])
         table.append(cells)
     headers = ["benchmark", "tasks", "recipe", "pairs from", "scored", "data"]
     print(MarkdownTableWriter(headers=headers, value_matrix=table).dumps())
+
+
+def _reachable(reasons: list[str]) -> str:
+    """How many data sets can be had: those without a reason why not."""
+    there = reasons.count("")
+    if there == len(reasons):
+        return "yes"
+    first = next(reason for reason in reasons if reason)
+    return f"{there} of {len(reasons)}" if there else f"no: {first}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-_NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_NUMBER = re.compile(r"(?:(?<![\w)\]])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
 
 
 def last_number(text: str) -> Decimal | None:
@@ -18,5 +18,6 @@ def last_number(text: str) -> Decimal | None:
 
 def exact_match(document: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
     """Whether the last number of the model's answer is that of the document's own answer."""
-    right = last_number(str(document.get("answer", document.get("Answer"))))
+    answer = document.get("answer", document.get("Answer"))
+    right = last_number(f"{answer:.12g}" if isinstance(answer, float) else str(answer))
     return {"exact_match": float(right is not None and last_number(results[0]) == right)}

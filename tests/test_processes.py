@@ -1,0 +1,247 @@
+"""Several processes, on one node and on two, give what one process gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from sadi_lmeval.mask import load_mask
+from sadi_lmeval.processes import ALONE
+
+TASKS = ("tiny_choice", "tiny_folds", "tiny_text")
+TUNED = {"grid": "1/3x4/9", "n_pairs": 13, "n_tune": 7, "negative": "hardest"}
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+LAUNCHERS: dict[str, list[tuple[str, ...]]] = {
+    "one": [(sys.executable,)],
+    "two": [(*TORCHRUN, "--standalone", "--nproc_per_node", "2")],
+    "three": [(*TORCHRUN, "--standalone", "--nproc_per_node", "3")],
+    "two nodes": [
+        (*TORCHRUN, "--nnodes", "2", "--node_rank", str(node), "--nproc_per_node", "1")
+        for node in (0, 1)
+    ],
+}
+"""Of each layout the command of every node."""
+
+
+class Run(NamedTuple):
+    """What a run left behind."""
+
+    code: int
+    output: str
+    seconds: float
+    folder: Path
+
+    @property
+    def results(self) -> dict[str, Any]:
+        [file] = self.folder.joinpath("out").rglob("results_*.json")
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+
+    def samples(self, task: str) -> dict[int, Any]:
+        [file] = self.folder.joinpath("out").rglob(f"samples_{task}_*.jsonl")
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        found = {line["doc_id"]: line for line in lines}
+        assert len(found) == len(lines), "a document was scored twice"
+        return found
+
+    @property
+    def masks(self) -> dict[str, Any]:
+        cache = self.folder / "cache"
+        return {path.name: load_mask(path) for path in sorted(cache.glob("*.safetensors"))}
+
+
+class Layouts:
+    """Runs ``lm_eval`` on the tiny model in processes of some layout."""
+
+    def __init__(self, model: Path, tasks: Path, place: Path) -> None:
+        self.model, self.tasks, self.place = model, tasks, place
+
+    def __call__(
+        self,
+        layout: str,
+        name: str,
+        *options: str,
+        model: str = "hf-sadi",
+        path: Path | None = None,
+        **arguments: Any,
+    ) -> Run:
+        folder = self.place / name
+        folder.mkdir()
+        text = f"pretrained={self.model},cache_dir={folder / 'cache'}"
+        text += "".join(f",{key}={value}" for key, value in arguments.items())
+        command = ["-m", "lm_eval", "--model", model, "--model_args", text, "--device", "cpu"]
+        command += ["--include_path", str(self.tasks), "--output_path", str(folder / "out")]
+        command += ["--log_samples", "--batch_size", "4", *options]
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_CACHE": str(self.place / "datasets"),
+            "ACCELERATE_USE_CPU": "true",
+            "OMP_NUM_THREADS": "1",
+            **({} if path is None else {"PYTHONPATH": str(path)}),
+        }
+        start = time.monotonic()
+        nodes = [
+            subprocess.Popen(
+                [*_joined(launcher, _free_port() if index == 0 else None, self), *command],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                cwd=folder,
+            )
+            for index, launcher in enumerate(LAUNCHERS[layout])
+        ]
+        outputs = [node.communicate(timeout=300)[0] for node in nodes]
+        seconds = time.monotonic() - start
+        return Run(max(abs(n.returncode) for n in nodes), "\n".join(outputs), seconds, folder)
+
+    port = 0
+
+
+def _joined(launcher: tuple[str, ...], port: int | None, runs: Layouts) -> list[str]:
+    """A launcher; the nodes of a run meet at a port that the first one's turn has found."""
+    if "--nnodes" not in launcher:
+        return list(launcher)
+    runs.port = runs.port if port is None else port
+    return [*launcher, "--master_addr", "127.0.0.1", "--master_port", str(runs.port)]
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def layouts(
+    tmp_path_factory: pytest.TempPathFactory, model_folder: Path, tasks_folder: Path
+) -> Layouts:
+    return Layouts(model_folder, tasks_folder, tmp_path_factory.mktemp("layouts"))
+
+
+@pytest.fixture(scope="module")
+def runs(layouts: Layouts) -> dict[str, Run]:
+    """The same tasks, tuned, in every layout."""
+    options = ("--tasks", ",".join(TASKS), "--limit", "7")
+    found = {}
+    for layout in LAUNCHERS:
+        found[layout] = layouts(layout, layout.replace(" ", "_"), *options, **TUNED)
+        assert found[layout].code == 0, found[layout].output[-3000:]
+    return found
+
+
+SEVERAL = [layout for layout in LAUNCHERS if layout != "one"]
+
+
+@pytest.mark.parametrize("layout", SEVERAL)
+def test_masks_are_those_of_one_process(runs: dict[str, Run], layout: str) -> None:
+    one, several = runs["one"].masks, runs[layout].masks
+    assert list(one) == list(several)
+    assert len(one) == 4  # one a task, two of the cross-fitted one
+    for name, mask in one.items():
+        for key, tensor in mask.tensors.items():
+            torch.testing.assert_close(several[name].tensors[key], tensor, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("layout", SEVERAL)
+def test_settings_and_selected_entries_are_those_of_one_process(
+    runs: dict[str, Run], layout: str
+) -> None:
+    one, several = (runs[each].results["config"]["sadi"] for each in ("one", layout))
+    for task in TASKS:
+        for mask, other in zip(one[task]["masks"], several[task]["masks"], strict=True):
+            same = ("top_k", "delta", "selected", "cache_key", "n_pairs")
+            assert {key: mask[key] for key in same} == {key: other[key] for key in same}
+            assert mask["tuning"]["documents"] == other["tuning"]["documents"] == 7
+            for row, its in zip(mask["tuning"]["table"], other["tuning"]["table"], strict=True):
+                assert its["score"] == pytest.approx(row["score"], abs=1e-5)
+
+
+@pytest.mark.parametrize("layout", SEVERAL)
+def test_each_document_is_scored_once_and_as_in_one_process(
+    runs: dict[str, Run], layout: str
+) -> None:
+    for task in TASKS:
+        one, several = (runs[each].samples(task) for each in ("one", layout))
+        assert sorted(several) == list(range(7))
+        for number, sample in one.items():
+            responses = [each[0] for each in several[number]["resps"]]
+            for found, wanted in zip(responses, (each[0] for each in sample["resps"]), strict=True):
+                if task == "tiny_text":
+                    assert found == wanted
+                else:
+                    assert float(found[0]) == pytest.approx(float(wanted[0]), abs=1e-4)
+        metrics = [runs[each].results["results"][task] for each in ("one", layout)]
+        for key in ("acc,none", "exact_match,none"):
+            assert metrics[1].get(key) == pytest.approx(metrics[0].get(key))
+
+
+@pytest.mark.parametrize("layout", ["three", "two nodes"])
+def test_fewer_documents_than_processes_do_not_hang(layouts: Layouts, layout: str) -> None:
+    options = ("--tasks", "tiny_choice,tiny_text", "--limit", "1")
+    few = {"top_k": 2, "delta": 3, "n_pairs": 8}
+    found = layouts(layout, f"few_{layout.replace(' ', '_')}", *options, **few)
+    assert found.code == 0, found.output[-3000:]
+    for task in ("tiny_choice", "tiny_text"):
+        assert list(found.samples(task)) == [0]
+        assert found.results["n-samples"][task]["effective"] == 1
+
+
+def test_the_probes_of_iti_are_those_of_one_process(layouts: Layouts) -> None:
+    options = ("--tasks", "tiny_choice", "--limit", "4")
+    given = {"top_k": 3, "alpha": 5, "n_pairs": 24, "model": "hf-iti"}
+    one, two = (layouts(each, f"iti_{each}", *options, **given) for each in ("one", "two"))
+    assert one.code == two.code == 0, two.output[-3000:]
+    [mask], [other] = one.masks.values(), two.masks.values()
+    for key, tensor in mask.tensors.items():
+        torch.testing.assert_close(other.tensors[key], tensor, atol=1e-5, rtol=1e-5)
+
+
+def test_a_process_that_fails_ends_the_run_with_its_error(layouts: Layouts, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    import sadi_lmeval.activations as broken\n"
+        "    def fail(*_):\n"
+        "        raise MemoryError('planted')\n"
+        "    broken._read = fail\n"
+    )
+    options = ("--tasks", "tiny_choice", "--limit", "4")
+    given = {"top_k": 2, "delta": 3, "n_pairs": 8}
+    sound = layouts("two", "sound", *options, **given)
+    broken = layouts("two", "broken", *options, path=tmp_path, **given)
+    assert sound.code == 0
+    assert broken.code != 0
+    assert "MemoryError: planted" in broken.output
+    assert broken.seconds < sound.seconds + 60
+    assert not list(broken.folder.rglob("results_*.json"))
+
+
+def test_a_mask_of_several_processes_is_found_by_one(
+    layouts: Layouts, runs: dict[str, Run]
+) -> None:
+    options = ("--tasks", ",".join(TASKS), "--limit", "7")
+    again = layouts(
+        "one", "again", *options, **{**TUNED, "cache_dir": runs["three"].folder / "cache"}
+    )
+    assert again.code == 0, again.output[-3000:]
+    assert "Pairs of" not in again.output
+    assert "top_k and delta of" not in again.output  # the label of tuning
+
+
+def test_alone_nothing_is_shared_or_waited_for() -> None:
+    assert ALONE.mine(["a", "b", "c"]) == [(0, "a"), (1, "b"), (2, "c")]
+    assert ALONE.told(lambda: "said") == "said"
+    assert ALONE.gathered("part") == ["part"]
+    assert ALONE.summed(torch.ones(2)).tolist() == [1.0, 1.0]
+    assert ALONE.is_first
