@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+from huggingface_hub import constants, get_session
 from lm_eval.tasks import TaskManager
 
 from sadi_lmeval.benchmark import Benchmark, read_benchmark
@@ -87,6 +88,21 @@ def reach(dataset: tuple[str, str | None]) -> str:
     except Exception as error:  # datasets, hub and network raise many kinds
         return first_line(error) or type(error).__name__
     return ""
+
+
+def without_network(seconds: float = 5.0) -> bool:
+    """Whether the hub does not answer at all; then each data set would be waited for in vain."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=seconds)
+    except Exception:  # of whichever client the hub's library uses
+        return True
+    return False
+
+
+def stay_offline() -> None:
+    """Look at local folders and the cache alone from now on, as HF_HUB_OFFLINE=1 does."""
+    datasets.config.HF_HUB_OFFLINE = True
+    constants.HF_HUB_OFFLINE = True
 
 
 def reached(

@@ -19,7 +19,7 @@ from sadi_lmeval.packing import Continuation
 from sadi_lmeval.prefill import can_share_beginning
 from sadi_lmeval.processes import ALONE, Processes
 from sadi_lmeval.scoring import Score, log_likelihoods
-from sadi_lmeval.sites import Site, find_site
+from sadi_lmeval.sites import Site, find_site, unwrapped
 
 _AUTO_TOKENS = {"cpu": 512}
 """Padded tokens a batch under ``--batch_size auto``, by device type."""
@@ -58,6 +58,7 @@ class Engine:
             autocast: mixed precision of the forward pass, or None.
             softmax_dtype: of the log-softmax; None: that of the logits.
         """
+        unwrapped(model)  # refuses what shifts positions
         self.model = model
         self.forward = Forward(model, autocast)
         self.pad = pad

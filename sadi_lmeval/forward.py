@@ -17,7 +17,7 @@ from sadi_lmeval.interventions.edit import Edits, reading
 from sadi_lmeval.positions import Points
 from sadi_lmeval.prefixes import shared_length
 from sadi_lmeval.sequences import Batch, Past, Tree, pack
-from sadi_lmeval.sites import Site, decoder_blocks
+from sadi_lmeval.sites import Site, decoder_blocks, input_device
 
 
 class Steered(NamedTuple):
@@ -69,8 +69,7 @@ class Forward:
         """
         self.model = model
         self.autocast = autocast
-        parameter = next(model.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
+        self.device, self.dtype = input_device(model), next(model.parameters()).dtype
         self._in_tuple = False
         self._last_prefix: tuple[Sequence[int], Past | None] = ((), None)
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it
+
+# isort: split
+
+import json
 import random
 import subprocess
 import sys
@@ -16,8 +21,6 @@ import torch
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 WORDS = """the cat dog bird fish stone tree river house road sky sun moon star rain snow wind fire
 red blue green black white big small old new fast slow hot cold is was sees eats likes wants makes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ from lm_eval.tasks import TaskManager
 
 from sadi_lmeval import coverage
 from sadi_lmeval.benchmark import read_benchmark
-from sadi_lmeval.coverage import Covered, covered, reach, reached
+from sadi_lmeval.coverage import (
+    Covered,
+    covered,
+    reach,
+    reached,
+    stay_offline,
+    without_network,
+)
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.folders import task_configs
 from sadi_lmeval.options import Options
@@ -292,3 +300,21 @@ def test_each_data_set_is_asked_for_once_and_those_without_never(
     assert found[own] == ""
     assert found[absent]
     assert len(found) == 2
+
+
+def test_a_hub_that_does_not_answer_is_noticed_within_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    assert without_network(seconds=1.0)
+    assert time.monotonic() - start < 20
+
+
+def test_staying_offline_is_what_both_libraries_go_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    stay_offline()
+    assert datasets.config.HF_HUB_OFFLINE
+    assert huggingface_hub.constants.HF_HUB_OFFLINE

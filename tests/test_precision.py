@@ -336,7 +336,6 @@ def test_a_model_with_layers_on_the_disk_scores_and_generates_as_one_in_memory(
         pytest.param(lambda model, folder: accelerate.disk_offload(model, folder, CPU), id="disk"),
     ],
 )
-@pytest.mark.xfail(reason="Forward takes the device of a weight that is elsewhere: meta")
 def test_a_model_that_is_offloaded_as_a_whole_scores_as_one_in_memory(
     offloaded: Callable[[nn.Module, str], Any], tmp_path: Path
 ) -> None:

@@ -87,7 +87,9 @@ def run(given: argparse.Namespace, rest: object, command: object) -> None:
         task = limited(task, model.length_limit)
     plan = find_plan(task, options)
     lines: list[dict[str, Any]] = []
-    print(f"task {task.name}, recipe {plan.recipe.recipe} ({plan.recipe.contrast})")
+    origin = plan.source_task.name
+    said = f"task {task.name}" + (f", pairs of {origin}" if origin != task.name else "")
+    print(f"{said}, recipe {plan.recipe.recipe} ({plan.recipe.contrast})")
     for number, source in enumerate(plan.sources.sources):
         drawn = draw(plan, source, options, tuned(options), model)
         lines += _shown(plan, source, drawn, 0 if number else given.examples)

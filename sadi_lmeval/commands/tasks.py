@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,15 @@ def run(given: argparse.Namespace, rest: object, command: object) -> None:
     from pytablewriter import MarkdownTableWriter
     from tqdm import tqdm
 
-    from sadi_lmeval.coverage import covered, reached
+    from sadi_lmeval.coverage import covered, reached, stay_offline, without_network
     from sadi_lmeval.errors import UserError
 
     if given.include_path is not None and not given.include_path.is_dir():
         raise UserError(f"--include_path {given.include_path}: no such folder")
     rows = covered([given.include_path] if given.include_path else [])
+    if not given.offline and without_network():
+        print("The hub does not answer: only what is here already is found.", file=sys.stderr)
+        stay_offline()
     missing = {} if given.offline else reached(rows, lambda names: tqdm(names, desc="Data sets"))
     table = []
     for row in rows:
