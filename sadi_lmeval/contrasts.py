@@ -143,17 +143,18 @@ def _other_answer(
     random: Random,
 ) -> str | None:
     """Another document's answer; none of its answers is one of this document's."""
-    own = _targets(task, documents[index])
+    own = _right(task, recipe, documents[index])
     for other in random.sample(range(len(documents)), min(20, len(documents))):
         answer = right_answer(task, recipe, documents[other])
-        apart = own.isdisjoint(_targets(task, documents[other]))
+        apart = own.isdisjoint(_right(task, recipe, documents[other]))
         if answer.strip() and apart and allowed(documents[other]):
             return answer
     return None
 
 
-def _targets(task: RunTask, document: Document) -> set[str]:
-    """All that the task counts as right, without regard to case and spaces."""
+def _right(task: RunTask, recipe: Recipe, document: Document) -> set[str]:
+    """All that the task and the recipe count as right, without regard to case and spaces."""
     answer = task.task.doc_to_target(document)
     every = answer if isinstance(answer, list) else [target(task, document)]
+    every = [*every, right_answer(task, recipe, document)]
     return {" ".join(str(each).lower().split()) for each in every}

@@ -84,6 +84,12 @@ def find_plan(task: RunTask, options: Options) -> Plan:
                 f"{recipe.recipe} is a static set, whose prompts show no examples; leave it out"
             )
         own_recipe = recipe_of(source_task, replace(options, recipe=None), static=False)
+    if options.negative != "random" and recipe.contrast != "choice":
+        logger.warning(
+            "Task %s: negative=%s is about choices, which recipe %s does not contrast; it is as if "
+            "negative=random had been given",
+            *(source_task.name, options.negative, recipe.recipe),
+        )
     sources = find_sources(task, source_task, benchmark, options.folds)
     return Plan(task, source_task, benchmark, recipe, own_recipe, sources)
 
@@ -163,7 +169,9 @@ def draw(
         _check_pairs(plan, source, options, len(pairs), wanted)
         if not tuning:
             return Drawn(pairs, [])
-        held_out = list(itertools.islice(candidates, tuned))
+        used = Known.of(pair.known_as for pair in pairs)
+        others = (d for d in candidates if not used.has(identity(task, d)))
+        held_out = list(itertools.islice(others, tuned))
         _check_held_out(plan, source, options, len(held_out), 0, len(held_out))
         return Drawn(pairs, held_out)
     if tuning:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from sadi_lmeval.errors import UserError, nearest
+from sadi_lmeval.errors import UserError, first_line, nearest
 from sadi_lmeval.folders import contrastive_sets
 from sadi_lmeval.yaml_files import read_yaml, yaml_files
 
@@ -85,7 +85,7 @@ def load_recipe(name: str, folders: list[Path]) -> Recipe:
     """
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
-        if not path.is_file():
+        if not _is_file(path):
             raise UserError(f"recipe={name}: no such file")
         return _read(path)
     known: dict[str, Path] = {}
@@ -127,11 +127,27 @@ def _read(path: Path) -> Recipe:
         if key in content and not isinstance(content[key], str):
             faults.append(f"{key} must be text, not {content[key]!r}")
     if not faults and "pairs" in content:
-        content["pairs"] = str(path.resolve().parent / content["pairs"])
-        if Path(content["pairs"]).resolve().parent != path.resolve().parent:
-            faults.append("pairs must be a file in the recipe's own folder")
-        elif not Path(content["pairs"]).is_file():
-            faults.append(f"pairs: no such file ({content['pairs']})")
+        content["pairs"], fault = _beside(path, content["pairs"])
+        faults += [fault] if fault else []
     if faults:
         raise UserError(f"recipe file {path}: {'; '.join(faults)}")
     return Recipe(**content)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False  # too long a name, or none at all
+
+
+def _beside(recipe: Path, name: str) -> tuple[str, str]:
+    """The path of a file in the recipe's own folder, and what is wrong with it."""
+    folder = recipe.resolve().parent
+    try:
+        found = (folder / name).resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        return "", f"pairs: no such file ({first_line(error)})"
+    if found.parent != folder:
+        return "", "pairs must be a file in the recipe's own folder"
+    return str(found), "" if _is_file(found) else f"pairs: no such file ({found})"

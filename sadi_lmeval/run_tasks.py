@@ -136,7 +136,7 @@ class RunTask:
         return self.settings["chat_template"]([each.to_dict() for each in messages]), ""
 
     def fits(self, document: Document, *answers: str) -> bool:
-        """Whether all texts of a document are within the limit, if there is one.
+        """Whether all texts of a document, without few-shot examples, are within the limit.
 
         Args:
             document: of the task.
@@ -144,12 +144,13 @@ class RunTask:
         """
         if self.limit is None:
             return True
-        limit, shots = self.limit, self.num_fewshot
-        return all(
-            limit.count(context + (continuation or answer)) <= limit.tokens
-            for context, continuation in self.texts(document, shots)
-            for answer in answers or ("",)
-        )
+        count, delimiter = self.limit.count, self.answer_delimiter()
+        texts = [
+            context + (continuation if answer is None else delimiter + answer)
+            for context, continuation in self.texts(document, 0)
+            for answer in answers or (None,)
+        ]
+        return all(count(text) <= self.limit.tokens for text in texts)
 
     def answer_delimiter(self) -> str:
         """What stands between a prompt and its answer as text in this run."""

@@ -7,11 +7,30 @@ import functools
 from typing import Any
 
 from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sadi_lmeval.errors import UserError, first_line
 
-_environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
+
+class _Missing(StrictUndefined):
+    """A field that is not there, noticed inside a list too."""
+
+    __repr__ = StrictUndefined._fail_with_undefined_error
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Beside code, a template may not ask for more memory than its document takes."""
+
+    intercepted_binops = frozenset(["*", "**"])
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**" or not all(isinstance(each, (int, float)) for each in (left, right)):
+            raise SecurityError(f"{operator} is not allowed here, but for a product of numbers")
+        return left * right
+
+
+_environment = _Sandbox(undefined=_Missing)
 _FAULTS = (
     *(TemplateError, ValueError, SyntaxError, TypeError, LookupError, AttributeError),
     *(RuntimeError, ArithmeticError, AssertionError, MemoryError),
