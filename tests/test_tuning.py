@@ -327,7 +327,7 @@ def test_a_grid_that_steers_nothing_is_refused_for_what_it_is(evaluate: Any) -> 
         ("tiny_choice", {"n_tune": 59}, ["70 documents", "leaves 58", "59 are needed"]),
         ("tiny_choice", {"n_pairs": 67}, ["67 of them", "leaves 3", "12 are needed"]),
         ("tiny_text", {"objective": "metric"}, ["objective=metric", "tiny_text"]),
-        ("tiny_choice", {"objective": "exact_match"}, ["objective=exact_match", "tiny_choice"]),
+        ("tiny_word", {"objective": "exact_match"}, ["objective=exact_match", "tiny_word"]),
     ],
 )
 def test_what_cannot_be_tuned_is_said_in_one_line(
