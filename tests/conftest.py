@@ -242,3 +242,11 @@ def evaluate(tmp_path: Path, model_folder: Path, task_manager: Any) -> Evaluate:
         return results
 
     return run
+
+
+_LONGEST = ("test_processes", "test_hub", "test_compare", "test_every_architecture", "test_suite")
+"""Files that take minutes: begun first, so that no process is left with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in _LONGEST)
