@@ -10,6 +10,7 @@ from sadi_lmeval import templates
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.recipe import Recipe
 from sadi_lmeval.run_tasks import Document, RunTask
+from sadi_lmeval.sources import normalized
 from sadi_lmeval.wrong_numbers import with_wrong_number
 
 
@@ -29,7 +30,7 @@ def gold_and_wrong(
     choices = task.task.doc_to_choice(document)
     gold: Any
     if recipe.contrast == "choice" and recipe.gold is not None:
-        gold = _indices(recipe, "gold", recipe.gold, document)
+        gold = _gold_of_template(recipe, recipe.gold, document)
     elif getattr(task.task, "multiple_input", 0):
         gold = task.task.doc_to_text(document)
     else:
@@ -62,8 +63,8 @@ def contrasted_choices(
     return gold, named
 
 
-def _indices(recipe: Recipe, key: str, template: str, document: Document) -> list[int]:
-    name = f"recipe {recipe.recipe}: its {key} template"
+def _gold_of_template(recipe: Recipe, template: str, document: Document) -> list[int]:
+    name = f"recipe {recipe.recipe}: its gold template"
     found = templates.value(template, document, name)
     if isinstance(found, list):
         return [index for index, label in enumerate(found) if label]
@@ -157,4 +158,4 @@ def _right(task: RunTask, recipe: Recipe, document: Document) -> set[str]:
     answer = task.task.doc_to_target(document)
     every = answer if isinstance(answer, list) else [target(task, document)]
     every = [*every, right_answer(task, recipe, document)]
-    return {" ".join(str(each).lower().split()) for each in every}
+    return {normalized(str(each)) for each in every}

@@ -70,18 +70,12 @@ def build_pairs(
     random = Random(seed)
     order = random.sample(range(len(documents)), len(documents))
     examples = _few_shot_examples(task, allowed, num_fewshot, seed)
-    reserved = Known.of(identity(task, document) for document in examples)
     made: list[_Made] = []
     count = 0
-    seen: set[str] = set()
-    for index in order:
+    for index, known_as in _candidates(task, documents, allowed, examples, order):
         if count >= wanted:
             break
         document = documents[index]
-        known_as = identity(task, document)
-        if known_as.content in seen or reserved.has(known_as) or not allowed(document):
-            continue
-        seen.add(known_as.content)
         if recipe.contrast == "choice":
             gold, wrong = contrasted_choices(task, recipe, document)
             if gold and wrong and task.fits(document):
@@ -163,14 +157,9 @@ def usable_documents(
 ) -> Iterator[Document]:
     """Documents with a right answer, each once, in the order of the draw."""
     examples = _few_shot_examples(task, allowed, num_fewshot, seed)
-    reserved = Known.of(identity(task, document) for document in examples)
-    seen: set[str] = set()
-    for index in Random(seed).sample(range(len(documents)), len(documents)):
+    order = Random(seed).sample(range(len(documents)), len(documents))
+    for index, _ in _candidates(task, documents, allowed, examples, order):
         document = documents[index]
-        known_as = identity(task, document)
-        if reserved.has(known_as) or known_as.content in seen or not allowed(document):
-            continue
-        seen.add(known_as.content)
         if recipe.contrast == "choice":
             if all(contrasted_choices(task, recipe, document)) and task.fits(document):
                 yield document
@@ -178,6 +167,25 @@ def usable_documents(
         right = right_answer(task, recipe, document)
         if right.strip() and task.fits(document, right):
             yield document
+
+
+def _candidates(
+    task: RunTask,
+    documents: Sequence[Document],
+    allowed: Callable[[Document], bool],
+    examples: Sequence[Document],
+    order: Sequence[int],
+) -> Iterator[tuple[int, Identity]]:
+    """Documents that may be used, each once, in an order: allowed, and none of the examples."""
+    reserved = Known.of(identity(task, document) for document in examples)
+    seen: set[str] = set()
+    for index in order:
+        document = documents[index]
+        known_as = identity(task, document)
+        if known_as.content in seen or reserved.has(known_as) or not allowed(document):
+            continue
+        seen.add(known_as.content)
+        yield index, known_as
 
 
 def scored_texts(

@@ -235,7 +235,7 @@ def note_tasks_of_the_run(limit: LengthLimit | None = None) -> None:
     def build_all_requests(self: Task, **settings: Any) -> None:
         task = limited(RunTask(self, settings), _limits[0] if _limits else None)
         _noted[task.name] = task
-        if _has_no_document(self, settings):
+        if settings.get("world_size", 1) > 1 and _has_no_document(self, settings):
             # The harness does not expect a process without documents (a limit below the number of
             # processes): it gets a request whose response no document asks for.
             settings = {**settings, "limit": 1, "samples": None, "rank": 0, "world_size": 1}

@@ -86,12 +86,6 @@ def static_pairs(
         prompt = templates.rendered(recipe.prompt, dict(row), f"recipe {recipe.recipe}: prompt")
         context, delimiter = task.prompt(prompt)
         known_as = Identity(digest(dict(row)), digest({"question": question}))
-        positive, negative = (
-            (context, delimiter + row["positive"]),
-            (
-                context,
-                delimiter + row["negative"],
-            ),
-        )
+        positive, negative = ((context, delimiter + row[side]) for side in _KEYS[1:])
         pairs.append(Pair(positive, negative, dict(row), known_as))
     return pairs
