@@ -1,10 +1,12 @@
 # make demo   install, then run hf and hf-sadi on a small model and a task shipped here
 # make test   install, then run the linters and the whole test suite
+# make faults install, then kill, damage, fill up and overflow, and print what came of it
+# make test-oldest  the test suite with the oldest lm-eval, transformers and torch that are admitted
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test faults test-oldest clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,7 +22,10 @@ test: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/faults -n auto --dist loadfile
+
+faults: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist load tests/faults
 
 clean:
 	rm -rf $(VENV) build dist

@@ -46,7 +46,8 @@ def main() -> int:
         bench = Bench(model, 1, Path(folder))
         passes = {}
         for task in TASKS:
-            size, [passes[task]] = best_size(bench, task, given.limit, None)
+            size = best_size(bench, task, given.limit, None)
+            passes[task] = bench.evaluate(bench.plain(size), task, given.limit, None).seconds
             print(f"hf, {task}, batch size {size}: {passes[task]:.0f} s", flush=True)
         del bench
         command = [str(Path(sys.executable).with_name("sadi-lmeval")), "compare"]

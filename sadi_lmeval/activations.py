@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sadi_lmeval.batches import Bounds, batches
+from sadi_lmeval.errors import UserError
 from sadi_lmeval.forward import Forward
 from sadi_lmeval.interventions.iti import fit_probes
 from sadi_lmeval.mask import Kind
@@ -43,7 +44,11 @@ class Reducer(Protocol):
         """Put together what each process has taken."""
 
     def tensors(self, label: str) -> dict[str, Tensor]:
-        """What came out, when every text of every pair has been taken."""
+        """What came out, when every text of every pair has been taken.
+
+        Raises:
+            UserError: an activation is not finite.
+        """
 
 
 class MeanDifference:
@@ -62,6 +67,12 @@ class MeanDifference:
 
     def tensors(self, label: str) -> dict[str, Tensor]:
         site, mean = self.site, (self.total / self.pairs).float()
+        bad = int((~mean.isfinite()).sum())
+        if bad:
+            raise UserError(
+                f"the pairs' activations are not finite at {bad} of {mean.numel()} places "
+                f"({site.element}); load the model in a wider type (dtype=bfloat16 or float32)"
+            )
         return {"difference": mean.view(site.layers, site.entries, site.entry_width)}
 
 

@@ -1,19 +1,33 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and whose damage is noticed."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
+
+_LARGEST = 1 << 28
+"""Bytes of a checked file: far above any of ours; larger ones are not read."""
+_ABANDONED = 3600.0
+"""Seconds after which a file that nobody has finished belongs to a killed process."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file, its folder included; nobody ever sees a part of it.
 
+    What processes that were killed had begun to write of it is taken away.
+
     Raises:
         OSError: the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{_literal(path.name)}*.partial"):
+        if _is_abandoned(left):
+            left.unlink(missing_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -24,3 +38,44 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def write_checked(path: Path, content: Any) -> None:
+    """Write plain JSON values atomically, after a line with their sha256.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    text = json.dumps(content, allow_nan=False)
+    write_atomically(path, f"{_digest(text)}\n{text}\n".encode())
+
+
+def read_checked(path: Path) -> Any:
+    """What :func:`write_checked` wrote.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+        ValueError: it is damaged, or something else.
+    """
+    if path.stat().st_size > _LARGEST:
+        raise ValueError(f"larger than {_LARGEST} bytes")
+    check, _, text = path.read_text(encoding="utf-8").partition("\n")
+    if not text.endswith("\n") or check != _digest(text[:-1]):
+        raise ValueError("its content does not match its checksum")
+    return json.loads(text)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _literal(name: str) -> str:
+    """A name as a pattern that only it fits."""
+    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > _ABANDONED
+    except OSError:
+        return False  # another process has taken it away

@@ -92,8 +92,7 @@ def cached_measurements(
     missing = processes.told(look)
     if not missing:
         return processes.told(lambda: found)
-    names = [f"{key}.lock" for key in missing] if processes.is_first else []
-    with locked(folder, names) as error:
+    with locked(folder, [f"{key}.lock" for key in missing], processes) as error:
         missing = processes.told(look)  # another run may have been at it
         built = build(missing) if missing else {}
         for key, measurement in built.items() if processes.is_first else ():
@@ -111,10 +110,17 @@ def cached_measurements(
 
 
 @contextmanager
-def locked(folder: Path, names: Iterable[str]) -> Iterator[OSError | None]:
+def locked(
+    folder: Path, names: Iterable[str], processes: Processes = ALONE
+) -> Iterator[OSError | None]:
     """Hold locks of a folder while the block runs.
 
     All who want several take them in the same order, so nobody waits for one who waits for them.
+
+    Args:
+        folder: is made where it is not there.
+        names: of the locks' files.
+        processes: of the run; the first one holds the locks for all.
 
     Yields:
         None, or why the folder cannot be written: then nothing is locked.
@@ -123,7 +129,7 @@ def locked(folder: Path, names: Iterable[str]) -> Iterator[OSError | None]:
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for name in sorted(names):
+            for name in sorted(names) if processes.is_first else ():
                 stack.enter_context(FileLock(folder / name))
         except OSError as error:
             stack.close()

@@ -27,7 +27,8 @@ from sadi_lmeval.methods import grid, is_unsteered, site_of
 from sadi_lmeval.options import NAMES, Options
 from sadi_lmeval.plan import recipe_of
 from sadi_lmeval.record import FOLDER, Record, file_name, load_record, save_record
-from sadi_lmeval.run_tasks import RunTask, digest, load_tasks, tasks_of_the_run
+from sadi_lmeval.run_task import RunTask, digest
+from sadi_lmeval.run_tasks import load_tasks, tasks_of_the_run
 
 logger = logging.getLogger("lm_eval.sadi")
 
@@ -329,7 +330,10 @@ def _record(
         for key, value in found.items()
         if key.endswith(f",{first}") and "_stderr" not in key
     }
-    finite = [_all_finite(sample) for sample in samples]
+    steering = results["config"]["sadi"][name]
+    # Which of the generated texts they are is not known.
+    texts = task.output_type == "generate_until" and steering["not_finite"] > 0
+    finite = [_all_finite(sample) and not texts for sample in samples]
     if not all(finite):  # the harness takes the first of such scores for the highest
         metrics = {key: [None, None] for key in metrics}
     choices = [_choices(task, sample["doc"]) for sample in samples]
@@ -363,7 +367,7 @@ def _record(
             for sample in samples
         ],
         labels=choices[0] if same else None,
-        steering=results["config"]["sadi"][name],
+        steering=steering,
         seconds=seconds,
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 from sadi_lmeval import templates
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.recipe import Recipe
-from sadi_lmeval.run_tasks import Document, RunTask
+from sadi_lmeval.run_task import Document, RunTask
 from sadi_lmeval.sources import normalized
 from sadi_lmeval.wrong_numbers import with_wrong_number
 

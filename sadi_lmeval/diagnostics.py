@@ -53,7 +53,7 @@ def diagnose(record: Record, unsteered: Record | None) -> Diagnosis:
     - the answers are labels, the same in every document: where they differ from document to
       document, their places are ours, and the model does not see them;
     - the metric improved;
-    - the method's most frequent answer is more frequent than it was, beyond noise: the paired
+    - the answer whose share rose most is more frequent than it was, beyond noise: the paired
       bootstrap's 95 % interval of the rise lies above 0;
     - balanced accuracy did not rise beyond noise (the interval of its rise does not lie above 0),
       or rose from below to no more than what one answer alone would score, one over the number of
@@ -82,7 +82,7 @@ def diagnose(record: Record, unsteered: Record | None) -> Diagnosis:
     not_finite = sum(value is None for value in record.values)
     found = []
     if unsteered is not None and balanced_after is not None and balanced_before is not None:
-        top = max(after, key=lambda name: after[name])
+        top = max(after, key=lambda name: after[name] - before.get(name, 0.0))
         gain = _gain(record, unsteered)
         labelled = record.labels is not None
         collapsed = labelled and gain > 0 and _collapsed(record, unsteered, top)

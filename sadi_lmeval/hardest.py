@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from sadi_lmeval.atomic import write_atomically
+from sadi_lmeval.atomic import read_checked, write_checked
 from sadi_lmeval.cache import cache_key, locked
+from sadi_lmeval.errors import first_line
 from sadi_lmeval.pairs import Likes
-from sadi_lmeval.run_tasks import Text
+from sadi_lmeval.run_task import Text
 from sadi_lmeval.scoring import Score
 from sadi_lmeval.steerable import SteerableModel
 
@@ -34,14 +34,13 @@ def hardest(model: SteerableModel, folder: Path) -> Likes:
         found = {"hardest": tokens, "model": model.model_card}
         path = folder / f"{cache_key(found)}.hardest.json"
         sizes = [len(each) for each in wrongs]
-        first = model.processes.is_first
-        with locked(folder, [f"{path.name}.lock"] if first else []) as unwritable:
+        with locked(folder, [f"{path.name}.lock"], model.processes) as unwritable:
             known = model.processes.told(lambda: _known(path, sizes))
             if known is None:
                 known = _likeliest(model, wrongs)
                 try:
-                    if unwritable is None and first:
-                        write_atomically(path, json.dumps(known).encode())
+                    if unwritable is None and model.processes.is_first:
+                        write_checked(path, known)
                 except OSError as error:
                     logger.warning("%s cannot be written (%s): it is found anew", path, error)
         return known
@@ -52,8 +51,11 @@ def hardest(model: SteerableModel, folder: Path) -> Likes:
 def _known(path: Path, sizes: Sequence[int]) -> list[int] | None:
     """What was found before; None where it is not there, or damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = read_checked(path)
+    except OSError:
+        return None
+    except (ValueError, RecursionError) as error:
+        logger.warning("%s: damaged (%s); it is found anew", path, first_line(error))
         return None
     fits = (
         isinstance(found, list)

@@ -12,7 +12,8 @@ from lm_eval.tasks import TaskManager
 
 from sadi_lmeval.errors import UserError, first_line, nearest
 from sadi_lmeval.measured import task_digest
-from sadi_lmeval.run_tasks import RunTask, load_tasks
+from sadi_lmeval.run_task import RunTask
+from sadi_lmeval.run_tasks import load_tasks
 
 _REFUSED = (
     "model",

@@ -136,4 +136,6 @@ def load_mask(path: Path) -> Measurement:
         raise UserError(f"mask {path}: damaged or not a mask file ({error})") from None
     if not intact:
         raise UserError(f"mask {path}: damaged (its content does not match its checksums)")
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise UserError(f"mask {path}: has values that are not finite; build it anew")
     return found

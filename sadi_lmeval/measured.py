@@ -16,7 +16,7 @@ from sadi_lmeval.methods import kind_of, site_of
 from sadi_lmeval.options import Options
 from sadi_lmeval.pairs import Pair
 from sadi_lmeval.plan import Plan
-from sadi_lmeval.run_tasks import RunTask, digest
+from sadi_lmeval.run_task import RunTask, digest
 from sadi_lmeval.sites import Site
 from sadi_lmeval.sources import Source
 from sadi_lmeval.steerable import SteerableModel

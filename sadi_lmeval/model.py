@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -17,6 +17,7 @@ from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
+from transformers import LogitsProcessorList
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -31,6 +32,7 @@ from sadi_lmeval.options import NAMES, REFERENCE_LENGTH, Method, Options, refuse
 from sadi_lmeval.packing import UNSTEERED, Continuation
 from sadi_lmeval.plan import user_folders
 from sadi_lmeval.prefill import (
+    FiniteLogits,
     Prompts,
     beginning_of,
     steered_generation,
@@ -38,8 +40,8 @@ from sadi_lmeval.prefill import (
 )
 from sadi_lmeval.processes import ALONE, Processes
 from sadi_lmeval.response_cache import ResponseCache
+from sadi_lmeval.run_task import LengthLimit
 from sadi_lmeval.run_tasks import (
-    LengthLimit,
     load_task,
     note_tasks_of_the_run,
     tasks_of_the_run,
@@ -77,7 +79,8 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         self._tasks: dict[str, TaskSteering] = {}
         self._edits: Edits | None = None
         self._first_edit: dict[str, int] = {}
-        self._generation: tuple[int, list[int]] = UNSTEERED, []
+        self._generation = _Generation()
+        self._not_finite: dict[str, int] = {}
         super().__init__(pretrained, delta=delta_weights, **arguments)
         self.processes = self._join_processes()
         self.cache_hook: ResponseCache = ResponseCache(None)
@@ -291,16 +294,29 @@ class SteeredModel(HFLM):  # type: ignore[misc]
 
         with bar:
             self.engine.score(continuations, self._edits, done)
-        odd = sum(score is not None and not math.isfinite(score[0]) for score in scores)
-        if odd:
-            logger.warning(
-                "%d of %d log-likelihoods are not finite (steered too strongly for %s?): the "
-                "answers to their documents mean nothing",
-                odd,
-                len(scores),
-                self.model.dtype,
-            )
+        odd: dict[str, set[int]] = {request.task_name: set() for request in requests}
+        for request, score in zip(requests, scores, strict=True):
+            if score is not None and not math.isfinite(score[0]):
+                odd[request.task_name].add(request.doc_id)
+        self._tell_not_finite({name: len(documents) for name, documents in odd.items()})
         return [score for score in scores if score is not None]
+
+    def _tell_not_finite(self, found: dict[str, int]) -> None:
+        """Note down for the results file on how many documents of each task there is no answer."""
+        total: dict[str, int] = {}
+        for part in self.processes.gathered(found):
+            for name, count in part.items():
+                total[name] = total.get(name, 0) + count
+        self._not_finite |= total
+        for name, count in total.items():
+            if count:
+                logger.warning(
+                    "Task %s: log-probabilities of %d documents are not finite (steered too "
+                    "strongly for %s?): the answers to them mean nothing",
+                    name,
+                    count,
+                    self.model.dtype,
+                )
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -314,60 +330,87 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         """Generate after each prompt, steered from its last token."""
         which = self._steer(requests)
         texts: list[str | None] = [None] * len(requests)
-        for edit in sorted(set(which)):
-            self.cache_hook.steering = self.steering_digest(self.options, self._edits, edit)
+        alike: dict[tuple[str, int], list[int]] = {}
+        for index, (request, edit) in enumerate(zip(requests, which, strict=True)):
+            alike.setdefault((request.task_name, edit), []).append(index)
+        odd = {request.task_name: 0 for request in requests}
+        for (name, edit), indices in alike.items():
+            digest = self.steering_digest(self.options, self._edits, edit)
+            self.cache_hook.steering = digest
             left = []
-            for index, request in enumerate(requests):
-                if which[index] == edit:
-                    sampled = request.args[1].get("do_sample", False)
-                    known = None if sampled else self.cache_hook.get("generate_until", request.args)
-                    texts[index] = known
-                    if known is None:
-                        left.append(index)
+            for index in indices:
+                arguments = requests[index].args
+                sampled = arguments[1].get("do_sample", False)
+                texts[index] = None if sampled else self.cache_hook.get("generate_until", arguments)
+                if texts[index] is None:
+                    left.append(index)
             if not left:
                 continue
             prompts = [self.tok_encode(requests[index].args[0]) for index in left]
-            with self._generating(edit, beginning_of(prompts)):
+            self._generation = _Generation(edit, beginning_of(prompts), digest)
+            try:
                 answers = super().generate_until([requests[i] for i in left], disable_tqdm)
+                odd[name] += self._generation.not_finite
+            finally:
+                self._generation = _Generation()
             for index, answer in zip(left, answers, strict=True):
                 texts[index] = answer
+        self._tell_not_finite(odd)
         return [text for text in texts if text is not None]
-
-    @contextmanager
-    def _generating(self, edit: int, beginning: list[int]) -> Iterator[None]:
-        self._generation = edit, beginning
-        try:
-            yield
-        finally:
-            self._generation = UNSTEERED, []
 
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any
     ) -> Any:
-        edit, beginning = self._generation
+        state = self._generation
         mask = kwargs.pop("attention_mask", torch.ones_like(context))
         prompts = Prompts(context, mask)
         several = kwargs.get("num_beams", 1) > 1 or kwargs.get("num_return_sequences", 1) > 1
         fits = max_length <= self.engine.longest_branching_path
-        if beginning and not several and fits and self.engine.can_share_beginning:
-            prompts = with_shared_beginning(self.engine.forward, prompts, beginning)
+        if state.beginning and not several and fits and self.engine.can_share_beginning:
+            prompts = with_shared_beginning(self.engine.forward, prompts, state.beginning)
         if prompts.cache is not None:
             kwargs["past_key_values"] = prompts.cache
         kwargs["attention_mask"] = prompts.attention_mask
+        watch = FiniteLogits(len(context))
+        kwargs["logits_processor"] = LogitsProcessorList([watch])
         with ExitStack() as stack:
-            if edit != UNSTEERED and self._edits is not None:
+            if state.edit != UNSTEERED and self._edits is not None:
                 stack.enter_context(
-                    steered_generation(self.model, self._edits, edit, context, mask)
+                    steered_generation(self.model, self._edits, state.edit, context, mask)
                 )
-            return super()._model_generate(prompts.input_ids, max_length, stop, **kwargs)
+            found = super()._model_generate(prompts.input_ids, max_length, stop, **kwargs)
+        state.not_finite += watch.failed
+        # What the harness is about to keep of this batch is not kept where a text means nothing.
+        self.cache_hook.steering = "" if watch.failed else state.digest
+        return found
 
     # ------------------------------------------------------------------ results
 
     def get_model_info(self) -> dict[str, Any]:
         """The harness's facts about the model, and how each task was steered."""
         info: dict[str, Any] = super().get_model_info()
-        info["sadi"] = {name: steering.record for name, steering in self._tasks.items()}
+        info["sadi"] = {
+            name: {**steering.record, "not_finite": self._not_finite.get(name, 0)}
+            for name, steering in self._tasks.items()
+        }
         return info
+
+
+@dataclass
+class _Generation:
+    """What is being generated.
+
+    Attributes:
+        edit: of all its prompts.
+        beginning: what all its prompts begin with, where that is worth computing once.
+        digest: of its steering.
+        not_finite: texts so far for which a token's log-probability was not finite.
+    """
+
+    edit: int = UNSTEERED
+    beginning: list[int] = field(default_factory=list)
+    digest: str = ""
+    not_finite: int = 0
 
 
 class SADI(SteeredModel):

@@ -10,7 +10,7 @@ from sadi_lmeval.contrasts import gold_and_wrong
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.options import Objective
 from sadi_lmeval.recipe import Recipe
-from sadi_lmeval.run_tasks import Document, RunTask
+from sadi_lmeval.run_task import Document, RunTask
 from sadi_lmeval.scoring import Score
 
 

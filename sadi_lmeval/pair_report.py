@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from sadi_lmeval.pairs import Pair
 from sadi_lmeval.prefixes import shared_length
-from sadi_lmeval.run_tasks import Text
+from sadi_lmeval.run_task import Text
 
 _FEW_LABELS = 10
 """Different answers up to which a set of them counts as labels."""

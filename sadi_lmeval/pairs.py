@@ -11,7 +11,7 @@ from sadi_lmeval.errors import UserError
 from sadi_lmeval.options import Negative
 from sadi_lmeval.prefixes import shared_length
 from sadi_lmeval.recipe import Recipe
-from sadi_lmeval.run_tasks import Document, RunTask, Text
+from sadi_lmeval.run_task import Document, RunTask, Text
 from sadi_lmeval.sources import Identity, Known, identity
 
 Likes = Callable[[Sequence[Sequence[Text]]], Sequence[int]]

@@ -15,7 +15,8 @@ from sadi_lmeval.hardest import hardest
 from sadi_lmeval.options import DEFAULT_N_PAIRS, DEFAULT_N_TUNE, Options
 from sadi_lmeval.pairs import Pair, build_pairs, usable_documents
 from sadi_lmeval.recipe import Recipe, load_recipe
-from sadi_lmeval.run_tasks import Document, RunTask, included_folders, load_task
+from sadi_lmeval.run_task import Document, RunTask
+from sadi_lmeval.run_tasks import included_folders, load_task
 from sadi_lmeval.sources import Known, Source, Sources, find_sources, identity
 from sadi_lmeval.static_sets import static_pairs
 from sadi_lmeval.steerable import SteerableModel

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, LogitsProcessor
 
 from sadi_lmeval.branching import difference_of
 from sadi_lmeval.errors import first_line
@@ -81,6 +82,26 @@ def steered_generation(
         modules = {layer: edits.site.modules[layer] for layer in edits.written_layers}
         stack.enter_context(visiting(modules, edits.site.side, visit))
         yield
+
+
+class FiniteLogits(LogitsProcessor):  # type: ignore[misc]
+    """Notices, while texts are generated, logits that are nan or infinite; changes nothing.
+
+    Attributes:
+        failed: in how many of the prompts there were some.
+    """
+
+    def __init__(self, prompts: int) -> None:
+        self._bad = torch.zeros(prompts, dtype=torch.bool)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        bad = ~(scores < math.inf).all(dim=-1)  # minus infinity: a token that is ruled out
+        self._bad = self._bad.to(bad.device) | bad.view(len(self._bad), -1).any(dim=1)
+        return scores
+
+    @property
+    def failed(self) -> int:
+        return int(self._bad.sum())
 
 
 class Prompts(NamedTuple):

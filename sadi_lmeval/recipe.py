@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -125,7 +126,7 @@ def _read(path: Path) -> Recipe:
         faults += [f"contrast {contrast} needs {key}" for key in keys.needed if key not in content]
     for key in names - {"contrast"}:
         if key in content and not isinstance(content[key], str):
-            faults.append(f"{key} must be text, not {content[key]!r}")
+            faults.append(f"{key} must be text, not {reprlib.repr(content[key])}")
     if not faults and "pairs" in content:
         content["pairs"], fault = _beside(path, content["pairs"])
         faults += [fault] if fault else []

@@ -2,7 +2,8 @@
 
 The harness keys cached responses by the request's text alone, so another delta, K or task would
 be answered with an earlier run's scores. Here a response is kept under the request, the edit
-that it was given and the model; the harness's own look-ups always miss.
+that it was given and the model; the harness's own look-ups always miss. Ours are JSON, where the
+harness has pickles, which run what a stranger's file tells them to.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class ResponseCache:
         self.steering = ""
         if database is not None:
             database.__class__ = _OnlyOurs
+            database.encode, database.decode = json.dumps, _response
 
     def key(self, kind: str, arguments: Iterable[Any]) -> str:
         content = json.dumps([kind, self.steering, *arguments], default=str)
@@ -50,10 +52,26 @@ class ResponseCache:
         """The response to a request of a kind (``loglikelihood``, …), or None."""
         if self.database is None or not self.steering:
             return None
-        key = self.key(kind, arguments)
-        return self.database.get(key)
+        found = self.database.get(self.key(kind, arguments))
+        return found if _fits(kind, found) else None
 
     def add_partial(self, attr: str, req: Iterable[Any], res: Any) -> None:
         """Keep a response; the name and the arguments are the harness's."""
         if self.database is not None and self.steering:
             self.database[self.key(attr, req)] = res
+
+
+def _response(value: Any) -> Any:
+    """A response out of the database, or None where there is no JSON."""
+    try:
+        found = json.loads(value)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return tuple(found) if isinstance(found, list) else found
+
+
+def _fits(kind: str, response: Any) -> bool:
+    """Whether it is an answer to such a request: a text, or a log-likelihood and a flag."""
+    if kind == "generate_until":
+        return isinstance(response, str)
+    return isinstance(response, tuple) and list(map(type, response)) == [float, bool]

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from sadi_lmeval.benchmark import Benchmark
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.run_tasks import Document, RunTask, digest
+from sadi_lmeval.run_task import Document, RunTask, digest
 
 _SHARED = 5
 """A question that more evaluated documents share than this identifies none of them."""

@@ -10,7 +10,7 @@ from sadi_lmeval import templates
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.pairs import Pair
 from sadi_lmeval.recipe import Recipe
-from sadi_lmeval.run_tasks import RunTask, digest
+from sadi_lmeval.run_task import RunTask, digest
 from sadi_lmeval.sources import Identity, normalized
 
 _KEYS = ("prompt", "positive", "negative")

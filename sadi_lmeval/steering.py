@@ -31,7 +31,7 @@ from sadi_lmeval.outcome import Tuning
 from sadi_lmeval.packing import UNSTEERED as NO_EDIT
 from sadi_lmeval.pairs import scored_texts
 from sadi_lmeval.plan import Plan, draw, find_plan, num_fewshot, user_folders
-from sadi_lmeval.run_tasks import Document, RunTask
+from sadi_lmeval.run_task import Document, RunTask
 from sadi_lmeval.settings import UNSTEERED, Setting
 from sadi_lmeval.sites import Site
 from sadi_lmeval.sources import Source, identity, made_from, refuse_scored_documents

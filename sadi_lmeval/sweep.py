@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from sadi_lmeval.arms import arm
 from sadi_lmeval.cache import cache_key
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.journal import Journal
+from sadi_lmeval.journal import LARGEST, Journal
 from sadi_lmeval.measured import Measured, measured, task_digest, versions
 from sadi_lmeval.methods import check_where, edits_of, grid, joined, site_of
 from sadi_lmeval.objective import Judged, resolved
@@ -23,7 +23,7 @@ from sadi_lmeval.options import Options
 from sadi_lmeval.outcome import outcome
 from sadi_lmeval.pairs import scored_texts
 from sadi_lmeval.plan import draw, find_plan, num_fewshot, recipe_of
-from sadi_lmeval.run_tasks import Document, RunTask
+from sadi_lmeval.run_task import Document, RunTask
 from sadi_lmeval.settings import UNSTEERED, Grid, Setting
 from sadi_lmeval.sources import refuse_scored_documents
 from sadi_lmeval.steerable import SteerableModel
@@ -91,7 +91,7 @@ def sweep(
         the lines of this sweep, those that were there before included.
     """
     check_output(output)
-    file = Journal(output, required=True)
+    file = Journal(output, required=True, checked=False)
     found: list[dict[str, Any]] = []
     arms = {name: arm(name, options) for name in what.methods}
     every: _Every = {"none": (arm("none", options), [UNSTEERED])}
@@ -137,6 +137,8 @@ def check_output(output: Path) -> None:
         UserError: it cannot be written, or holds something else.
     """
     try:
+        if output.exists() and output.stat().st_size > LARGEST:
+            raise UserError(f"output {output}: larger than {LARGEST} bytes; name another file")
         content = output.read_text(encoding="utf-8") if output.exists() else ""
         folder = next(parent for parent in output.absolute().parents if parent.exists())
         if not folder.is_dir() or not os.access(output if output.exists() else folder, os.W_OK):

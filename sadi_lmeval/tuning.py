@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from tqdm import tqdm
 
-from sadi_lmeval.atomic import write_atomically
+from sadi_lmeval.atomic import read_checked, write_checked
 from sadi_lmeval.cache import cache_key, locked
 from sadi_lmeval.interventions.edit import Edits
 from sadi_lmeval.journal import Journal
@@ -21,7 +21,7 @@ from sadi_lmeval.objective import Judged, judge, resolved
 from sadi_lmeval.options import Objective
 from sadi_lmeval.outcome import Outcome, Tuning, best, outcome
 from sadi_lmeval.recipe import Recipe
-from sadi_lmeval.run_tasks import Document, RunTask, Text
+from sadi_lmeval.run_task import Document, RunTask, Text
 from sadi_lmeval.settings import UNSTEERED, Parameters, Setting
 from sadi_lmeval.steerable import SteerableModel
 
@@ -92,8 +92,7 @@ def tune(
     processes = model.processes
     left = processes.told(look)
     if left:
-        names = [f"{key}.tuning.lock" for key in left] if processes.is_first else []
-        with locked(folder, names) as error:
+        with locked(folder, [f"{key}.tuning.lock" for key in left], processes) as error:
             if error is not None and processes.is_first:
                 logger.warning(
                     "%s cannot be written (%s): the choice of %s is not kept. "
@@ -246,11 +245,9 @@ def _noted(line: Any, count: int) -> tuple[int, list[Judged] | None]:
 
 
 def _save(found: Tuning, path: Path, key: str) -> None:
-    """Write atomically; a folder that cannot be written costs a warning."""
-    content = json.dumps({"key": key, **found._asdict()}, allow_nan=False)
-    check = hashlib.sha256(content.encode()).hexdigest()
+    """A folder that cannot be written costs a warning."""
     try:
-        write_atomically(path, f"{check}\n{content}\n".encode())
+        write_checked(path, {"key": key, **found._asdict()})
     except OSError as error:
         logger.warning("%s cannot be written (%s): the choice is used but not kept", path, error)
 
@@ -258,17 +255,13 @@ def _save(found: Tuning, path: Path, key: str) -> None:
 def _load(path: Path, key: str) -> Tuning | None:
     """What :func:`_save` wrote, or None where it is not there or damaged."""
     try:
-        check, _, content = path.read_text(encoding="utf-8").partition("\n")
-        content = content.removesuffix("\n")
-        if check != hashlib.sha256(content.encode()).hexdigest():
-            raise ValueError("its content does not match its checksum")
-        values = json.loads(content)
+        values = read_checked(path)
         if values.pop("key") != key:
             raise ValueError("it belongs to another run")
         outcomes = [Outcome(Setting(*o[0]), *o[1:]) for o in values.pop("outcomes")]
         return Tuning(outcomes, parameters=Parameters(*values.pop("parameters")), **values)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         logger.warning("%s: damaged (%s); the settings are tried again", path, error)
         return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,22 @@ import yaml
 
 from sadi_lmeval.errors import UserError, first_line
 
+_LARGEST = 1 << 18
+"""Bytes; larger files are not parsed."""
+
 
 def read_yaml(path: Path) -> Any:
     """What a YAML file says; only plain values, nothing is executed.
 
     Raises:
-        UserError: it cannot be read, or is not plain YAML (a harness task with ``!function``).
+        UserError: it cannot be read, is no plain YAML (a harness task with ``!function``), or has
+            aliases, through which a few lines can stand for more than any memory holds.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        status = path.stat()
+        if status.st_size > _LARGEST:
+            raise ValueError(f"larger than {_LARGEST} bytes")
+        return deepcopy(_parsed(path, status.st_mtime_ns, status.st_size))
     # PyYAML lets the errors of its value constructors through: dates, numbers, booleans.
     except (
         *(yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError),
@@ -26,6 +35,15 @@ def read_yaml(path: Path) -> Any:
     ) as error:
         reason = first_line(error)
         raise UserError(f"file {path}: not valid YAML ({reason})") from None
+
+
+@lru_cache(maxsize=4096)
+def _parsed(path: Path, modified: int, size: int) -> Any:
+    """The content of a file as it is at a time: each is looked at for every task of a run."""
+    text = path.read_text(encoding="utf-8")
+    if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+        raise ValueError("it has aliases (*), write out what they stand for")
+    return yaml.safe_load(text)
 
 
 def yaml_files(folder: Path) -> Iterator[Path]:

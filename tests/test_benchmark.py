@@ -19,7 +19,7 @@ from sadi_lmeval.errors import UserError
 from sadi_lmeval.folders import task_configs
 from sadi_lmeval.options import Options
 from sadi_lmeval.recipe import load_recipe
-from sadi_lmeval.run_tasks import RunTask
+from sadi_lmeval.run_task import RunTask
 from sadi_lmeval.settings import Grid, Setting
 from sadi_lmeval.sites import Site
 from sadi_lmeval.steering import settings_for

@@ -37,7 +37,7 @@ from sadi_lmeval.errors import UserError
 from sadi_lmeval.interventions.caa import caa_edit
 from sadi_lmeval.mask import load_mask
 from sadi_lmeval.outcome import Outcome, best
-from sadi_lmeval.run_tasks import digest
+from sadi_lmeval.run_task import digest
 from sadi_lmeval.settings import Parameters, Setting
 
 LAYERS, WIDTH = 3, 32

@@ -23,7 +23,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from sadi_lmeval import cli, steering
 from sadi_lmeval.benchmark import read_benchmark
 from sadi_lmeval.folders import contrastive_sets, task_configs
-from sadi_lmeval.run_tasks import digest
+from sadi_lmeval.run_task import digest
 from sadi_lmeval.yaml_files import yaml_files
 
 COMMAND = Path(sys.executable).with_name("sadi-lmeval")

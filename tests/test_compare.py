@@ -34,7 +34,7 @@ from sadi_lmeval.measured import versions
 from sadi_lmeval.methods import grid, site_of
 from sadi_lmeval.options import Options
 from sadi_lmeval.record import FOLDER, Record, file_name, load_record, save_record
-from sadi_lmeval.run_tasks import digest
+from sadi_lmeval.run_task import digest
 from sadi_lmeval.settings import Grid
 from sadi_lmeval.sources import Known
 

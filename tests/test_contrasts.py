@@ -19,7 +19,7 @@ from sadi_lmeval.contrasts import (
 )
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.recipe import Recipe
-from sadi_lmeval.run_tasks import Document, RunTask
+from sadi_lmeval.run_task import Document, RunTask
 
 ANSWERS = Recipe("mine", "answers", right="{{ good }}", wrong="{{ bad }}")
 GENERATION: dict[str, Any] = {

@@ -160,3 +160,11 @@ def test_places_that_the_model_does_not_see_explain_no_gain() -> None:
     assert found.warning is None
     assert found.after == {"answer 2": 1}
     assert found.majority == pytest.approx(0.62)
+
+
+def test_an_answer_that_gains_its_share_without_being_the_most_frequent_is_told() -> None:
+    before = answered([0] * 100, GOLD)
+    found = diagnose(answered([0, 1] * 50, GOLD, method="sadi-head"), before)
+    assert found.after == {"no": 0.5, "yes": 0.5}
+    assert found.warning is not None
+    assert "50 % of its answers are 'yes' (0 % before" in found.warning

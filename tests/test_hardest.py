@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +14,12 @@ from conftest import tiny_llama
 from test_pairs import CHOICE, everything, load, make_task
 
 from sadi_lmeval import hardest as module
+from sadi_lmeval.atomic import read_checked, write_checked
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.hardest import hardest
 from sadi_lmeval.model import SADI
 from sadi_lmeval.pairs import Pair, build_pairs
-from sadi_lmeval.run_tasks import RunTask, Text
+from sadi_lmeval.run_task import RunTask, Text
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +149,9 @@ def test_it_is_found_once_and_kept(model: SADI, tmp_path: Path, passes: list[int
 def test_what_is_kept_is_what_is_given(model: SADI, tmp_path: Path, passes: list[int]) -> None:
     found = hardest(model, tmp_path)(WRONGS)
     [path] = tmp_path.glob("*.hardest.json")
-    assert json.loads(path.read_text()) == found
+    assert read_checked(path) == found
     other = [(index + 1) % len(each) for index, each in zip(found, WRONGS, strict=True)]
-    path.write_text(json.dumps(other))
+    write_checked(path, other)
     assert hardest(model, tmp_path)(WRONGS) == other
     assert len(passes) == 1
 
@@ -236,10 +237,12 @@ def test_a_damaged_file_is_made_anew(
     found = hardest(model, tmp_path)(WRONGS)
     [path] = tmp_path.glob("*.hardest.json")
     whole = path.read_bytes()
-    path.write_bytes(content)
-    assert hardest(model, tmp_path)(WRONGS) == found
-    assert len(passes) == 2
-    assert path.read_bytes() == whole
+    check = hashlib.sha256(content).hexdigest().encode()
+    for number, damaged in enumerate([content, check + b"\n" + content + b"\n"], start=2):
+        path.write_bytes(damaged)
+        assert hardest(model, tmp_path)(WRONGS) == found
+        assert len(passes) == number
+        assert path.read_bytes() == whole
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -268,7 +271,7 @@ def test_a_folder_where_nothing_can_be_written_costs_time_and_a_warning(
     def fail(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "write_atomically", fail)
+    monkeypatch.setattr(module, "write_checked", fail)
     with caplog.at_level(logging.WARNING, logger="lm_eval.sadi"):
         assert hardest(model, tmp_path / "full")(WRONGS) == expected
     assert "No space left on device" in caplog.text

@@ -37,7 +37,7 @@ from sadi_lmeval.mask import load_mask
 from sadi_lmeval.options import parse
 from sadi_lmeval.outcome import Outcome, best
 from sadi_lmeval.plan import draw, find_plan
-from sadi_lmeval.run_tasks import Document, digest
+from sadi_lmeval.run_task import Document, digest
 from sadi_lmeval.settings import Parameters, Setting
 
 HEADS, HEAD_DIM, LAYERS = 4, 8, 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sadi_lmeval import journal as module
+from sadi_lmeval.errors import UserError
 from sadi_lmeval.journal import Journal
 
 LINES: list[Any] = [{"a": 1}, [1.5, None, "é\u2028\n"], {"b": {"c": []}}, 4, True, "text"]
 
 
 def content_of(lines: list[Any]) -> bytes:
+    texts = [json.dumps(line).encode() + b"\n" for line in lines]
+    return b"".join(f"{zlib.crc32(text):08x} ".encode() + text for text in texts)
+
+
+def plain(lines: list[Any]) -> bytes:
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
@@ -57,6 +64,38 @@ def test_a_line_without_its_end_counts_as_half_written(tmp_path: Path) -> None:
     path.write_bytes(content_of(LINES)[:-1])
     assert Journal(path).lines == LINES[:-1]
     assert path.read_bytes() == content_of(LINES[:-1])
+
+
+def test_an_unchecked_journal_is_plain_jsonl(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    Journal(path, checked=False).add(*LINES)
+    assert path.read_bytes() == plain(LINES)
+    path.write_bytes(plain(LINES) + b'{"half')
+    assert Journal(path, checked=False).lines == LINES
+    assert path.read_bytes() == plain(LINES)
+    assert Journal(path).lines == []  # and none of it passes for checked
+
+
+def test_wherever_a_bit_is_flipped_nothing_but_the_lines_before_it_is_believed(
+    tmp_path: Path,
+) -> None:
+    path, content = tmp_path / "notes.jsonl", content_of(LINES)
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(bytes(flipped))
+        assert Journal(path).lines == LINES[: content[:place].count(b"\n")], place
+
+
+def test_a_file_that_is_too_large_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "notes.jsonl"
+    path.write_bytes(content_of(LINES))
+    monkeypatch.setattr(module, "LARGEST", 10)
+    with pytest.raises(UserError, match="larger than 10 bytes"):
+        Journal(path)
+    assert path.read_bytes() == content_of(LINES)
 
 
 @pytest.mark.parametrize("garbage", [b"garbage\n", b"\n", b"\xff\xfe\n", b"{}}\n", b"\x00\n"])

@@ -16,7 +16,8 @@ from sadi_lmeval.errors import UserError
 from sadi_lmeval.objective import Judged, judge, resolved
 from sadi_lmeval.options import Objective
 from sadi_lmeval.recipe import Recipe
-from sadi_lmeval.run_tasks import Document, RunTask, note_tasks_of_the_run
+from sadi_lmeval.run_task import Document, RunTask
+from sadi_lmeval.run_tasks import note_tasks_of_the_run
 from sadi_lmeval.scoring import Score
 
 CHOICE = Recipe("right_wrong", "choice")

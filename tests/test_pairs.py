@@ -20,7 +20,7 @@ from sadi_lmeval.contrasts import target
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.pairs import Pair, build_pairs
 from sadi_lmeval.recipe import Recipe
-from sadi_lmeval.run_tasks import Document, LengthLimit, RunTask, digest
+from sadi_lmeval.run_task import Document, LengthLimit, RunTask, digest
 from sadi_lmeval.sources import identity
 
 CHOICE = Recipe("right_wrong", "choice")

@@ -19,15 +19,8 @@ from sadi_lmeval.options import REFERENCE_LENGTH, Method, Options, parse
 from sadi_lmeval.pairs import scored_texts
 from sadi_lmeval.plan import Drawn, Plan, draw, find_plan, num_fewshot
 from sadi_lmeval.recipe import Recipe
-from sadi_lmeval.run_tasks import (
-    Document,
-    LengthLimit,
-    RunTask,
-    digest,
-    limited,
-    note_tasks_of_the_run,
-    tasks_of_the_run,
-)
+from sadi_lmeval.run_task import Document, LengthLimit, RunTask, digest
+from sadi_lmeval.run_tasks import limited, note_tasks_of_the_run, tasks_of_the_run
 from sadi_lmeval.sources import Source
 
 

@@ -28,8 +28,13 @@ LAUNCHERS: dict[str, list[tuple[str, ...]]] = {
         (*TORCHRUN, "--nnodes", "2", "--node_rank", str(node), "--nproc_per_node", "1")
         for node in (0, 1)
     ],
+    # Its processes on CPUs are MPI's, so that it is tried with one.
+    "accelerate": [
+        (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")
+    ],
 }
 """Of each layout the command of every node."""
+COMPARED = ("one", "two", "three", "two nodes")
 
 
 class Run(NamedTuple):
@@ -134,13 +139,13 @@ def runs(layouts: Layouts) -> dict[str, Run]:
     """The same tasks, tuned, in every layout."""
     options = ("--tasks", ",".join(TASKS), "--limit", "7")
     found = {}
-    for layout in LAUNCHERS:
+    for layout in COMPARED:
         found[layout] = layouts(layout, layout.replace(" ", "_"), *options, **TUNED)
         assert found[layout].code == 0, found[layout].output[-3000:]
     return found
 
 
-SEVERAL = [layout for layout in LAUNCHERS if layout != "one"]
+SEVERAL = COMPARED[1:]
 
 
 @pytest.mark.parametrize("layout", SEVERAL)
@@ -231,7 +236,7 @@ def test_a_mask_of_several_processes_is_found_by_one(
 ) -> None:
     options = ("--tasks", ",".join(TASKS), "--limit", "7")
     again = layouts(
-        "one", "again", *options, **{**TUNED, "cache_dir": runs["three"].folder / "cache"}
+        "accelerate", "again", *options, **{**TUNED, "cache_dir": runs["three"].folder / "cache"}
     )
     assert again.code == 0, again.output[-3000:]
     assert "Pairs of" not in again.output

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,12 +36,55 @@ def test_a_response_comes_back_under_the_same_steering(database: SqliteDict) -> 
     assert cache(database, "one").get("loglikelihood", REQUEST) == (-1.5, True)
 
 
-@pytest.mark.parametrize("response", [(-1.0, False), (0.0, False), "", "text"])
+@pytest.mark.parametrize(
+    ("kind", "response"),
+    [
+        ("loglikelihood", (-1.0, False)),
+        ("loglikelihood", (0.0, False)),
+        ("generate_until", ""),
+        ("generate_until", "text"),
+    ],
+)
 def test_a_response_that_counts_as_false_comes_back_too(
-    database: SqliteDict, response: object
+    database: SqliteDict, kind: str, response: object
 ) -> None:
-    cache(database, "one").add_partial("generate_until", REQUEST, response)
-    assert cache(database, "one").get("generate_until", REQUEST) == response
+    cache(database, "one").add_partial(kind, REQUEST, response)
+    assert cache(database, "one").get(kind, REQUEST) == response
+
+
+class Planted:
+    """Is unpickled to a call of a function."""
+
+    def __reduce__(self) -> Any:
+        return pytest.fail, ("a pickle was opened",)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "planted",
+    [
+        pickle.dumps(Planted()),
+        b"",
+        "[" * 100_000,
+        "null",
+        "1",
+        "[1]",
+        '[1.0, "x"]',
+        '{"a": 1}',
+        "[null, true]",
+    ],
+    ids=range(9),
+)
+def test_what_is_no_response_in_a_stranger_s_database_is_passed_over_and_not_run(
+    tmp_path: Path, kind: str, planted: Any
+) -> None:
+    path = str(tmp_path / "responses.db")
+    key = cache(None, "one").key(kind, REQUEST)
+    as_it_is = {"encode": sqlite3.Binary if isinstance(planted, bytes) else str}
+    with SqliteDict(path, autocommit=True, **as_it_is) as strange:
+        strange[key] = planted
+    with SqliteDict(path, autocommit=True) as opened:
+        assert cache(opened, "one").get(kind, REQUEST) is None
 
 
 def test_another_steering_kind_or_request_never_gets_it(database: SqliteDict) -> None:
@@ -106,7 +151,8 @@ class FakeLM:
             response = self.cache_hook.get(kind, request.args)
             if response is None:
                 self.computed += 1
-                response = f"{request.args} at {self.strength}"
+                text = f"{request.args} at {self.strength}"
+                response = text if kind == "generate_until" else (self.strength, True)
                 self.cache_hook.add_partial(kind, request.args, response)
             found.append(response)
         return found
@@ -119,16 +165,16 @@ class FakeLM:
 
 
 def ask(lm: FakeLM, kind: str, database: Path) -> list[str]:
-    """What the harness's own wrapper gives for two requests."""
+    """What the harness's own wrapper gives for two requests, as texts."""
     settings: list[Any] = [" x", " y"] if kind == "loglikelihood" else [{"until": ["\n"]}, {}]
     requests = [
         Instance(request_type=kind, doc={}, arguments=("prompt", s), idx=0)  # type: ignore[arg-type]
         for s in settings
     ]
     wrapped = CachingLM(lm, str(database))  # type: ignore[arg-type]
-    answers: list[str] = getattr(wrapped, kind)(requests)
+    answers: list[Any] = getattr(wrapped, kind)(requests)
     wrapped.dbdict.close()
-    return answers
+    return [a if isinstance(a, str) else f"answered at {a[0]}" for a in answers]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,7 +16,7 @@ from sadi_lmeval.options import Options
 from sadi_lmeval.pairs import Pair, build_pairs
 from sadi_lmeval.plan import draw, find_plan
 from sadi_lmeval.recipe import Recipe
-from sadi_lmeval.run_tasks import Document, RunTask, digest
+from sadi_lmeval.run_task import Document, RunTask, digest
 from sadi_lmeval.sources import Source, Sources, find_sources, identity, refuse_scored_documents
 
 

@@ -15,7 +15,7 @@ from sadi_lmeval import static_sets
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.pairs import Pair
 from sadi_lmeval.recipe import Recipe
-from sadi_lmeval.run_tasks import Document, RunTask, digest
+from sadi_lmeval.run_task import Document, RunTask, digest
 from sadi_lmeval.static_sets import read_static_set, static_pairs
 
 GOOD = {"prompt": "is it so", "positive": "yes .", "negative": "no ."}

@@ -32,7 +32,7 @@ from sadi_lmeval.outcome import Tuning
 from sadi_lmeval.packing import Continuation
 from sadi_lmeval.pairs import scored_texts
 from sadi_lmeval.plan import draw, find_plan
-from sadi_lmeval.run_tasks import Document, digest
+from sadi_lmeval.run_task import Document, digest
 from sadi_lmeval.scoring import log_likelihoods
 from sadi_lmeval.settings import SADI_GRIDS, UNSTEERED
 from sadi_lmeval.sites import find_site

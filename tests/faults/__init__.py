@@ -1,0 +1,1 @@
+"""What goes wrong on the way: killed, damaged, read-only, full, overflowing, hostile."""

@@ -1,0 +1,155 @@
+"""Commands in processes of their own, forked after everything is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SERVER = """
+import functools, json, os, sys, time
+import lm_eval.tasks
+import torch.utils.collect_env
+from lm_eval.__main__ import cli_evaluate
+import sadi_lmeval.compare, sadi_lmeval.host_options, sadi_lmeval.model, sadi_lmeval.sweep
+from sadi_lmeval import cli
+
+torch.utils.collect_env.get_pretty_env_info = lambda: ""  # takes longer than a tiny run
+manager = lm_eval.tasks.TaskManager
+manager.__init__ = functools.partialmethod(manager.__init__, include_defaults=False)
+
+
+def run(program, arguments):
+    if program == "sadi-lmeval":
+        return cli.main(arguments)
+    sys.argv = ["lm_eval", *arguments]
+    cli_evaluate()
+    return 0
+
+
+def begin(asked):
+    child = os.fork()
+    if child:
+        return child
+    output = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    code = 1
+    try:
+        code = run(asked["program"], asked["arguments"])
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+for line in sys.stdin:
+    start = time.monotonic()
+    processes = [begin(asked) for asked in json.loads(line)]
+    print(json.dumps(processes), flush=True)
+    ended = {}
+    for _ in processes:
+        process, status = os.wait()
+        ended[process] = os.waitstatus_to_exitcode(status), time.monotonic() - start
+    print(json.dumps([ended[process] for process in processes]), flush=True)
+"""
+"""Reads lists of commands, begins those of a list at once, tells their processes, and then how and
+after how many seconds each has ended."""
+
+
+class Done(NamedTuple):
+    """A command that has ended, or has been killed.
+
+    Attributes:
+        code: of its exit; below 0: the signal that it died of.
+        output: what it wrote to stdout and stderr.
+        seconds: from its beginning to its end.
+    """
+
+    code: int
+    output: str
+    seconds: float
+
+
+Command = tuple[str, list[str]]
+
+
+class Commands:
+    """Runs ``lm_eval`` and ``sadi-lmeval`` in processes of their own, without their start-up.
+
+    Attributes:
+        model: the tiny model's folder.
+        environment: variables that every command needs.
+    """
+
+    def __init__(self, model: Path, tasks: Path, folder: Path) -> None:
+        self.model, self._tasks, self._folder = model, tasks, folder
+        self.environment = {
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_CACHE": str(folder / "datasets"),
+            "OMP_NUM_THREADS": "1",
+        }
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **self.environment},
+            cwd=folder,
+            text=True,
+        )
+        self._count = 0
+
+    def arguments(self, program: str, tasks: str, *options: str, **model_args: Any) -> list[str]:
+        """A whole command line on the tiny model."""
+        text = f"pretrained={self.model}"
+        text += "".join(f",{name}={value}" for name, value in model_args.items())
+        found = ["--model_args", text, "--tasks", tasks, "--include_path", str(self._tasks)]
+        found += ["--device", "cpu", "--batch_size", "4", *options]
+        return [*program.split()[1:], *found]
+
+    def together(self, *commands: Command, kill_after: float | None = None) -> list[Done]:
+        """Commands that begin at once, until all have ended.
+
+        Args:
+            commands: program and arguments of each.
+            kill_after: seconds after which the first of them is killed.
+        """
+        logs = [self._folder / f"{self._count + i}.log" for i, _ in enumerate(commands)]
+        self._count += len(commands)
+        asked = [
+            {"program": program.split()[0], "arguments": arguments, "log": str(log)}
+            for (program, arguments), log in zip(commands, logs, strict=True)
+        ]
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        print(json.dumps(asked), file=self._server.stdin, flush=True)
+        processes = json.loads(self._server.stdout.readline())
+        if kill_after is not None:
+            time.sleep(kill_after)
+            with suppress(ProcessLookupError):
+                os.kill(processes[0], signal.SIGKILL)
+        ended = json.loads(self._server.stdout.readline())
+        return [
+            Done(code, log.read_text(errors="replace"), seconds)
+            for log, (code, seconds) in zip(logs, ended, strict=True)
+        ]
+
+    def run(self, program: str, arguments: list[str], kill_after: float | None = None) -> Done:
+        """One command, until it has ended or is killed."""
+        [found] = self.together((program, arguments), kill_after=kill_after)
+        return found
+
+    def close(self) -> None:
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait(60)

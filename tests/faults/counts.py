@@ -1,0 +1,8 @@
+"""How many of what there were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Count = Callable[..., None]
+"""``count("masks cut", rebuilt=190, …)``: to be told at the end."""
