@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import reprlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
@@ -90,7 +91,7 @@ def _faults(content: dict[str, Any]) -> list[str]:
     names = {each.name for each in fields(Benchmark)}
     faults = [f"unknown key {k!r} ({nearest(str(k), names)})" for k in content if k not in names]
     if not isinstance(content["benchmark"], str):
-        faults.append(f"benchmark must be a name, not {content['benchmark']!r}")
+        faults.append(f"benchmark must be a name, not {reprlib.repr(content['benchmark'])}")
     if not _texts(content.get("tasks")):
         faults.append("tasks must be a list of harness task names")
     if "pairs_from" in content and not _texts(content["pairs_from"]):
@@ -98,9 +99,11 @@ def _faults(content: dict[str, Any]) -> list[str]:
     for key, least in (("folds", 2), ("n_pairs", 1)):
         value = content.get(key, least)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            faults.append(f"{key} must be a whole number of at least {least}, not {value!r}")
+            faults.append(
+                f"{key} must be a whole number of at least {least}, not {reprlib.repr(value)}"
+            )
     if not isinstance(content.get("recipe", ""), str):
-        faults.append(f"recipe must be a name, not {content['recipe']!r}")
+        faults.append(f"recipe must be a name, not {reprlib.repr(content['recipe'])}")
     for key in ("top_k", "delta"):
         value = content.get(key, {})
         if not isinstance(value, dict) or any(

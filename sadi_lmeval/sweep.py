@@ -159,7 +159,7 @@ def _is_ours(line: str) -> bool:
         return line.startswith(_BEGINNING)
     try:
         content = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(content, dict) and {"run", "task", "method"} <= set(content)
 

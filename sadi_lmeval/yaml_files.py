@@ -43,7 +43,20 @@ def _parsed(path: Path, modified: int, size: int) -> Any:
     text = path.read_text(encoding="utf-8")
     if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
         raise ValueError("it has aliases (*), write out what they stand for")
-    return yaml.safe_load(text)
+    content = yaml.safe_load(text)
+    _refuse_huge_numbers(content)
+    return content
+
+
+def _refuse_huge_numbers(content: Any) -> None:
+    """Refuse what takes longer to write out than to read: 59:59:59:… has any number of digits."""
+    if isinstance(content, dict):
+        content = [*content.keys(), *content.values()]
+    if isinstance(content, (list, tuple, set)):
+        for value in content:
+            _refuse_huge_numbers(value)
+    elif isinstance(content, int) and abs(content) >= 1 << 63:
+        raise ValueError("a whole number has more than 63 bits")
 
 
 def yaml_files(folder: Path) -> Iterator[Path]:

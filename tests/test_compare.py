@@ -1385,6 +1385,10 @@ def test_a_model_that_overflows_unsteered_has_no_result_at_all(
         record = record_of(folder, "tiny_choice", method)
         assert record.values == record.chosen == [None] * 4
         assert record.metrics["acc"] == [None, None]
+        record = record_of(folder, "tiny_text", method)
+        assert record.values == [None] * 4
+        assert record.metrics["exact_match"] == [None, None]
+        assert record.steering["not_finite"] == 4
     [mask] = masks_of(record_of(folder, "tiny_choice", "iti"))
     assert mask["tuning"]["chosen"] == {"top_k": 0, "alpha": 0.0}
     assert not mask["tuning"]["beats_unsteered"]

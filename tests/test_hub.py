@@ -74,6 +74,7 @@ def test_real_tasks_are_steered_with_masks_of_their_own(smollm2: str, tmp_path: 
     assert len(keys) == len(list((tmp_path / "masks").glob("*.safetensors"))) == 5
 
 
+@pytest.mark.slow
 def test_methods_are_compared_on_real_rows(smollm2: str, tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("sadi-lmeval")), "compare"]
     command += ["--model_args", f"pretrained={smollm2},n_pairs=8,n_tune=4,cache_dir={tmp_path}"]

@@ -14,6 +14,12 @@ from faults.counts import Count
 _PROPERTY = "counts"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def commands(
     model_folder: Path, tasks_folder: Path, tmp_path_factory: pytest.TempPathFactory

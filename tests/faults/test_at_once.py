@@ -12,7 +12,7 @@ import pytest
 from faults.commands import Commands
 from faults.counts import Count
 
-MODEL_ARGS: dict[str, Any] = {"n_pairs": 24, "n_tune": 20, "grid": "1/2/3x4/9"}
+MODEL_ARGS: dict[str, Any] = {"n_pairs": 12, "n_tune": 12, "grid": "1/2/3x4/9"}
 BUILT = ("Pairs of", "top_k and delta of")
 """The labels of the progress bars of making a mask, and of choosing a setting."""
 

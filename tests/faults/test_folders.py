@@ -114,11 +114,11 @@ def test_a_read_only_folder_that_has_all(
     count("read-only folder that has all", right_and_not_a_word=1)
 
 
-@pytest.mark.parametrize("size", ["4k", "8k", "12k", "24k", "1m"])
+@pytest.mark.parametrize("size", ["4k", "8k", "1m"])
 def test_a_full_disk(
     commands: Commands, undisturbed: Outcome, tmp_path: Path, count: Count, size: str
 ) -> None:
-    """A tmpfs that holds nothing, the mask alone, the mask and some notes, or all."""
+    """A tmpfs that holds next to nothing, a part, or all."""
     cache = tmp_path / "cache"
     cache.mkdir()
     mount = f'mount -t tmpfs -o size={size} none {cache} && exec "$@"'
@@ -130,7 +130,7 @@ def test_a_full_disk(
     assert found.results == undisturbed.results
     full = told(found, "cannot be written", "No space left on device")
     assert full == (size != "1m")
-    count(f"disk of {size}", right_with_a_warning=full, right_and_not_a_word=not full)
+    count(f"disk of {size}", right_with_a_warning=int(full), right_and_not_a_word=int(not full))
 
 
 def test_no_home(commands: Commands, undisturbed: Outcome, tmp_path: Path, count: Count) -> None:
