@@ -26,7 +26,7 @@ test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --ignore tests/faults -n auto --dist loadfile
 
 faults: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist loadfile tests/faults tests/test_processes.py tests/test_hub.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist loadgroup tests/faults tests/test_processes.py tests/test_hub.py
 
 test-oldest:
 	$(MAKE) VENV=$(VENV)-oldest CONSTRAINTS=constraints-oldest.txt $(VENV)-oldest/.ready

@@ -17,7 +17,7 @@ import torch
 from sadi_lmeval.mask import load_mask
 from sadi_lmeval.processes import ALONE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
 TASKS = ("tiny_choice", "tiny_folds", "tiny_text")
 TUNED = {"grid": "1/3x4/9", "n_pairs": 13, "n_tune": 7, "negative": "hardest"}

@@ -15,6 +15,8 @@ import pytest
 from faults.commands import Commands
 from faults.counts import Count
 
+pytestmark = pytest.mark.xdist_group("folders")
+
 MODEL_ARGS: dict[str, Any] = {"n_pairs": 12, "n_tune": 12, "grid": "1/2x4/9"}
 PROGRAM = "lm_eval --model hf-sadi"
 
