@@ -1,6 +1,6 @@
 # make demo   install, then run hf and hf-sadi on a small model and a task shipped here
-# make test   install, then run the linters and the whole test suite
-# make faults install, then kill, damage, fill up and overflow, and print what came of it
+# make test   install, then run the linters and the test suite
+# make faults install, then run the slow tests: kill, damage, fill up, overflow; prints what came
 # make test-oldest  the test suite with the oldest lm-eval, transformers and torch that are admitted
 PYTHON ?= python3
 VENV ?= .venv
@@ -26,7 +26,7 @@ test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --ignore tests/faults -n auto --dist loadfile
 
 faults: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist loadgroup tests/faults tests/test_processes.py tests/test_hub.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist loadgroup tests/faults tests
 
 test-oldest:
 	$(MAKE) VENV=$(VENV)-oldest CONSTRAINTS=constraints-oldest.txt $(VENV)-oldest/.ready

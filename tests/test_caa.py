@@ -374,6 +374,7 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_the_harness_s_own_command_knows_both_models_and_writes_what_they_chose(
     tmp_path: Path, model_folder: Path, tasks_folder: Path
 ) -> None:

@@ -753,6 +753,7 @@ def python(code: str, *arguments: str, tmp_path: Path) -> subprocess.CompletedPr
     )
 
 
+@pytest.mark.slow
 def test_a_comparison_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     command: Command, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -779,7 +780,8 @@ def test_answers_that_are_not_finite_are_not_noted_down(tmp_path: Path) -> None:
     found = Answers(Journal(path))
     found.note({"a": (-1.5, True), "b": (float("nan"), False), "c": (float("-inf"), False)})
     found["d"] = "some text"
-    path.write_text(path.read_text() + '5\n{"key": "e"}\n{"key": "f", "resp')
+    Journal(path).add(5, {"key": "e"})
+    path.write_text(path.read_text() + '0123abcd {"key": "f", "resp')
     again = Answers(Journal(path))
     assert again == {"a": (-1.5, True), "d": "some text"}
     assert set(found) == {"a", "b", "c", "d"}

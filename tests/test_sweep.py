@@ -500,6 +500,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, **own}
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     command: Command, sweep: Any, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ from sadi_lmeval.errors import UserError
 from sadi_lmeval.forward import Forward
 from sadi_lmeval.interventions.edit import Edits
 from sadi_lmeval.interventions.sadi import binary_mask, entry_scores, sadi_edit
+from sadi_lmeval.journal import Journal
 from sadi_lmeval.mask import load_mask
 from sadi_lmeval.measured import measured
 from sadi_lmeval.methods import edits_of, grid, joined, options_of, site_of
@@ -505,8 +506,7 @@ def test_an_interrupted_choice_goes_on_where_it_was(
         assert spy.requests == [3 * (12 - noted)]
         monkeypatch.undo()
         [notes] = (tmp_path / "cache").glob("*.tuning.jsonl")
-        lines = notes.read_text().splitlines()
-        documents = [json.loads(line)["document"] for line in lines]
+        documents = [line["document"] for line in Journal(notes).lines]
         assert len(documents) == len(set(documents)) > noted
         noted = len(documents)
     assert 6 <= noted < 12
@@ -559,9 +559,9 @@ def test_notes_that_are_not_this_choice_s_are_passed_over(
         {"document": 10, "judged": [["a", "b"]] * 10},
         {"document": 10, "judged": [[]] * 10},
     ]
+    Journal(notes).add(*foreign)
     with notes.open("a") as file:
-        file.writelines(json.dumps(line) + "\n" for line in foreign)
-        file.write('{"document": 10, "jud')
+        file.write('0123abcd {"document": 10, "jud')
     found = tuning_of(evaluate("tiny_choice", **GRID), "tiny_choice")
     assert_same(found["table"], undisturbed["table"])
 
@@ -806,7 +806,7 @@ def test_method_none_scores_as_hf_and_needs_no_mask(
     else:
         assert numbers(found, name) == pytest.approx(numbers(plain, name), abs=1e-4)
     expected = {"method": "none", "parameters": ("top_k", "delta"), "top_k": 0, "delta": 0.0}
-    assert found["config"]["sadi"][name] == expected
+    assert found["config"]["sadi"][name] == {**expected, "not_finite": 0}
     assert not (tmp_path / "cache").exists()
 
 
