@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 CONSTRAINTS = constraints.txt
+TESTS = python -m pytest -m "not slow" --ignore tests/faults -n auto --dist loadfile
 
 .PHONY: demo test faults test-oldest clean
 
@@ -23,14 +24,14 @@ test: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --ignore tests/faults -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/$(TESTS)
 
 faults: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist loadgroup tests/faults tests
 
 test-oldest:
 	$(MAKE) VENV=$(VENV)-oldest CONSTRAINTS=constraints-oldest.txt $(VENV)-oldest/.ready
-	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -m "not slow" --ignore tests/faults -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/$(TESTS)
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest build dist

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 
 from faults.commands import Commands
 from faults.counts import Count
+from faults.results import results_of
 
 pytestmark = pytest.mark.xdist_group("at_once")
 
@@ -23,15 +23,6 @@ def command(commands: Commands, tasks: str, cache: Path, output: Path) -> tuple[
     program = "lm_eval --model hf-sadi"
     options = ("--limit", "4", "--output_path", str(output))
     return program, commands.arguments(program, tasks, *options, cache_dir=cache, **MODEL_ARGS)
-
-
-def result(output: Path) -> Any:
-    [path] = output.rglob("results_*.json")
-    found = json.loads(path.read_text())
-    for task in found["config"]["sadi"].values():
-        for mask in task["masks"]:
-            mask["file"] = Path(mask["file"]).name
-    return found["results"], found["config"]["sadi"]
 
 
 def made(output: str) -> set[str]:
@@ -56,7 +47,7 @@ def test_processes_that_want_the_same_share_one_build(
     found = commands.together(*wanted)
     for done, output in zip(found, outputs, strict=True):
         assert done.code == 0, done.output[-3000:]
-        assert result(output) == result(tmp_path / "alone_out")
+        assert results_of(output) == results_of(tmp_path / "alone_out")
     makers = Counter(what for done in found for what in made(done.output))
     assert set(makers) == made(alone.output)
     assert set(makers.values()) == {1}
@@ -81,7 +72,7 @@ def test_processes_that_want_different_things_do_not_wait_for_each_other_in_a_ci
     found = commands.together(*wanted)
     for done, output, tasks in zip(found, outputs, asked, strict=True):
         assert done.code == 0, done.output[-3000:]
-        assert result(output) == result(tmp_path / f"{tasks.replace(',', '_')}_alone")
+        assert results_of(output) == results_of(tmp_path / f"{tasks.replace(',', '_')}_alone")
     makers = Counter(what for done in found for what in made(done.output))
     assert set(makers.values()) == {1}
     count("4 processes that want different things", right=4, made_once=len(makers))
@@ -103,6 +94,6 @@ def test_a_process_that_is_killed_while_others_wait_for_it_holds_nobody_up(
         )
         assert killed.code in (0, -9)
         assert waiting.code == 0, waiting.output[-3000:]
-        assert result(output) == result(alone)
+        assert results_of(output) == results_of(alone)
         right += 1
     count("one of 2 processes is killed, the other is", right=right)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,11 +13,11 @@ import pytest
 
 from faults.commands import Commands
 from faults.counts import Count
+from faults.results import results_of
 
 pytestmark = pytest.mark.xdist_group("folders")
 
 MODEL_ARGS: dict[str, Any] = {"n_pairs": 12, "n_tune": 12, "grid": "1/2x4/9"}
-PROGRAM = "lm_eval --model hf-sadi"
 
 
 class Outcome:
@@ -26,16 +25,10 @@ class Outcome:
 
     def __init__(self, done: subprocess.CompletedProcess[str], output: Path) -> None:
         assert done.returncode == 0, done.stderr[-3000:]
-        [path] = output.rglob("results_*.json")
-        found = json.loads(path.read_text())
-        self.results = (
-            found["results"],
-            [
-                [{k: v for k, v in mask.items() if k != "file"} for mask in task["masks"]]
-                for task in found["config"]["sadi"].values()
-            ],
-        )
-        self.files = [m["file"] for t in found["config"]["sadi"].values() for m in t["masks"]]
+        metrics, steering = results_of(output)
+        masks = [mask for task in steering.values() for mask in task["masks"]]
+        self.files = [mask.pop("file") for mask in masks]
+        self.results = metrics, masks
         self.warnings = [line for line in done.stderr.splitlines() if "WARNING" in line]
 
 
@@ -44,12 +37,11 @@ def run(
     output: Path,
     *before: str,
     cache: Path | None,
-    tasks: str = "tiny_choice",
     **environment: str,
 ) -> Outcome:
     given = MODEL_ARGS if cache is None else {**MODEL_ARGS, "cache_dir": cache}
     options = ("--model", "hf-sadi", "--limit", "4", "--output_path", str(output))
-    arguments = commands.arguments("lm_eval", tasks, *options, **given)
+    arguments = commands.arguments("lm_eval", "tiny_choice", *options, **given)
     done = subprocess.run(
         [*before, sys.executable, "-m", "lm_eval", *arguments],
         capture_output=True,
@@ -81,16 +73,21 @@ def without_override() -> list[str]:
     return ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}"]
 
 
+def run_read_only(commands: Commands, output: Path, cache: Path) -> Outcome:
+    """A run that may not write to its cache folder."""
+    cache.chmod(0o555)
+    try:
+        return run(commands, output, *without_override(), cache=cache)
+    finally:
+        cache.chmod(0o755)
+
+
 def test_a_read_only_folder(
     commands: Commands, undisturbed: Outcome, tmp_path: Path, count: Count
 ) -> None:
     cache = tmp_path / "cache"
     cache.mkdir()
-    cache.chmod(0o555)
-    try:
-        found = run(commands, tmp_path / "out", *without_override(), cache=cache)
-    finally:
-        cache.chmod(0o755)
+    found = run_read_only(commands, tmp_path / "out", cache)
     assert found.results == undisturbed.results
     assert found.files == [None]
     assert told(found, str(cache), "cannot be written", "cache_dir=")
@@ -104,11 +101,7 @@ def test_a_read_only_folder_that_has_all(
     cache = tmp_path / "cache"
     run(commands, tmp_path / "filling", cache=cache)
     before = {path.name: path.read_bytes() for path in cache.iterdir()}
-    cache.chmod(0o555)
-    try:
-        found = run(commands, tmp_path / "out", *without_override(), cache=cache)
-    finally:
-        cache.chmod(0o755)
+    found = run_read_only(commands, tmp_path / "out", cache)
     assert found.results == undisturbed.results
     assert found.files != [None]
     assert not told(found, "cannot be written")

@@ -13,6 +13,7 @@ import pytest
 
 from faults.commands import Commands
 from faults.counts import Count
+from faults.results import results_of
 from sadi_lmeval.atomic import read_checked
 from sadi_lmeval.journal import Journal
 from sadi_lmeval.mask import load_mask
@@ -23,15 +24,10 @@ TASKS = "tiny_choice,tiny_folds,tiny_text"
 
 
 def of_lm_eval(folder: Path) -> Any:
-    """What a run of the harness has found, without times and places."""
-    [path] = (folder / "out").rglob("results_*.json")
-    found = json.loads(path.read_text())
-    steering = found["config"]["sadi"]
-    for mask in (mask for task in steering.values() for mask in task["masks"]):
-        mask["file"] = Path(mask["file"]).name
+    """What a run of the harness has found, document by document too."""
     samples = {name: (folder / "out").rglob(f"samples_{name}_*.jsonl") for name in TASKS.split(",")}
     scored = {name: [p.read_text() for p in paths] for name, paths in samples.items()}
-    return found["results"], steering, scored
+    return results_of(folder / "out"), scored
 
 
 def of_sweep(folder: Path) -> Any:

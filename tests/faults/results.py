@@ -1,0 +1,21 @@
+"""What a run of the harness has found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def results_of(output: Path) -> tuple[Any, Any]:
+    """Its metrics, and how it steered, without times and places: of masks' files the names.
+
+    Args:
+        output: the run's ``--output_path``.
+    """
+    [path] = output.rglob("results_*.json")
+    found = json.loads(path.read_text())
+    steering = found["config"]["sadi"]
+    for mask in (mask for task in steering.values() for mask in task["masks"]):
+        mask["file"] = mask["file"] and Path(mask["file"]).name
+    return found["results"], steering
