@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
-import tempfile
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +20,25 @@ _ABANDONED = 3600.0
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file, its folder included; nobody ever sees a part of it.
 
-    What processes that were killed had begun to write of it is taken away.
+    Its permissions are those of any new file, so that a folder can be shared. What processes that
+    were killed had begun to write of it is taken away.
 
     Raises:
         OSError: the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{_literal(path.name)}*.partial"):
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
         if _is_abandoned(left):
             left.unlink(missing_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:16]}.partial")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with partial.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        partial.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 
@@ -67,11 +69,6 @@ def read_checked(path: Path) -> Any:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _literal(name: str) -> str:
-    """A name as a pattern that only it fits."""
-    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)
 
 
 def _is_abandoned(path: Path) -> bool:
