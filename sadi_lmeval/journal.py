@@ -6,8 +6,12 @@ import json
 import logging
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from sadi_lmeval.errors import UserError
 
@@ -112,3 +116,27 @@ class Journal:
             )
         logger.warning("%s cannot be written (%s): the work is done but not kept", self.path, error)
         self.path = None
+
+
+@contextmanager
+def held(output: Path) -> Iterator[None]:
+    """Keep other runs from an output, by a lock file beside it, while the block runs.
+
+    Raises:
+        UserError: another run holds it, or the lock cannot be made.
+    """
+    lock = FileLock(f"{output}.lock", timeout=0)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{output}: another run is writing to it; wait for its end, or name another"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error})") from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()

@@ -28,7 +28,7 @@ from sadi_lmeval import cli, compare, engine, steering
 from sadi_lmeval.arms import arm
 from sadi_lmeval.cache import weights_digest
 from sadi_lmeval.compared import Answers, ComparedModel
-from sadi_lmeval.journal import Journal
+from sadi_lmeval.journal import Journal, held
 from sadi_lmeval.mask import load_mask
 from sadi_lmeval.measured import versions
 from sadi_lmeval.methods import grid, site_of
@@ -889,6 +889,15 @@ def test_an_unknown_option_is_told_as_argparse_does(
     assert caught.value.code == 2
     assert f"unrecognized arguments: {options[0]}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_another_comparison_writes_to_is_refused(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with held(tmp_path / "out" / "records"):
+        said = refused(command(tmp_path / "out", "tiny_choice", "none,iti"), capsys)
+    assert f"{tmp_path / 'out' / 'records'}: another run is writing to it" in said
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("place", ["file", "file/in/it"])

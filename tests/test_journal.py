@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sadi_lmeval import journal as module
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.journal import Journal
+from sadi_lmeval.journal import Journal, held
 
 LINES: list[Any] = [{"a": 1}, [1.5, None, "é\u2028\n"], {"b": {"c": []}}, 4, True, "text"]
 
@@ -184,3 +184,29 @@ def test_a_removed_journal_leaves_no_file(tmp_path: Path) -> None:
     journal.add(1)
     journal.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_is_held_by_one_run_at_a_time(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "out.jsonl"
+    refused = pytest.raises(UserError, match=r"out\.jsonl: another run is writing to it")
+    with held(output), refused, held(output):
+        raise AssertionError
+    with held(output):
+        assert [path.name for path in output.parent.iterdir()] == ["out.jsonl.lock"]
+    assert list(output.parent.iterdir()) == []
+
+
+def test_an_output_is_let_go_when_the_run_fails(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), held(tmp_path / "out"):
+        raise KeyError
+    with held(tmp_path / "out"):
+        pass
+
+
+def test_an_output_that_cannot_be_held_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UserError, match="cannot be written"),
+        held(tmp_path / "file" / "out.jsonl"),
+    ):
+        raise AssertionError

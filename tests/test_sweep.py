@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sadi_lmeval import cli, engine
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.journal import held
 from sadi_lmeval.model import SADI
 
 Lines = list[dict[str, Any]]
@@ -671,6 +672,15 @@ def test_a_given_mask_is_refused_or_used(
         assert "mask" in capsys.readouterr().err.splitlines()[-1]
     else:
         assert read(tmp_path / "out.jsonl")[1]["masks"] == [file]
+
+
+def test_a_file_that_another_sweep_writes_is_refused(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with held(tmp_path / "out.jsonl"):
+        said = refused(command("tiny_choice", *SMALL), capsys)
+    assert f"{tmp_path / 'out.jsonl'}: another run is writing to it" in said
+    assert list(tmp_path.glob("out*")) == []
 
 
 def test_a_mistake_leaves_no_file(

@@ -56,6 +56,7 @@ def run(given: argparse.Namespace, rest: Sequence[str], command: str) -> None:
     from sadi_lmeval.compare import Comparison, check_folder, compare
     from sadi_lmeval.compared import ComparedModel
     from sadi_lmeval.host_options import host_options
+    from sadi_lmeval.journal import held
 
     host = host_options(["--tasks", given.tasks, *rest])
     of_rows = ("selection", "steering")  # random and fixed are rows of their own
@@ -67,5 +68,6 @@ def run(given: argparse.Namespace, rest: Sequence[str], command: str) -> None:
     )  # fmt: skip
     check_folder(given.output_path, what)
     model = loaded_model(ComparedModel, arguments)
-    compare(model, what, given.output_path)
-    write_report([given.output_path], given.output_path, given)
+    with held(given.output_path / "records"):
+        compare(model, what, given.output_path)
+        write_report([given.output_path], given.output_path, given)

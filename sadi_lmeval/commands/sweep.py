@@ -73,13 +73,15 @@ def run(given: argparse.Namespace, rest: object, command: object) -> None:
         check_can_draw()
         check_folder(given.heatmaps)
 
+    from sadi_lmeval.journal import held
     from sadi_lmeval.sweep import Sweep, check_output, sweep
 
     check_output(given.output)
     largest = dict.fromkeys(methods, max(grid.where)) if grid is not None else {}
     model, tasks = _load(given, names, largest)
     what = Sweep(tuple(methods), grid, given.split, given.limit)
-    lines = sweep(tasks, what, model.options, model, given.output)
+    with held(given.output):
+        lines = sweep(tasks, what, model.options, model, given.output)
     _print_best(lines, given.split)
     print(f"{len(lines)} settings: {given.output}")
     if given.heatmaps is not None:
