@@ -334,9 +334,10 @@ def of_pairs(pairs: list[Pair]) -> dict[str, object]:
 def test_a_planted_document_makes_no_pair_and_a_mask_of_it_is_refused(
     tmp_path: Path, recipe: Recipe, config: dict[str, Any]
 ) -> None:
-    scored = [answered(i) for i in range(100, 106)]
-    planted = [scored[1], answered(103, idx=7), answered(104, question=" What  is 104")]
-    train = [*(answered(i) for i in range(12)), *planted]
+    scored = [answered(i, idx=i) for i in range(100, 106)]
+    spaced = answered(104, idx=104, question=" What  is 104")
+    planted = [scored[1], answered(103, idx=7), spaced]
+    train = [*(answered(i, idx=i) for i in range(12)), *planted]
     task = make_task(tmp_path, "t", {"train": train, "validation": scored}, **config)
     [source] = sources(task).sources
     for negative in ("random", "all") if recipe.contrast == "choice" else ("random",):
