@@ -48,25 +48,25 @@ PROGRAMS: dict[str, tuple[str, list[str], dict[str, Any], Callable[[Path], Any]]
     "mask building": (
         "lm_eval --model hf-sadi",
         ["--limit", "4", "--log_samples"],
-        {"n_pairs": 24, "top_k": 2, "delta": 3},
+        {"n_pairs": 12, "top_k": 2, "delta": 3},
         of_lm_eval,
     ),
     "tuning": (
         "lm_eval --model hf-sadi",
         ["--limit", "4", "--log_samples"],
-        {"n_pairs": 12, "n_tune": 12, "negative": "hardest"},
+        {"n_pairs": 6, "n_tune": 8, "negative": "hardest", "grid": "1/2/3x4/9"},
         of_lm_eval,
     ),
     "sweep": (
         "sadi-lmeval sweep",
-        ["--limit", "12"],
-        {"n_pairs": 12},
+        ["--limit", "8", "--methods", "sadi-head,sadi-hidden", "--top_k", "1,3", "--delta", "4,9"],
+        {"n_pairs": 6},
         of_sweep,
     ),
     "compare": (
         "sadi-lmeval compare",
-        ["--limit", "12", "--methods", "none,sadi-head,iti,caa"],
-        {"n_pairs": 12, "n_tune": 12},
+        ["--limit", "8", "--methods", "none,sadi-head,caa", "--settings", "4"],
+        {"n_pairs": 6, "n_tune": 8},
         of_compare,
     ),
 }
