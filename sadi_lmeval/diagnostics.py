@@ -12,6 +12,8 @@ from sklearn.metrics import balanced_accuracy_score
 from sadi_lmeval.record import Record
 from sadi_lmeval.significance import compare_paired
 
+_WITHIN_NOISE = "did not rise beyond noise"
+
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -88,11 +90,12 @@ def diagnose(record: Record, unsteered: Record | None) -> Diagnosis:
         collapsed = labelled and gain > 0 and _collapsed(record, unsteered, top)
         balanced = _balanced_stayed(record, unsteered, judged) if collapsed else None
         if balanced is not None:
+            verb = "may be" if balanced == _WITHIN_NOISE else "is"
             found.append(
                 f"{100 * gain:+.1f} points, but {_percent(after[top])} of its answers are {top!r} "
                 f"({_percent(before.get(top, 0))} before; {_percent(gold.get(top, 0))} of the gold "
                 f"answers are) and balanced accuracy {balanced} ({balanced_after:.2f}, before "
-                f"{balanced_before:.2f}): the gain is that label's share"
+                f"{balanced_before:.2f}): the gain {verb} that label's share"
             )
     if not_finite:
         found.append(f"{not_finite} of {len(record.values)} documents have no finite value")
@@ -196,7 +199,7 @@ def _balanced_stayed(record: Record, unsteered: Record, judged: Sequence[int]) -
     if (rise.difference or 0.0) < 0.005:  # what two decimals show
         return "did not rise"
     if rise.low is None or rise.low <= 0:
-        return "did not rise beyond noise"
+        return _WITHIN_NOISE
     above = compare_paired(after, [1 / len(counts)] * len(judged))
     if above.low is None or above.low <= 0:
         return "is not above that of one answer alone"

@@ -29,12 +29,23 @@ def test_always_the_majority_answer_is_a_collapse() -> None:
     assert found.warning.startswith("sadi-head on boolq: +")
     assert "100 % of its answers are 'yes'" in found.warning
     assert "62 % of the gold answers are" in found.warning
-    assert "balanced accuracy did not rise" in found.warning
+    assert found.warning.endswith(
+        "balanced accuracy did not rise (0.50, before 0.50): the gain is that label's share"
+    )
     assert "\n" not in found.warning
     assert found.majority == pytest.approx(0.62)
     assert found.gold == pytest.approx({"no": 0.38, "yes": 0.62})
     assert found.after == {"yes": 1}
     assert found.balanced_after == 0.5
+
+
+def test_a_rise_of_balanced_accuracy_within_noise_may_be_the_label_s_share() -> None:
+    chosen = [1] * 36 + [0] * 26 + [1] * 19 + [0] * 19
+    found = diagnose(answered(chosen, GOLD), answered([0] * 100, GOLD))
+    assert found.warning is not None
+    assert found.warning.endswith(
+        "did not rise beyond noise (0.54, before 0.50): the gain may be that label's share"
+    )
 
 
 def test_one_answer_alone_is_a_collapse_from_below_chance_too() -> None:

@@ -527,6 +527,7 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     assert not list(tmp_path.glob("out.jsonl.*"))
 
 
+@pytest.mark.slow
 def test_the_command_itself_writes_lines_and_heatmaps(
     command: Command, sweep: Any, tmp_path: Path
 ) -> None:
