@@ -1,14 +1,16 @@
 # make demo   install, then run hf and hf-sadi on a small model and a task shipped here
 # make test   install, then run the linters and the test suite
 # make faults install, then run the slow tests: kill, damage, fill up, overflow; prints what came
+# make faults-sample  a tenth of the kills, damaged files and generated inputs of it, as CI runs it
 # make test-oldest  the test suite with the oldest lm-eval, transformers and torch that are admitted
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 CONSTRAINTS = constraints.txt
 TESTS = python -m pytest -m "not slow" --ignore tests/faults -n auto --dist loadfile
+FAULTS = python -m pytest -m slow -n auto --dist loadgroup
 
-.PHONY: demo test faults test-oldest clean
+.PHONY: demo test faults faults-sample test-oldest clean
 
 $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -27,7 +29,11 @@ test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/$(TESTS)
 
 faults: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist loadgroup tests/faults tests
+	OMP_NUM_THREADS=1 $(BIN)/$(FAULTS) tests/faults tests
+
+faults-sample: $(VENV)/.ready
+	OMP_NUM_THREADS=1 FAULTS_SHARE=0.1 $(BIN)/$(FAULTS) \
+		$(addprefix tests/faults/test_,killed.py damaged.py strangers.py not_finite.py)
 
 test-oldest:
 	$(MAKE) VENV=$(VENV)-oldest CONSTRAINTS=constraints-oldest.txt $(VENV)-oldest/.ready

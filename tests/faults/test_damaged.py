@@ -15,12 +15,12 @@ import pytest
 import torch
 from conftest import Evaluate
 
-from faults.counts import Count
+from faults.counts import Count, share_of
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.journal import Journal
 from sadi_lmeval.mask import load_mask
 
-PLACES = 200
+PLACES = share_of(200)
 RUN: dict[str, Any] = {"n_pairs": 8, "n_tune": 8, "grid": "1/2x4/9", "negative": "hardest"}
 
 
@@ -75,7 +75,7 @@ def test_a_damaged_file_of_the_cache_changes_no_result(
         anew = not (cache / name).exists() or (cache / name).read_bytes() != content
         told[f"{name[name.index('.') + 1 :]}_{'made_anew' if anew else 'unharmed'}"] += 1
     unharmed = sum(number for what, number in told.items() if what.endswith("unharmed"))
-    assert unharmed < PLACES / 20  # bits of a header that are not read
+    assert unharmed <= PLACES / 20  # bits of a header that are not read
     count(f"{PLACES} damaged files of a cache, the same result", **told)
 
 

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sadi_lmeval
-from faults.counts import Count
+from faults.counts import Count, share_of
 from sadi_lmeval import templates
 from sadi_lmeval.benchmark import find_benchmark
 from sadi_lmeval.errors import UserError
@@ -30,7 +30,7 @@ from sadi_lmeval.record import load_record
 from sadi_lmeval.static_sets import read_static_set
 from sadi_lmeval.sweep import check_output
 
-EXAMPLES = 2000
+EXAMPLES = share_of(2000)
 AS_LONG_AS_IT_TAKES = settings(
     derandomize=True,
     database=None,
@@ -377,7 +377,7 @@ def test_generated_json_is_accepted_or_refused_in_one_line(
     told = Counter[str]()
     path = tmp_path / "file.jsonl"
 
-    @settings(AS_LONG_AS_IT_TAKES, max_examples=500)
+    @settings(AS_LONG_AS_IT_TAKES, max_examples=share_of(500))
     @given(st.lists(lines, max_size=3))
     def each(texts: list[str]) -> None:
         path.write_bytes("\n".join(texts).encode("utf-8", "surrogatepass"))
