@@ -7,7 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 CONSTRAINTS = constraints.txt
-TESTS = python -m pytest -m "not slow" --ignore tests/faults -n auto --dist loadfile
+TESTS = python -m pytest -m "not slow" --ignore tests/faults -n auto --dist loadfile \
+	--no-loadscope-reorder
 FAULTS = python -m pytest -m slow -n auto --dist loadgroup
 
 .PHONY: demo test faults faults-sample test-oldest clean

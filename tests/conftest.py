@@ -244,9 +244,11 @@ def evaluate(tmp_path: Path, model_folder: Path, task_manager: Any) -> Evaluate:
     return run
 
 
-_LONGEST = ("test_processes", "test_hub", "test_compare", "test_every_architecture", "test_suite")
-"""Files that take minutes: begun first, so that no process is left with one at the end."""
+_LONGEST = """test_hub test_compare test_every_architecture test_grid test_suite test_sweep
+test_registration test_architectures test_commands test_report test_model test_bad_input""".split()
+"""Files that take long: begun first, so that no process is left with one at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.stem not in _LONGEST)
+    places = {stem: place for place, stem in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))

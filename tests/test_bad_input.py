@@ -126,6 +126,7 @@ def test_what_the_task_cannot_do_is_said_in_one_line(
     assert not list((tmp_path / "cache").glob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_name_that_is_like_no_other_is_not_answered_with_thousands(evaluate: Any) -> None:
     with pytest.raises(UserError, match="unknown task 'zzzzqqq'") as caught:
         evaluate("tiny_choice", mask_from="zzzzqqq", **GOOD)

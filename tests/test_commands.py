@@ -738,6 +738,7 @@ def test_the_installed_command_shows_the_pairs_of_sadi_facts(tmp_path: Path) -> 
     assert said.examples[0] == "\n".join([f"1. {first['prompt']}", *answers])
 
 
+@pytest.mark.slow
 def test_the_installed_command_lists_every_benchmark_and_what_can_be_had(tmp_path: Path) -> None:
     lay_out(tmp_path / "aps" / "super_glue", "copa")
     done = run(COMMAND, "tasks", cwd=tmp_path)

@@ -65,6 +65,7 @@ def test_a_delta_of_zero_scores_real_rows_as_hf_does(smollm2: str, tmp_path: Pat
                 assert float(ours[0]) == pytest.approx(float(theirs[0]), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_real_tasks_are_steered_with_masks_of_their_own(smollm2: str, tmp_path: Path) -> None:
     arguments = f"pretrained={smollm2},top_k=6,delta=9,n_pairs=12,cache_dir={tmp_path / 'masks'}"
     found = run(tmp_path, "hf-sadi", arguments, "truthfulqa_mc1,copa,xnli_en,triviaqa", 4)
