@@ -14,6 +14,7 @@ import sys
 import tarfile
 import textwrap
 import threading
+import time
 import venv
 import zipfile
 from collections.abc import Callable, Iterator
@@ -192,13 +193,18 @@ def test_an_interpreter_start_imports_two_small_modules_and_no_more(installed: E
     assert modules == ["__future__", "sadi_lmeval", "sadi_lmeval.registration"]
 
 
-def test_an_interpreter_start_takes_less_than_two_milliseconds_more(installed: Environment) -> None:
+def test_an_interpreter_starts_hardly_later(installed: Environment) -> None:
     code = in_the_state_of_the_pth_line(
         installed.packages,
-        "start = time.perf_counter(); exec(line); print(1000 * (time.perf_counter() - start))",
+        "start = time.perf_counter(); exec(line); print(time.perf_counter() - start)",
     )
-    milliseconds = [answer(installed.python, code, "-I", "-S") for _ in range(21)]
-    assert statistics.median(milliseconds) < 2, milliseconds
+    ours, bare = [], []
+    for _ in range(21):
+        ours.append(answer(installed.python, code, "-I", "-S"))
+        start = time.perf_counter()
+        subprocess.run([installed.python, "-I", "-S", "-c", "pass"], check=True)
+        bare.append(time.perf_counter() - start)
+    assert statistics.median(ours) < statistics.median(bare) / 4, (ours, bare)
 
 
 # What the harness knows
