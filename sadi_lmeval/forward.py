@@ -199,7 +199,7 @@ def cache_of(past: Past | None, batch: int) -> DynamicCache:
         return cache
     for keys, values in zip(past.keys, past.values, strict=True):
         layer = DynamicLayer()
-        layer.update(keys[..., :0, :], values[..., :0, :])
+        layer.lazy_initialization(keys, values)
         layer.keys = keys.expand(batch, -1, -1, -1)
         layer.values = values.expand(batch, -1, -1, -1)
         cache.layers.append(layer)

@@ -894,9 +894,9 @@ def test_an_unknown_option_is_told_as_argparse_does(
 def test_a_folder_that_another_comparison_writes_to_is_refused(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with held(tmp_path / "out" / "records"):
+    with held(tmp_path / "out" / FOLDER):
         said = refused(command(tmp_path / "out", "tiny_choice", "none,iti"), capsys)
-    assert f"{tmp_path / 'out' / 'records'}: another run is writing to it" in said
+    assert f"{tmp_path / 'out' / FOLDER}: another run is writing to it" in said
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -639,10 +639,8 @@ def test_the_table_in_the_documentation_is_what_trying_gives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = Path(__file__).parents[1]
-    if (
-        f"transformers=={transformers.__version__}\n"
-        not in (folder / "constraints.txt").read_text()
-    ):
+    release = f"transformers=={transformers.__version__}\n"
+    if release not in (folder / "constraints.txt").read_text():
         pytest.skip("the table is of the release of transformers in constraints.txt")
     monkeypatch.syspath_prepend(str(folder / "bench"))
     monkeypatch.delitem(sys.modules, "architectures", raising=False)

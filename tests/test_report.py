@@ -175,7 +175,7 @@ steerings = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(steerings)
 def test_whatever_a_record_says_of_its_steering_a_report_is_made(
@@ -186,7 +186,7 @@ def test_whatever_a_record_says_of_its_steering_a_report_is_made(
 
 
 @settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     st.lists(

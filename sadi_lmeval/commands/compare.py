@@ -57,6 +57,7 @@ def run(given: argparse.Namespace, rest: Sequence[str], command: str) -> None:
     from sadi_lmeval.compared import ComparedModel
     from sadi_lmeval.host_options import host_options
     from sadi_lmeval.journal import held
+    from sadi_lmeval.record import FOLDER
 
     host = host_options(["--tasks", given.tasks, *rest])
     of_rows = ("selection", "steering")  # random and fixed are rows of their own
@@ -68,6 +69,6 @@ def run(given: argparse.Namespace, rest: Sequence[str], command: str) -> None:
     )  # fmt: skip
     check_folder(given.output_path, what)
     model = loaded_model(ComparedModel, arguments)
-    with held(given.output_path / "records"):
+    with held(given.output_path / FOLDER):
         compare(model, what, given.output_path)
         write_report([given.output_path], given.output_path, given)
