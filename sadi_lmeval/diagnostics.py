@@ -6,13 +6,12 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sklearn.metrics import balanced_accuracy_score
 
 from sadi_lmeval.record import Record
 from sadi_lmeval.significance import compare_paired
-
-_WITHIN_NOISE = "did not rise beyond noise"
 
 
 @dataclass(frozen=True)
@@ -88,13 +87,13 @@ def diagnose(record: Record, unsteered: Record | None) -> Diagnosis:
         gain = _gain(record, unsteered)
         labelled = record.labels is not None
         collapsed = labelled and gain > 0 and _collapsed(record, unsteered, top)
-        balanced = _balanced_stayed(record, unsteered, judged) if collapsed else None
-        if balanced is not None:
-            verb = "may be" if balanced == _WITHIN_NOISE else "is"
+        stayed = _balanced_stayed(record, unsteered, judged) if collapsed else None
+        if stayed is not None:
+            verb = "is" if stayed.surely else "may be"
             found.append(
                 f"{100 * gain:+.1f} points, but {_percent(after[top])} of its answers are {top!r} "
                 f"({_percent(before.get(top, 0))} before; {_percent(gold.get(top, 0))} of the gold "
-                f"answers are) and balanced accuracy {balanced} ({balanced_after:.2f}, before "
+                f"answers are) and balanced accuracy {stayed.said} ({balanced_after:.2f}, before "
                 f"{balanced_before:.2f}): the gain {verb} that label's share"
             )
     if not_finite:
@@ -181,7 +180,12 @@ def _collapsed(record: Record, unsteered: Record, answer: str) -> bool:
     return rise.low is not None and rise.low > 0
 
 
-def _balanced_stayed(record: Record, unsteered: Record, judged: Sequence[int]) -> str | None:
+class _Stayed(NamedTuple):
+    said: str
+    surely: bool
+
+
+def _balanced_stayed(record: Record, unsteered: Record, judged: Sequence[int]) -> _Stayed | None:
     """How balanced accuracy stayed where it was or where one answer alone has it; None if it rose.
 
     It is the mean of the documents' rightness, weighted against the frequency of their class, and
@@ -197,10 +201,10 @@ def _balanced_stayed(record: Record, unsteered: Record, judged: Sequence[int]) -
     after = weighted(record)
     rise = compare_paired(after, weighted(unsteered))
     if (rise.difference or 0.0) < 0.005:  # what two decimals show
-        return "did not rise"
+        return _Stayed("did not rise", surely=True)
     if rise.low is None or rise.low <= 0:
-        return _WITHIN_NOISE
+        return _Stayed("did not rise beyond noise", surely=False)
     above = compare_paired(after, [1 / len(counts)] * len(judged))
     if above.low is None or above.low <= 0:
-        return "is not above that of one answer alone"
+        return _Stayed("is not above that of one answer alone", surely=True)
     return None

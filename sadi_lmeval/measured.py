@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ class Measured(NamedTuple):
     file: Path | None
 
 
+@cache
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
     return {

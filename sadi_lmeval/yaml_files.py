@@ -23,29 +23,38 @@ def read_yaml(path: Path) -> Any:
         UserError: it cannot be read, is no plain YAML (a harness task with ``!function``), or has
             aliases, through which a few lines can stand for more than any memory holds.
     """
+    content: Any = None
     try:
         status = path.stat()
-        if status.st_size > _LARGEST:
+        content, fault = _parsed(path, status.st_mtime_ns, status.st_size)
+    except OSError as error:
+        fault = first_line(error)
+    if fault is not None:
+        raise UserError(f"file {path}: not valid YAML ({fault})")
+    return deepcopy(content)
+
+
+@lru_cache(maxsize=4096)
+def _parsed(path: Path, modified: int, size: int) -> tuple[Any, str | None]:
+    """The content of a file as it is at a time, or what is wrong with it.
+
+    Each file is looked at for every task of a run.
+    """
+    try:
+        if size > _LARGEST:
             raise ValueError(f"larger than {_LARGEST} bytes")
-        return deepcopy(_parsed(path, status.st_mtime_ns, status.st_size))
+        text = path.read_text(encoding="utf-8")
+        if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("it has aliases (*), write out what they stand for")
+        content = yaml.safe_load(text)
+        _refuse_huge_numbers(content)
     # PyYAML lets the errors of its value constructors through: dates, numbers, booleans.
     except (
         *(yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError),
         *(RecursionError, OSError),
     ) as error:
-        reason = first_line(error)
-        raise UserError(f"file {path}: not valid YAML ({reason})") from None
-
-
-@lru_cache(maxsize=4096)
-def _parsed(path: Path, modified: int, size: int) -> Any:
-    """The content of a file as it is at a time: each is looked at for every task of a run."""
-    text = path.read_text(encoding="utf-8")
-    if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-        raise ValueError("it has aliases (*), write out what they stand for")
-    content = yaml.safe_load(text)
-    _refuse_huge_numbers(content)
-    return content
+        return None, first_line(error)
+    return content, None
 
 
 def _refuse_huge_numbers(content: Any) -> None:

@@ -17,9 +17,12 @@ import functools, json, os, sys, time
 import lm_eval.tasks
 import torch.utils.collect_env
 from lm_eval.__main__ import cli_evaluate
+from transformers import AutoModelForCausalLM
 import sadi_lmeval.compare, sadi_lmeval.host_options, sadi_lmeval.model, sadi_lmeval.sweep
-from sadi_lmeval import cli
+from sadi_lmeval import benchmark, cli
 
+AutoModelForCausalLM.from_pretrained(sys.argv[1])  # imports most of transformers
+benchmark.find_benchmark("none", [])  # parses the benchmark files
 torch.utils.collect_env.get_pretty_env_info = lambda: ""  # takes longer than a tiny run
 manager = lm_eval.tasks.TaskManager
 manager.__init__ = functools.partialmethod(manager.__init__, include_defaults=False)
@@ -100,7 +103,7 @@ class Commands:
             "OMP_NUM_THREADS": "1",
         }
         self._server = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
+            [sys.executable, "-c", SERVER, str(model)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **self.environment},
