@@ -160,13 +160,12 @@ def _missing(tasks: list[str]) -> dict[str, str]:
     """The tasks whose data cannot be had, and why."""
     from lm_eval.tasks import TaskManager
 
-    from sadi_lmeval.coverage import reach
+    from sadi_lmeval.coverage import data_set, reach
 
     index = TaskManager().task_index
     found = {}
     for task in tasks:
-        settings = index[task].cfg
-        why = reach((settings["dataset_path"], settings.get("dataset_name")))
+        why = reach(data_set(index[task].cfg))
         if why:
             found[task] = why
     return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,20 @@ from sadi_lmeval.sources import splits_of_pairs
 from sadi_lmeval.yaml_files import yaml_files
 
 
+class DataSet(NamedTuple):
+    """Where the rows of a task come from.
+
+    Attributes:
+        path: a name on the hub, a folder, or a kind of file (``json``).
+        name: of a configuration of it.
+        data_files: the files' names as JSON; ``null`` where the task names none.
+    """
+
+    path: str
+    name: str | None = None
+    data_files: str = "null"
+
+
 class Covered(NamedTuple):
     """Harness tasks that one name or pattern of a benchmark file covers.
 
@@ -27,7 +42,7 @@ class Covered(NamedTuple):
         recipe: of their pairs; None: the default of the kind of task.
         pairs_from: dataset splits, or how many folds of which.
         scored: the dataset split that the harness scores.
-        datasets: path and name of the tasks' data sets.
+        datasets: of the tasks, each once.
     """
 
     benchmark: str
@@ -36,7 +51,7 @@ class Covered(NamedTuple):
     recipe: str | None
     pairs_from: str
     scored: str
-    datasets: list[tuple[str, str | None]]
+    datasets: list[DataSet]
 
 
 def covered(folders: Iterable[Path]) -> list[Covered]:
@@ -69,7 +84,7 @@ def _covered(benchmark: Benchmark, named: str, manager: TaskManager) -> Covered:
     splits = splits_of_pairs(benchmark, training, validation, test)
     crossed = bool(tasks) and (not splits or scored in splits)
     every = [manager.task_index[task].cfg or {} for task in tasks]
-    paths = [(str(c["dataset_path"]), c.get("dataset_name")) for c in every if "dataset_path" in c]
+    of_tasks = [data_set(settings) for settings in every if "dataset_path" in settings]
     return Covered(
         benchmark=benchmark.benchmark,
         named=named,
@@ -77,14 +92,21 @@ def _covered(benchmark: Benchmark, named: str, manager: TaskManager) -> Covered:
         recipe=benchmark.recipe,
         pairs_from=f"{benchmark.folds} folds of {scored}" if crossed else "+".join(splits),
         scored=scored,
-        datasets=list(dict.fromkeys(paths)),
+        datasets=list(dict.fromkeys(of_tasks)),
     )
 
 
-def reach(dataset: tuple[str, str | None]) -> str:
+def data_set(settings: Mapping[str, Any]) -> DataSet:
+    """The data set that the settings of a harness task name."""
+    files = (settings.get("dataset_kwargs") or {}).get("data_files")
+    return DataSet(str(settings["dataset_path"]), settings.get("dataset_name"), json.dumps(files))
+
+
+def reach(dataset: DataSet) -> str:
     """Why a data set cannot be had now, in one line; empty where it can."""
+    files = json.loads(dataset.data_files)
     try:
-        datasets.load_dataset_builder(*dataset)
+        datasets.load_dataset_builder(dataset.path, dataset.name, data_files=files)
     except Exception as error:  # datasets, hub and network raise many kinds
         return first_line(error) or type(error).__name__
     return ""
@@ -107,7 +129,7 @@ def stay_offline() -> None:
 
 def reached(
     rows: Iterable[Covered], progress: Callable[[list[Any]], Iterable[Any]]
-) -> dict[tuple[str, str | None], str]:
+) -> dict[DataSet, str]:
     """Of each data set, why it cannot be had now, or an empty text.
 
     Args:

@@ -513,6 +513,26 @@ def test_a_mistake_costs_one_line_and_writes_nothing(
     assert (output / "pairs.jsonl").read_text() == "as before\n"
 
 
+@pytest.mark.parametrize(
+    ("tasks", "said"),
+    [
+        (["told", {"task": "crossed", "num_fewshot": 2}], "(told, crossed)"),
+        (list("abcdefg"), "(a, b, c, d, e, …)"),
+    ],
+)
+def test_a_group_is_refused_before_its_data_is_loaded(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tasks: list[Any],
+    said: str,
+) -> None:
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump({"group": "both", "task": tasks}))
+    monkeypatch.setattr(TaskManager, "load", None)
+    line = refused(["pairs", "both", "--include_path", str(tmp_path)], capsys)
+    assert f"both is a group: name one of its tasks {said}" in line
+
+
 def test_a_model_that_cannot_be_loaded_costs_one_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

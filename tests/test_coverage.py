@@ -18,7 +18,9 @@ from sadi_lmeval import coverage
 from sadi_lmeval.benchmark import read_benchmark
 from sadi_lmeval.coverage import (
     Covered,
+    DataSet,
     covered,
+    data_set,
     reach,
     reached,
     stay_offline,
@@ -104,6 +106,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 # ------------------------------------------------------------------ what is shipped
 
+MATH_500 = DataSet("HuggingFaceH4/MATH-500", "default")
+
 
 def test_every_name_of_every_shipped_benchmark_file_is_listed_once(shipped: list[Covered]) -> None:
     expected = [(each.benchmark, name) for each in SHIPPED for name in each.tasks]
@@ -128,10 +132,15 @@ def test_every_shipped_recipe_is_there(shipped: list[Covered]) -> None:
 @pytest.mark.parametrize(
     ("named", "pairs_from", "scored", "dataset"),
     [
-        ("boolq", "train", "validation", ("aps/super_glue", "boolq")),
+        ("boolq", "train", "validation", DataSet("aps/super_glue", "boolq")),
         ("truthfulqa_mc1", "2 folds of validation", "validation", None),
-        ("hendrycks_math500", "2 folds of test", "test", ("HuggingFaceH4/MATH-500", "default")),
-        ("mmlu_anatomy", "dev+validation", "test", ("cais/mmlu", "anatomy")),
+        (
+            "hendrycks_math500",
+            "2 folds of test",
+            "test",
+            DataSet("HuggingFaceH4/MATH-500", "default"),
+        ),
+        ("mmlu_anatomy", "dev+validation", "test", DataSet("cais/mmlu", "anatomy")),
         ("xcopa_*", "validation", "test", None),
         ("sadi_facts", "train", "test", None),
     ],
@@ -141,7 +150,7 @@ def test_splits_and_data_of_shipped_benchmarks_are_known(
     named: str,
     pairs_from: str,
     scored: str,
-    dataset: tuple[str, str | None] | None,
+    dataset: DataSet | None,
 ) -> None:
     [row] = [row for row in shipped if row.named == named]
     assert (row.pairs_from, row.scored) == (pairs_from, scored)
@@ -174,7 +183,7 @@ class TestOwnFiles:
         rows = {row.named: row for row in covered([folder])}
         assert sorted(rows["own_*"].tasks) == ["own_a", "own_b"]
         assert rows["other"].tasks == ["other"]
-        assert rows["other"].datasets == [("made/up", None)]
+        assert rows["other"].datasets == [DataSet("made/up")]
         assert rows["other"].recipe is None
 
     def test_the_data_sets_of_all_tasks_of_a_pattern_are_named_each_once(
@@ -186,7 +195,7 @@ class TestOwnFiles:
             (folder / f"{name}.yaml").write_text(text)
         write(folder, "b", benchmark="mine", tasks=["own_*"])
         found = covered([folder])[0].datasets
-        assert sorted(found) == [("made/other", None), ("made/up", None)]
+        assert sorted(found) == [DataSet("made/other"), DataSet("made/up")]
 
     def test_of_a_name_that_the_harness_lacks_nothing_is_made_up(self, folder: Path) -> None:
         write(folder, "a", benchmark="mine", tasks=["absent"], folds=3)
@@ -246,32 +255,47 @@ class TestOwnFiles:
 
 
 def test_a_data_set_laid_out_in_the_current_directory_can_be_had(data: Path) -> None:
-    assert reach(("made/up", "plain")) == ""
+    assert reach(DataSet("made/up", "plain")) == ""
 
 
-@pytest.mark.parametrize("dataset", [("made/upp", None), ("made/up", "fancy"), ("nobody", "x")])
-def test_why_a_data_set_cannot_be_had_is_one_line(
-    data: Path, dataset: tuple[str, str | None]
-) -> None:
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        *(DataSet("made/upp"), DataSet("made/up", "fancy"), DataSet("nobody", "x")),
+        DataSet("json", None, '{"train": "absent.jsonl"}'),
+    ],
+)
+def test_why_a_data_set_cannot_be_had_is_one_line(data: Path, dataset: DataSet) -> None:
     said = reach(dataset)
     assert said
     assert "\n" not in said
 
 
+def test_files_of_a_task_are_looked_for(folder: Path, tmp_path: Path) -> None:
+    write_task(folder, "own", validation="validation")
+    there = tmp_path / "rows.jsonl"
+    settings = yaml.safe_load((folder / "own.yaml").read_text())
+    settings |= {"dataset_path": "json", "dataset_kwargs": {"data_files": {"train": str(there)}}}
+    found = data_set(settings)
+    assert str(there) in reach(found)
+    there.write_text(json.dumps({"text": "a"}) + "\n")
+    assert reach(found) == ""
+
+
 def test_an_error_that_says_nothing_is_told_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: Any) -> None:
+    def fails(*_: Any, **__: Any) -> None:
         raise ConnectionResetError
 
     monkeypatch.setattr(coverage.datasets, "load_dataset_builder", fails)
-    assert reach(("made/up", None)) == "ConnectionResetError"
+    assert reach(DataSet("made/up")) == "ConnectionResetError"
 
 
 def test_only_the_first_line_of_an_error_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: Any) -> None:
+    def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("no such thing\nand a long story")
 
     monkeypatch.setattr(coverage.datasets, "load_dataset_builder", fails)
-    assert reach(("made/up", None)) == "no such thing"
+    assert reach(DataSet("made/up")) == "no such thing"
 
 
 def test_each_data_set_is_asked_for_once_and_those_without_never(
@@ -281,16 +305,16 @@ def test_each_data_set_is_asked_for_once_and_those_without_never(
     shown: list[Any] = []
     load = datasets.load_dataset_builder
 
-    def asking(*dataset: Any) -> Any:
-        asked.append(dataset)
-        return load(*dataset)
+    def asking(path: str, name: str | None, **files: Any) -> Any:
+        asked.append(DataSet(path, name))
+        return load(path, name, **files)
 
     def progress(names: list[Any]) -> list[Any]:
         shown.extend(names)
         return names
 
     monkeypatch.setattr(coverage.datasets, "load_dataset_builder", asking)
-    own, absent = ("made/up", "plain"), ("made/upp", None)
+    own, absent = DataSet("made/up", "plain"), DataSet("made/upp")
     rows = [
         Covered("b", str(number), ["t"], None, "train", "test", these)
         for number, these in enumerate([[own], [], [absent, own], [absent], [own, own], []])

@@ -7,10 +7,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sadi_lmeval.commands.arguments import loaded_model
 from sadi_lmeval.errors import UserError
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
 
 
 def add(commands: Any) -> None:
@@ -41,6 +44,7 @@ def add(commands: Any) -> None:
 
 
 def run(given: argparse.Namespace, rest: object, command: object) -> None:
+    from lm_eval.tasks import TaskManager
     from lm_eval.utils import simple_parse_args_string
 
     from sadi_lmeval.methods import options_of, tuned
@@ -73,11 +77,9 @@ def run(given: argparse.Namespace, rest: object, command: object) -> None:
         "fewshot_as_multiturn": given.fewshot_as_multiturn,
     }
     folders = [given.include_path] if given.include_path is not None else []
-    loaded = load_tasks([given.task], folders, given.num_fewshot, settings)
-    if len(loaded) > 1:
-        names = ", ".join(task.name for task in loaded[:5])
-        raise UserError(f"{given.task} is a group: name one of its tasks ({names}, …)")
-    [task] = loaded
+    manager = TaskManager(include_path=[str(folder) for folder in folders] or None)
+    _refuse_a_group(given.task, manager)
+    [task] = load_tasks([given.task], folders, given.num_fewshot, settings, manager)
     model = None
     if needs_model:
         model = _model(given, arguments)
@@ -97,6 +99,17 @@ def run(given: argparse.Namespace, rest: object, command: object) -> None:
             break  # the same for every fold
     if given.output is not None:
         _write(given.output, lines)
+
+
+def _refuse_a_group(name: str, manager: TaskManager) -> None:
+    """Refuse a group or tag before any of its data is loaded."""
+    if name not in manager.task_index or name in manager.all_subtasks:
+        return
+    entry = manager.task_index[name]
+    parts = (entry.cfg or {}).get("task") or sorted(entry.tags)
+    names = [part if isinstance(part, str) else str(part.get("task")) for part in parts]
+    listed = ", ".join(names if len(names) < 7 else [*names[:5], "…"])
+    raise UserError(f"{name} is a group: name one of its tasks ({listed})")
 
 
 def _refuse_misspelt(names: Sequence[str]) -> None:

@@ -46,7 +46,7 @@ def run(given: argparse.Namespace, rest: object, command: object) -> None:
         elif not row.datasets:
             data = "comes with the task"
         elif given.offline:
-            data = row.datasets[0][0]
+            data = row.datasets[0].path
         else:
             data = _reachable([missing[dataset] for dataset in row.datasets])
         recipe = row.recipe or "default"
