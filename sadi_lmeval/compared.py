@@ -103,27 +103,35 @@ class ComparedModel(SteeredModel):
         groups: dict[tuple[str, tuple[int, ...]], list[Instance]] = {}
         for request in requests:
             steering = self._prepared[request.task_name].values()
-            masks = tuple(each.mask_of(request.doc) for each in steering)
-            groups.setdefault((request.task_name, masks), []).append(request)
+            edits = tuple(each.edit_of(request.doc) for each in steering)
+            groups.setdefault((request.task_name, edits), []).append(request)
         label = f"Scoring under {len(self._arms)} methods at once"
         with tqdm(total=len(requests), desc=label, disable=disable_tqdm) as bar:
-            for (name, masks), alike in groups.items():
-                self._answer(self._prepared[name], masks, alike, bar)
+            for (name, edits), alike in groups.items():
+                self._answer(self._prepared[name], edits, alike, bar)
         return super().loglikelihood(requests, True)
 
     def _answer(
         self,
         arms: Mapping[Arm, TaskSteering],
-        masks: Sequence[int],
+        chosen: Sequence[int],
         requests: Sequence[Instance],
         bar: Any,
     ) -> None:
-        """Answer, under all arms at once, what some arm has not answered yet."""
+        """Answer, under all arms at once, what some arm has not answered yet.
+
+        Args:
+            arms: with their edits.
+            chosen: of each arm the index of its edit for these requests.
+            requests: alike in that.
+            bar: shows how far it is.
+        """
         families: dict[Any, tuple[Options, list[Edit]]] = {}
         places: list[tuple[Any, int] | None] = []
         digests = []
-        for (arm, steering), mask in zip(arms.items(), masks, strict=True):
-            options, edit = self._arms[arm], None if mask == UNSTEERED else steering.edits[mask]
+        for (arm, steering), index in zip(arms.items(), chosen, strict=True):
+            options = self._arms[arm]
+            edit = None if index == UNSTEERED else steering.edits[index]
             digests.append(self._digest(options, edit))
             if edit is None:
                 places.append(None)

@@ -236,18 +236,19 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             name = request.task_name
             if (name, id(request.doc)) not in of_document:
                 documents.setdefault(name, []).append(request.doc)
-                mask = self._tasks[name].mask_of(request.doc)
-                edit = mask if mask == UNSTEERED else self._first_edit[name] + mask
+                edit = self._tasks[name].edit_of(request.doc)
+                edit = edit if edit == UNSTEERED else self._first_edit[name] + edit
                 of_document[name, id(request.doc)] = edit
         for name, scored in documents.items():
             self._tasks[name].guard(scored)
         return [of_document[request.task_name, id(request.doc)] for request in requests]
 
     def steering_digest(self, options: Options, edits: Edits | None, edit: int) -> str:
-        """What a cached response depends on beside its request."""
-        steered = "" if edits is None or edit == UNSTEERED else edits.digest(edit)
-        content = hashlib.sha256(steered.encode())
-        content.update(repr((self.model_card, options, self.max_length)).encode())
+        """What a cached response depends on beside its request; unsteered, on no method."""
+        steering = None
+        if edits is not None and edit != UNSTEERED:
+            steering = edits.digest(edit), options
+        content = hashlib.sha256(repr((self.model_card, steering, self.max_length)).encode())
         return content.hexdigest()
 
     # ------------------------------------------------------------------ requests

@@ -63,7 +63,7 @@ class TaskSteering:
     Attributes:
         edits: one, or one a fold; none where nothing is steered.
         masks: of each edit.
-        mask_of: the index of the edit and mask for a document, or ``packing.UNSTEERED``.
+        mask_of: the index of the mask for a document.
         record: what the results file says about it.
     """
 
@@ -72,6 +72,13 @@ class TaskSteering:
     masks: list[PreparedMask]
     mask_of: Callable[[Document], int]
     record: dict[str, Any]
+
+    def edit_of(self, document: Document) -> int:
+        """The index of the edit for a document; ``packing.UNSTEERED`` where none was better."""
+        if not self.masks:
+            return NO_EDIT
+        mask = self.mask_of(document)
+        return NO_EDIT if self.masks[mask].setting == UNSTEERED else mask
 
     def guard(self, documents: list[Document]) -> None:
         """Refuse to score documents with masks that their own pairs helped to make.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ import pytest
 import torch
 import yaml
 from lm_eval.loggers import EvaluationTracker
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM
 
@@ -297,7 +299,43 @@ def test_all_methods_share_every_pass_over_prompts(whole: Whole) -> None:
     assert len(tuned) == len(TASKS) + 1  # one task has two folds
     assert all(len(edits) == len(STEERED) for edits in tuned)
     assert len(scored) == len(TASKS)  # two folds, and the task that generates is not scored
-    assert all(sum(edits) == len(STEERED) for edits in scored)
+    # A method for which no setting was better than none is scored with the unsteered model.
+    steered: dict[tuple[str, int], int] = {}
+    for task, method in itertools.product(set(TASKS) - {"tiny_text"}, STEERED):
+        record = record_of(whole.folder, task, method)
+        strength = record.steering["parameters"][1]
+        for fold, mask in enumerate(masks_of(record)):
+            steered[task, fold] = steered.get((task, fold), 0) + (mask[strength] != 0)
+    assert sorted(map(sum, scored)) == sorted(steered.values())
+    assert 0 < sum(steered.values()) < len(steered) * len(STEERED)
+
+
+def test_documents_for_which_no_setting_is_better_get_the_unsteered_model_s_answers_once(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sadi_lmeval.tuning.best", lambda outcomes, parameters: 0)
+    counted, generated = Counting(monkeypatch), []
+    generate = HFLM._model_generate
+
+    def generating(model: HFLM, context: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        generated.append(len(context))
+        return generate(model, context, *rest, **named)
+
+    monkeypatch.setattr(HFLM, "_model_generate", generating)
+    folder, limit = tmp_path / "out", 6
+    methods = "none,sadi-head,sadi-neuron,iti,caa"
+    options = ("tiny_folds,tiny_text", methods, "--limit", str(limit), "--log_samples")
+    counted.together.clear()
+    assert cli.main(command(folder, *options)) == 0
+    assert sum(generated) == limit
+    assert counted.together[-1][1] == []  # the last pass, which scores, is under no edit
+    for task in ("tiny_folds", "tiny_text"):
+        expected = list(map(answers, samples_of(folder, "none", task)))
+        for method in methods.split(",")[1:]:
+            assert list(map(answers, samples_of(folder, method, task))) == expected
+            masks = masks_of(record_of(folder, task, method))
+            assert masks
+            assert all(mask["tuning"]["beats_unsteered"] is False for mask in masks)
 
 
 @pytest.mark.parametrize("arguments", [{"direction": "probe"}, {"mask_from": "tiny_choice"}])
