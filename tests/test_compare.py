@@ -328,7 +328,6 @@ def test_documents_for_which_no_setting_is_better_get_the_unsteered_model_s_answ
     counted.together.clear()
     assert cli.main(command(folder, *options)) == 0
     assert sum(generated) == limit
-    assert counted.together[-1][1] == []  # the last pass, which scores, is under no edit
     for task in ("tiny_folds", "tiny_text"):
         expected = list(map(answers, samples_of(folder, "none", task)))
         for method in methods.split(",")[1:]:
