@@ -328,6 +328,7 @@ def test_documents_for_which_no_setting_is_better_get_the_unsteered_model_s_answ
     counted.together.clear()
     assert cli.main(command(folder, *options)) == 0
     assert sum(generated) == limit
+    assert counted.together[-1][1] == []  # the last pass, which scores, is under no edit
     for task in ("tiny_folds", "tiny_text"):
         expected = list(map(answers, samples_of(folder, "none", task)))
         for method in methods.split(",")[1:]:
@@ -575,7 +576,7 @@ def test_adding_a_method_to_a_finished_comparison_adds_only_that(
     after = records(folder)
     assert set(after) - set(before) == {"tiny_folds.iti.json", "tiny_text.iti.json"}
     assert {name: after[name] for name in before} == before
-    assert all(len(edits) == 1 for _, edits in counted.together)
+    assert all(len(edits) <= 1 for _, edits in counted.together)  # none where unsteered is best
     assert not (folder / "answers.jsonl").exists()
     whole = tmp_path / "whole"
     assert cli.main(command(whole, SMALL[0], f"{SMALL[1]},iti", *SMALL[2:])) == 0
