@@ -15,6 +15,7 @@ from lm_eval.tasks import TaskManager
 from sadi_lmeval.benchmark import Benchmark, read_benchmark
 from sadi_lmeval.errors import first_line
 from sadi_lmeval.folders import task_configs
+from sadi_lmeval.run_tasks import task_manager
 from sadi_lmeval.sources import splits_of_pairs
 from sadi_lmeval.yaml_files import yaml_files
 
@@ -64,7 +65,7 @@ def covered(folders: Iterable[Path]) -> list[Covered]:
         UserError: a faulty benchmark file.
     """
     folders = list(folders)
-    manager = TaskManager(include_path=[str(folder) for folder in folders] or None)
+    manager = task_manager(folders)
     found = []
     for folder in [*folders, task_configs()]:
         for path in yaml_files(folder):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,11 @@ def included_folders() -> list[Path]:
     return [Path(path) for path in paths]
 
 
+def task_manager(folders: Iterable[Path]) -> TaskManager:
+    """The harness's tasks, and those in folders of the user's."""
+    return TaskManager(include_path=[str(folder) for folder in folders] or None)
+
+
 def load_task(name: str, folders: list[Path], like: RunTask | None) -> RunTask:
     """A task that is not part of the run, rendered with the settings of one that is, if any.
 
@@ -132,7 +137,7 @@ def load_task(name: str, folders: list[Path], like: RunTask | None) -> RunTask:
         return _noted[name]
     manager = _managers[0] if _managers else None
     if manager is None or name not in manager.all_subtasks:
-        manager = TaskManager(include_path=[str(folder) for folder in folders] or None)
+        manager = task_manager(folders)
     if name not in manager.all_subtasks:
         raise UserError(f"unknown task {name!r}: {nearest(name, manager.all_subtasks)}")
     try:
@@ -164,7 +169,7 @@ def load_tasks(
         UserError: the harness knows no such name, or its data cannot be had.
     """
     if manager is None:
-        manager = TaskManager(include_path=[str(folder) for folder in folders] or None)
+        manager = task_manager(folders)
     _managers[:] = [manager]
     for name in names:
         if name not in manager.all_tasks:

@@ -106,8 +106,6 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 # ------------------------------------------------------------------ what is shipped
 
-MATH_500 = DataSet("HuggingFaceH4/MATH-500", "default")
-
 
 def test_every_name_of_every_shipped_benchmark_file_is_listed_once(shipped: list[Covered]) -> None:
     expected = [(each.benchmark, name) for each in SHIPPED for name in each.tasks]

@@ -44,13 +44,12 @@ def add(commands: Any) -> None:
 
 
 def run(given: argparse.Namespace, rest: object, command: object) -> None:
-    from lm_eval.tasks import TaskManager
     from lm_eval.utils import simple_parse_args_string
 
     from sadi_lmeval.methods import options_of, tuned
     from sadi_lmeval.options import NAMES
     from sadi_lmeval.plan import draw, find_plan
-    from sadi_lmeval.run_tasks import limited, load_tasks
+    from sadi_lmeval.run_tasks import limited, load_tasks, task_manager
 
     if given.examples < 0:
         raise UserError(f"--examples {given.examples}: must be at least 0")
@@ -77,7 +76,7 @@ def run(given: argparse.Namespace, rest: object, command: object) -> None:
         "fewshot_as_multiturn": given.fewshot_as_multiturn,
     }
     folders = [given.include_path] if given.include_path is not None else []
-    manager = TaskManager(include_path=[str(folder) for folder in folders] or None)
+    manager = task_manager(folders)
     _refuse_a_group(given.task, manager)
     [task] = load_tasks([given.task], folders, given.num_fewshot, settings, manager)
     model = None
