@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SERVER = """
-import functools, json, os, sys, time
+import faulthandler, functools, json, os, sys, threading, time
+import tqdm
+
+tqdm.tqdm.set_lock(threading.RLock())  # its own is shared with the forks: killed, they keep it
 import lm_eval.tasks
 import torch.utils.collect_env
 from lm_eval.__main__ import cli_evaluate
@@ -43,6 +46,7 @@ def begin(asked):
     output = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    faulthandler.dump_traceback_later(300, exit=True)  # a hang is a failure
     code = 1
     try:
         code = run(asked["program"], asked["arguments"])
