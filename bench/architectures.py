@@ -22,10 +22,10 @@ from test_every_architecture import (
 )
 from transformers import PreTrainedModel
 
-from sadi_lmeval.branching import can_resume, longest_branching_path
+from sadi_lmeval.architecture.sites import register
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.prefill import can_share_beginning
-from sadi_lmeval.sites import register
+from sadi_lmeval.passes.branching import can_resume, longest_branching_path
+from sadi_lmeval.passes.prefill import can_share_beginning
 
 COLUMNS = (
     "architecture",

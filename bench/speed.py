@@ -120,7 +120,7 @@ def multiplications(model: Any) -> Iterator[list[int]]:
 
     They are the arithmetic that is there to be saved; attention's own is not counted.
     """
-    from sadi_lmeval.sites import decoder_blocks
+    from sadi_lmeval.architecture.sites import decoder_blocks
 
     total = [0]
 
@@ -199,11 +199,11 @@ def grid(bench: Bench, row: str) -> str:
     import torch
 
     from sadi_lmeval.arms import arm
-    from sadi_lmeval.methods import edits_of, joined, site_of
-    from sadi_lmeval.packing import Continuation
-    from sadi_lmeval.run_tasks import load_tasks
-    from sadi_lmeval.scoring import log_likelihoods
-    from sadi_lmeval.sweep import Sweep, parts_of, sweep
+    from sadi_lmeval.comparison.sweep import Sweep, parts_of, sweep
+    from sadi_lmeval.harness.run_tasks import load_tasks
+    from sadi_lmeval.passes.packing import Continuation
+    from sadi_lmeval.passes.scoring import log_likelihoods
+    from sadi_lmeval.steering.methods import edits_of, joined, site_of
 
     name, most = GRIDS[row]
     limit = 50
@@ -218,7 +218,7 @@ def grid(bench: Bench, row: str) -> str:
         theirs.append(bench.evaluate(bench.plain(size), name, mine, None).seconds)
         limited = partial(_these, mine)
         start = time.perf_counter()
-        with patch("sadi_lmeval.sweep._limited", limited):
+        with patch("sadi_lmeval.comparison.sweep._limited", limited):
             lines = sweep(tasks, what, lm.options, lm, bench.folder / f"{row}.{number}.jsonl")
         ours.append(time.perf_counter() - start)
         said = f"hf {theirs[-1]:.1f} s, all settings {ours[-1]:.1f} s"
@@ -258,9 +258,9 @@ def grid(bench: Bench, row: str) -> str:
 def mask(bench: Bench, row: str) -> str:
     import torch
 
-    from sadi_lmeval.activations import MeanDifference, TokenPair, read_pairs
-    from sadi_lmeval.plan import draw, find_plan
-    from sadi_lmeval.run_tasks import load_tasks
+    from sadi_lmeval.harness.run_tasks import load_tasks
+    from sadi_lmeval.pairs.plan import draw, find_plan
+    from sadi_lmeval.passes.activations import MeanDifference, TokenPair, read_pairs
 
     lm = bench.steered(n_pairs=150, top_k=6, delta=9)
     [task] = load_tasks(["boolq"], [], None, {})

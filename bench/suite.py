@@ -160,7 +160,7 @@ def _missing(tasks: list[str]) -> dict[str, str]:
     """The tasks whose data cannot be had, and why."""
     from lm_eval.tasks import TaskManager
 
-    from sadi_lmeval.coverage import data_set, reach
+    from sadi_lmeval.pairs.coverage import data_set, reach
 
     index = TaskManager().task_index
     found = {}
@@ -173,7 +173,7 @@ def _missing(tasks: list[str]) -> dict[str, str]:
 
 def table(folder: Path) -> str:
     """The records of a folder as a table, a line a benchmark and metric."""
-    from sadi_lmeval.record import FOLDER, load_record
+    from sadi_lmeval.reports.record import FOLDER, load_record
 
     found = [load_record(path) for path in sorted((folder / FOLDER).glob("*.json"))]
     records = {(record.task, record.method): record for record in found}
@@ -189,7 +189,7 @@ def table(folder: Path) -> str:
 
 
 def _line(row: Row, metric: str, records: Mapping[tuple[str, str], Any]) -> str:
-    from sadi_lmeval.diagnostics import diagnose
+    from sadi_lmeval.reports.diagnostics import diagnose
 
     cells = []
     for method in METHODS:

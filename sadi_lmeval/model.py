@@ -23,33 +23,33 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from sadi_lmeval.cache import weights_digest
-from sadi_lmeval.engine import Engine
+from sadi_lmeval.architecture.sites import entries_in
 from sadi_lmeval.errors import UserError, show_user_errors_as_one_line
+from sadi_lmeval.harness.response_cache import ResponseCache
+from sadi_lmeval.harness.run_task import LengthLimit
+from sadi_lmeval.harness.run_tasks import (
+    load_task,
+    note_tasks_of_the_run,
+    tasks_of_the_run,
+    with_all_metrics,
+)
 from sadi_lmeval.interventions.edit import Edit, Edits
-from sadi_lmeval.methods import check_where, joined, largest_where, options_of, site_of
 from sadi_lmeval.options import NAMES, REFERENCE_LENGTH, Method, Options, refuse_unknown
-from sadi_lmeval.packing import UNSTEERED, Continuation
-from sadi_lmeval.plan import user_folders
-from sadi_lmeval.prefill import (
+from sadi_lmeval.pairs.plan import user_folders
+from sadi_lmeval.passes.engine import Engine
+from sadi_lmeval.passes.packing import UNSTEERED, Continuation
+from sadi_lmeval.passes.prefill import (
     FiniteLogits,
     Prompts,
     beginning_of,
     steered_generation,
     with_shared_beginning,
 )
+from sadi_lmeval.passes.scoring import Score, truncated
 from sadi_lmeval.processes import ALONE, Processes
-from sadi_lmeval.response_cache import ResponseCache
-from sadi_lmeval.run_task import LengthLimit
-from sadi_lmeval.run_tasks import (
-    load_task,
-    note_tasks_of_the_run,
-    tasks_of_the_run,
-    with_all_metrics,
-)
-from sadi_lmeval.scoring import Score, truncated
-from sadi_lmeval.sites import entries_in
-from sadi_lmeval.steering import TaskSteering, prepare
+from sadi_lmeval.steering.methods import check_where, joined, largest_where, options_of, site_of
+from sadi_lmeval.steering.steering import TaskSteering, prepare
+from sadi_lmeval.storage.cache import weights_digest
 
 logger = logging.getLogger("lm_eval.sadi")
 

@@ -25,8 +25,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast
 
 from sadi_lmeval.folders import task_configs
-from sadi_lmeval.run_task import RunTask
-from sadi_lmeval.run_tasks import load_tasks
+from sadi_lmeval.harness.run_task import RunTask
+from sadi_lmeval.harness.run_tasks import load_tasks
 
 Row = dict[str, Any]
 Splits = dict[str, list[Row]]

@@ -11,11 +11,11 @@ from test_interventions import SITES, VOCAB, make_model, plain_pass
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from sadi_lmeval.activations import HeadProbes, MeanDifference, TokenPair, read_pairs
-from sadi_lmeval.batches import Bounds
-from sadi_lmeval.forward import Forward
+from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.options import Element, HiddenSite
-from sadi_lmeval.sites import find_site
+from sadi_lmeval.passes.activations import HeadProbes, MeanDifference, TokenPair, read_pairs
+from sadi_lmeval.passes.batches import Bounds
+from sadi_lmeval.passes.forward import Forward
 
 PAIRS = [
     TokenPair([5, 9, 7, 4, 8, 33], [5, 9, 7, 4, 8, 21, 3, 14]),  # a shared prompt

@@ -16,16 +16,16 @@ from test_sites import MIXTURES, tiny
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sadi_lmeval.batches import Bounds
-from sadi_lmeval.branching import can_resume, longest_branching_path
+from sadi_lmeval.architecture.sites import decoder_blocks, find_site
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.forward import Forward
 from sadi_lmeval.interventions.edit import Edit, Edits
 from sadi_lmeval.options import Element, HiddenSite
-from sadi_lmeval.packing import Continuation
-from sadi_lmeval.prefill import Prompts, can_share_beginning, with_shared_beginning
-from sadi_lmeval.scoring import log_likelihoods
-from sadi_lmeval.sites import decoder_blocks, find_site
+from sadi_lmeval.passes.batches import Bounds
+from sadi_lmeval.passes.branching import can_resume, longest_branching_path
+from sadi_lmeval.passes.forward import Forward
+from sadi_lmeval.passes.packing import Continuation
+from sadi_lmeval.passes.prefill import Prompts, can_share_beginning, with_shared_beginning
+from sadi_lmeval.passes.scoring import log_likelihoods
 
 ANY = 1 << 62
 BOUNDS = Bounds(None, 120, 1000)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sadi_lmeval import atomic
-from sadi_lmeval.atomic import read_checked, write_atomically, write_checked
+from sadi_lmeval.storage import atomic
+from sadi_lmeval.storage.atomic import read_checked, write_atomically, write_checked
 
 HOUR = 3600.0
 

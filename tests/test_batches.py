@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sadi_lmeval.batches import Bounds, batches
+from sadi_lmeval.passes.batches import Bounds, batches
 
 
 class Sizes(NamedTuple):

@@ -14,15 +14,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_recipe import values
 
-from sadi_lmeval.benchmark import Benchmark, find_benchmark, read_benchmark
+from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.folders import task_configs
+from sadi_lmeval.harness.run_task import RunTask
 from sadi_lmeval.options import Options
-from sadi_lmeval.recipe import load_recipe
-from sadi_lmeval.run_task import RunTask
+from sadi_lmeval.pairs.benchmark import Benchmark, find_benchmark, read_benchmark
+from sadi_lmeval.pairs.recipe import load_recipe
 from sadi_lmeval.settings import Grid, Setting
-from sadi_lmeval.sites import Site
-from sadi_lmeval.steering import settings_for
+from sadi_lmeval.steering.steering import settings_for
 
 
 def write(folder: Path, name: str, **content: Any) -> Path:

@@ -32,13 +32,13 @@ from test_pairs import load, make_task
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sadi_lmeval.engine import Engine
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.harness.run_task import digest
 from sadi_lmeval.interventions.caa import caa_edit
-from sadi_lmeval.mask import load_mask
-from sadi_lmeval.outcome import Outcome, best
-from sadi_lmeval.run_task import digest
+from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.settings import Parameters, Setting
+from sadi_lmeval.steering.outcome import Outcome, best
+from sadi_lmeval.storage.mask import load_mask
 
 LAYERS, WIDTH = 3, 32
 GIVEN = {"n_pairs": 12, "layer": 1, "multiplier": 1}

@@ -17,9 +17,9 @@ from conftest import tiny_llama
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from sadi_lmeval import atomic, cache
-from sadi_lmeval.cache import cache_key, cached_measurements, locked, weights_digest
-from sadi_lmeval.mask import Measurement
+from sadi_lmeval.storage import atomic, cache
+from sadi_lmeval.storage.cache import cache_key, cached_measurements, locked, weights_digest
+from sadi_lmeval.storage.mask import Measurement
 
 VALUES = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
 CARD: dict[str, Any] = {
@@ -314,8 +314,8 @@ PROCESS = """
 import sys, time
 from pathlib import Path
 import torch
-from sadi_lmeval.cache import cached_measurements
-from sadi_lmeval.mask import Measurement
+from sadi_lmeval.storage.cache import cached_measurements
+from sadi_lmeval.storage.mask import Measurement
 
 folder, me, keys = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
 

@@ -20,11 +20,12 @@ import yaml
 from lm_eval.tasks import TaskManager
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sadi_lmeval import cli, steering
-from sadi_lmeval.benchmark import read_benchmark
+from sadi_lmeval import cli
 from sadi_lmeval.folders import contrastive_sets, task_configs
-from sadi_lmeval.run_task import digest
-from sadi_lmeval.yaml_files import yaml_files
+from sadi_lmeval.harness.run_task import digest
+from sadi_lmeval.pairs.benchmark import read_benchmark
+from sadi_lmeval.steering import steering
+from sadi_lmeval.storage.yaml_files import yaml_files
 
 COMMAND = Path(sys.executable).with_name("sadi-lmeval")
 FACTS = task_configs() / "sadi_facts"
@@ -696,8 +697,8 @@ def test_offline_names_the_data_and_looks_for_none(
     def never(*_: Any, **__: Any) -> None:
         pytest.fail("data was looked for")
 
-    monkeypatch.setattr("sadi_lmeval.coverage.reach", never)
-    monkeypatch.setattr("sadi_lmeval.coverage.datasets.load_dataset_builder", never)
+    monkeypatch.setattr("sadi_lmeval.pairs.coverage.reach", never)
+    monkeypatch.setattr("sadi_lmeval.pairs.coverage.datasets.load_dataset_builder", never)
     assert cli.main(["tasks", "--include_path", str(benchmarks), "--offline"]) == 0
     said = capsys.readouterr()
     assert {each["tasks"]: each["data"] for each in table(said.out)[:3]} == {

@@ -25,19 +25,22 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM
 
-from sadi_lmeval import cli, compare, engine, steering
+from sadi_lmeval import cli
 from sadi_lmeval.arms import arm
-from sadi_lmeval.cache import weights_digest
-from sadi_lmeval.compared import Answers, ComparedModel
-from sadi_lmeval.journal import Journal, held
-from sadi_lmeval.mask import load_mask
-from sadi_lmeval.measured import versions
-from sadi_lmeval.methods import grid, site_of
+from sadi_lmeval.comparison import compare
+from sadi_lmeval.comparison.compared import Answers, ComparedModel
+from sadi_lmeval.harness.run_task import digest
 from sadi_lmeval.options import Options
-from sadi_lmeval.record import FOLDER, Record, file_name, load_record, save_record
-from sadi_lmeval.run_task import digest
+from sadi_lmeval.pairs.sources import Known
+from sadi_lmeval.passes import engine
+from sadi_lmeval.reports.record import FOLDER, Record, file_name, load_record, save_record
 from sadi_lmeval.settings import Grid
-from sadi_lmeval.sources import Known
+from sadi_lmeval.steering import steering
+from sadi_lmeval.steering.methods import grid, site_of
+from sadi_lmeval.storage.cache import weights_digest
+from sadi_lmeval.storage.journal import Journal, held
+from sadi_lmeval.storage.mask import load_mask
+from sadi_lmeval.versions import versions
 
 Command = Callable[..., list[str]]
 
@@ -320,7 +323,7 @@ def test_all_methods_share_every_pass_over_prompts(whole: Whole) -> None:
 def test_documents_for_which_no_setting_is_better_get_the_unsteered_model_s_answers_once(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sadi_lmeval.tuning.best", lambda outcomes, parameters: 0)
+    monkeypatch.setattr("sadi_lmeval.steering.tuning.best", lambda outcomes, parameters: 0)
     counted, generated = Counting(monkeypatch), []
     generate = HFLM._model_generate
 
@@ -708,8 +711,9 @@ import functools, json, os, signal, sys
 from pathlib import Path
 from lm_eval.tasks import TaskManager
 from sadi_lmeval import cli
-from sadi_lmeval.journal import Journal
-import sadi_lmeval.compare, sadi_lmeval.compared, sadi_lmeval.host_options
+from sadi_lmeval.storage.journal import Journal
+import sadi_lmeval.comparison.compare, sadi_lmeval.comparison.compared
+import sadi_lmeval.harness.host_options
 
 TaskManager.__init__ = functools.partialmethod(TaskManager.__init__, include_defaults=False)
 arguments = sys.argv[1:]
@@ -1394,8 +1398,8 @@ def test_scores_that_are_not_finite_are_null_in_the_record_and_told(
 ) -> None:
     """A strength that was well on the held-out documents is too much for others."""
     huge = Grid((2,), (1e38,))
-    monkeypatch.setattr("sadi_lmeval.methods.SADI_GRIDS", {"head": huge, "hidden": huge})
-    monkeypatch.setattr("sadi_lmeval.tuning.best", lambda outcomes, parameters: 1)
+    monkeypatch.setattr("sadi_lmeval.steering.methods.SADI_GRIDS", {"head": huge, "hidden": huge})
+    monkeypatch.setattr("sadi_lmeval.steering.tuning.best", lambda outcomes, parameters: 1)
     folder = tmp_path / "out"
     options = ("tiny_choice,tiny_word", "none,sadi-head,sadi-hidden", "--limit", "8")
     with caplog.at_level(logging.WARNING):

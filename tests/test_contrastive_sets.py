@@ -11,9 +11,9 @@ import pytest
 from test_pairs import make_task
 
 from sadi_lmeval.folders import contrastive_sets
-from sadi_lmeval.recipe import load_recipe
-from sadi_lmeval.sources import normalized
-from sadi_lmeval.static_sets import read_static_set, static_pairs
+from sadi_lmeval.pairs.recipe import load_recipe
+from sadi_lmeval.pairs.sources import normalized
+from sadi_lmeval.pairs.static_sets import read_static_set, static_pairs
 
 HUB = Path(__file__).parents[2] / "shared" / "hub"
 TRUTHFULQA = HUB / "truthfulqa" / "truthful_qa"

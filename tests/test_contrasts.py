@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from test_pairs import CHOICE, NUMBER, OTHER, everything, load, make_task
 
-from sadi_lmeval.contrasts import (
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.harness.run_task import Document, RunTask
+from sadi_lmeval.pairs.contrasts import (
     answers,
     contrasted_choices,
     gold_and_wrong,
@@ -17,9 +19,7 @@ from sadi_lmeval.contrasts import (
     right_texts,
     target,
 )
-from sadi_lmeval.errors import UserError
-from sadi_lmeval.recipe import Recipe
-from sadi_lmeval.run_task import Document, RunTask
+from sadi_lmeval.pairs.recipe import Recipe
 
 ANSWERS = Recipe("mine", "answers", right="{{ good }}", wrong="{{ bad }}")
 GENERATION: dict[str, Any] = {

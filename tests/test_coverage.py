@@ -14,9 +14,13 @@ import pytest
 import yaml
 from lm_eval.tasks import TaskManager
 
-from sadi_lmeval import coverage
-from sadi_lmeval.benchmark import read_benchmark
-from sadi_lmeval.coverage import (
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.folders import task_configs
+from sadi_lmeval.harness.run_tasks import load_tasks
+from sadi_lmeval.options import Options
+from sadi_lmeval.pairs import coverage
+from sadi_lmeval.pairs.benchmark import read_benchmark
+from sadi_lmeval.pairs.coverage import (
     Covered,
     DataSet,
     covered,
@@ -26,13 +30,9 @@ from sadi_lmeval.coverage import (
     stay_offline,
     without_network,
 )
-from sadi_lmeval.errors import UserError
-from sadi_lmeval.folders import task_configs
-from sadi_lmeval.options import Options
-from sadi_lmeval.plan import find_plan
-from sadi_lmeval.recipe import load_recipe
-from sadi_lmeval.run_tasks import load_tasks
-from sadi_lmeval.yaml_files import yaml_files
+from sadi_lmeval.pairs.plan import find_plan
+from sadi_lmeval.pairs.recipe import load_recipe
+from sadi_lmeval.storage.yaml_files import yaml_files
 
 SHIPPED = [found for path in yaml_files(task_configs()) if (found := read_benchmark(path))]
 

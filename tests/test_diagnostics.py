@@ -8,9 +8,9 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 from test_record import answered, make_record
 
-from sadi_lmeval.diagnostics import _balanced_stayed, diagnose
-from sadi_lmeval.record import Record
-from sadi_lmeval.significance import compare_paired
+from sadi_lmeval.reports.diagnostics import _balanced_stayed, diagnose
+from sadi_lmeval.reports.record import Record
+from sadi_lmeval.reports.significance import compare_paired
 
 GOLD = [1] * 62 + [0] * 38
 

@@ -27,19 +27,19 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sadi_lmeval import sites
-from sadi_lmeval.batches import Bounds
+from sadi_lmeval.architecture import sites
+from sadi_lmeval.architecture.positions import Points
+from sadi_lmeval.architecture.sites import ARCHITECTURES, Architecture, Site, find_site, register
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.forward import Forward, Steered
 from sadi_lmeval.interventions.edit import Edits, Scope
 from sadi_lmeval.interventions.sadi import sadi_edit
 from sadi_lmeval.options import Element, HiddenSite
-from sadi_lmeval.packing import UNSTEERED, Continuation
-from sadi_lmeval.positions import Points
-from sadi_lmeval.prefill import steered_generation
-from sadi_lmeval.scoring import log_likelihoods
-from sadi_lmeval.sequences import Tree, pack
-from sadi_lmeval.sites import ARCHITECTURES, Architecture, Site, find_site, register
+from sadi_lmeval.passes.batches import Bounds
+from sadi_lmeval.passes.forward import Forward, Steered
+from sadi_lmeval.passes.packing import UNSTEERED, Continuation
+from sadi_lmeval.passes.prefill import steered_generation
+from sadi_lmeval.passes.scoring import log_likelihoods
+from sadi_lmeval.passes.sequences import Tree, pack
 
 LAYERS, HEADS, HIDDEN = 2, 4, 32
 

@@ -26,15 +26,15 @@ from test_scoring import (
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from sadi_lmeval import grid as module
-from sadi_lmeval.batches import Bounds
-from sadi_lmeval.forward import Forward
-from sadi_lmeval.grid import grid_log_likelihoods
 from sadi_lmeval.interventions.edit import Edit, Edits
 from sadi_lmeval.interventions.sadi import sadi_edit
 from sadi_lmeval.options import Element, HiddenSite, Steering
-from sadi_lmeval.packing import UNSTEERED, Continuation, pack_requests
-from sadi_lmeval.scoring import groups_of, log_likelihoods
+from sadi_lmeval.passes import grid as module
+from sadi_lmeval.passes.batches import Bounds
+from sadi_lmeval.passes.forward import Forward
+from sadi_lmeval.passes.grid import grid_log_likelihoods
+from sadi_lmeval.passes.packing import UNSTEERED, Continuation, pack_requests
+from sadi_lmeval.passes.scoring import groups_of, log_likelihoods
 
 MIXED = [Continuation(c, t) for c, t, _ in [*REQUESTS, *SAME_BEGINNING]]
 FEWER = MIXED[:10] + MIXED[10::4]

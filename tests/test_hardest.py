@@ -13,13 +13,13 @@ import torch
 from conftest import tiny_llama
 from test_pairs import CHOICE, everything, load, make_task
 
-from sadi_lmeval import hardest as module
-from sadi_lmeval.atomic import read_checked, write_checked
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.hardest import hardest
+from sadi_lmeval.harness.run_task import RunTask, Text
 from sadi_lmeval.model import SADI
-from sadi_lmeval.pairs import Pair, build_pairs
-from sadi_lmeval.run_task import RunTask, Text
+from sadi_lmeval.pairs import hardest as module
+from sadi_lmeval.pairs.hardest import hardest
+from sadi_lmeval.pairs.pairs import Pair, build_pairs
+from sadi_lmeval.storage.atomic import read_checked, write_checked
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +294,7 @@ def test_a_folder_that_is_read_only_is_read_from(
         def __exit__(self, *arguments: object) -> None:
             pass
 
-    monkeypatch.setattr("sadi_lmeval.cache.FileLock", ReadOnly)
+    monkeypatch.setattr("sadi_lmeval.storage.cache.FileLock", ReadOnly)
     assert hardest(model, tmp_path)(WRONGS) == expected
     assert len(passes) == 1
     assert hardest(model, tmp_path)(WRONGS[:3]) == expected[:3]

@@ -13,7 +13,7 @@ from matplotlib.image import imread
 
 from sadi_lmeval.arms import parameters_of
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.heatmap import check_can_draw, check_folder, draw_heatmaps
+from sadi_lmeval.reports.heatmap import check_can_draw, check_folder, draw_heatmaps
 
 
 def line(

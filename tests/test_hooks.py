@@ -10,13 +10,13 @@ from conftest import tiny_llama
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from sadi_lmeval.forward import Forward
-from sadi_lmeval.hooks import Side, keeping, passing_over, visiting
+from sadi_lmeval.architecture.hooks import Side, keeping, passing_over, visiting
+from sadi_lmeval.architecture.positions import Points
+from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.interventions.edit import Edit, Edits, reading
-from sadi_lmeval.positions import Points
-from sadi_lmeval.prefill import steered_generation
-from sadi_lmeval.sequences import Tree, pack
-from sadi_lmeval.sites import find_site
+from sadi_lmeval.passes.forward import Forward
+from sadi_lmeval.passes.prefill import steered_generation
+from sadi_lmeval.passes.sequences import Tree, pack
 
 IDS = torch.tensor([[5, 9, 7, 4], [8, 6, 3, 11]])
 

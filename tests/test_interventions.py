@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from sadi_lmeval.forward import Forward, Steered
+from sadi_lmeval.architecture.positions import Points
+from sadi_lmeval.architecture.sites import Site, find_site
 from sadi_lmeval.interventions.edit import Edit, Edits
 from sadi_lmeval.interventions.sadi import binary_mask, sadi_edit
 from sadi_lmeval.options import Element, HiddenSite, Steering
-from sadi_lmeval.positions import Points
-from sadi_lmeval.sequences import Tree, pack
-from sadi_lmeval.sites import Site, find_site
+from sadi_lmeval.passes.forward import Forward, Steered
+from sadi_lmeval.passes.sequences import Tree, pack
 
 VOCAB = 60
 HEAD_DIM = 12

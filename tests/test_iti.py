@@ -30,15 +30,15 @@ from test_pairs import load, make_task
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sadi_lmeval.engine import Engine
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.harness.run_task import Document, digest
 from sadi_lmeval.interventions.iti import Probes, best_heads, fit_probes, iti_edit
-from sadi_lmeval.mask import load_mask
 from sadi_lmeval.options import parse
-from sadi_lmeval.outcome import Outcome, best
-from sadi_lmeval.plan import draw, find_plan
-from sadi_lmeval.run_task import Document, digest
+from sadi_lmeval.pairs.plan import draw, find_plan
+from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.settings import Parameters, Setting
+from sadi_lmeval.steering.outcome import Outcome, best
+from sadi_lmeval.storage.mask import load_mask
 
 HEADS, HEAD_DIM, LAYERS = 4, 8, 3
 GIVEN = {"n_pairs": 12, "top_k": 5, "alpha": 3}

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sadi_lmeval import journal as module
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.journal import Journal, held
+from sadi_lmeval.storage import journal as module
+from sadi_lmeval.storage.journal import Journal, held
 
 LINES: list[Any] = [{"a": 1}, [1.5, None, "é\u2028\n"], {"b": {"c": []}}, 4, True, "text"]
 

@@ -16,9 +16,9 @@ from statsmodels.stats.multitest import multipletests
 from test_record import answered, make_record
 
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.leaderboard import boards_of
-from sadi_lmeval.record import Record
-from sadi_lmeval.tables import comma_separated, json_text, markdown, model_index, shown
+from sadi_lmeval.reports.leaderboard import boards_of
+from sadi_lmeval.reports.record import Record
+from sadi_lmeval.reports.tables import comma_separated, json_text, markdown, model_index, shown
 
 GOLD = [0, 1] * 20
 

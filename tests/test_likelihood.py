@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sadi_lmeval import likelihood as module
-from sadi_lmeval.likelihood import Likelihood, likelihood
+from sadi_lmeval.passes import likelihood as module
+from sadi_lmeval.passes.likelihood import Likelihood, likelihood
 
 VOCAB = 13
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]

@@ -16,11 +16,11 @@ from conftest import tiny_llama
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sadi_lmeval import mask as mask_module
+from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.interventions.sadi import entry_scores
-from sadi_lmeval.mask import Measurement, load_mask, save_mask
-from sadi_lmeval.sites import find_site
+from sadi_lmeval.storage import mask as mask_module
+from sadi_lmeval.storage.mask import Measurement, load_mask, save_mask
 
 VALUES = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
 CARD: dict[str, Any] = {

@@ -98,7 +98,7 @@ def test_a_second_run_builds_nothing_and_says_so(
     evaluate: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = numbers(evaluate("tiny_choice", **STEER), "tiny_choice")
-    monkeypatch.setattr("sadi_lmeval.engine.read_pairs", None)
+    monkeypatch.setattr("sadi_lmeval.passes.engine.read_pairs", None)
     with caplog.at_level(logging.INFO, logger="lm_eval.sadi"):
         assert numbers(evaluate("tiny_choice", **STEER), "tiny_choice") == first
     assert "nothing to build" in caplog.text
@@ -138,7 +138,7 @@ def test_use_cache_spares_the_model(
 ) -> None:
     cached = {"use_cache": str(tmp_path / "responses")}
     first = evaluate("tiny_choice", settings=cached, **STEER)
-    monkeypatch.setattr("sadi_lmeval.scoring._score", None)
+    monkeypatch.setattr("sadi_lmeval.passes.scoring._score", None)
     second = evaluate("tiny_choice", settings=cached, **STEER)
     assert numbers(second, "tiny_choice") == numbers(first, "tiny_choice")
 

@@ -13,12 +13,12 @@ from lm_eval import utils as harness
 from test_pairs import load, make_task
 
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.objective import Judged, judge, resolved
+from sadi_lmeval.harness.run_task import Document, RunTask
+from sadi_lmeval.harness.run_tasks import note_tasks_of_the_run
 from sadi_lmeval.options import Objective
-from sadi_lmeval.recipe import Recipe
-from sadi_lmeval.run_task import Document, RunTask
-from sadi_lmeval.run_tasks import note_tasks_of_the_run
-from sadi_lmeval.scoring import Score
+from sadi_lmeval.pairs.recipe import Recipe
+from sadi_lmeval.passes.scoring import Score
+from sadi_lmeval.steering.objective import Judged, judge, resolved
 
 CHOICE = Recipe("right_wrong", "choice")
 OTHER = Recipe("other_target", "other_target")

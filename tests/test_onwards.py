@@ -39,19 +39,19 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from sadi_lmeval import model as model_module
-from sadi_lmeval.batches import Bounds
-from sadi_lmeval.branching import can_resume, longest_branching_path
-from sadi_lmeval.engine import Engine
-from sadi_lmeval.forward import Forward
-from sadi_lmeval.grid import grid_log_likelihoods
+from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.interventions.edit import Edit, Edits, Scope
-from sadi_lmeval.mask import load_mask
 from sadi_lmeval.options import Method, parse
-from sadi_lmeval.packing import UNSTEERED, Continuation
-from sadi_lmeval.plan import draw, find_plan
-from sadi_lmeval.prefill import Prompts, steered_generation, with_shared_beginning
-from sadi_lmeval.scoring import Score, log_likelihoods
-from sadi_lmeval.sites import find_site
+from sadi_lmeval.pairs.plan import draw, find_plan
+from sadi_lmeval.passes.batches import Bounds
+from sadi_lmeval.passes.branching import can_resume, longest_branching_path
+from sadi_lmeval.passes.engine import Engine
+from sadi_lmeval.passes.forward import Forward
+from sadi_lmeval.passes.grid import grid_log_likelihoods
+from sadi_lmeval.passes.packing import UNSTEERED, Continuation
+from sadi_lmeval.passes.prefill import Prompts, steered_generation, with_shared_beginning
+from sadi_lmeval.passes.scoring import Score, log_likelihoods
+from sadi_lmeval.storage.mask import load_mask
 
 Where = Literal["head", "residual"]
 WHERE: list[Where] = ["head", "residual"]

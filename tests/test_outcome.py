@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sadi_lmeval.objective import Judged
-from sadi_lmeval.outcome import Outcome, Tuning, best, outcome
 from sadi_lmeval.settings import UNSTEERED, Parameters, Setting
+from sadi_lmeval.steering.objective import Judged
+from sadi_lmeval.steering.outcome import Outcome, Tuning, best, outcome
 
 SADI, CAA = Parameters("top_k", "delta"), Parameters("layer", "multiplier")
 SOME = Setting(2, 3.0)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sadi_lmeval import packing
-from sadi_lmeval.packing import UNSTEERED, Continuation, Row, pack_requests
-from sadi_lmeval.prefixes import Group
+from sadi_lmeval.passes import packing
+from sadi_lmeval.passes.packing import UNSTEERED, Continuation, Row, pack_requests
+from sadi_lmeval.passes.prefixes import Group
 
 FIRST = 7
 """A token that only what all prompts begin with has."""

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sadi_lmeval.pair_report import balance, line_of, marked, warnings
-from sadi_lmeval.pairs import Pair
-from sadi_lmeval.sources import Identity
+from sadi_lmeval.pairs.pair_report import balance, line_of, marked, warnings
+from sadi_lmeval.pairs.pairs import Pair
+from sadi_lmeval.pairs.sources import Identity
 
 
 def pair(positive: str, negative: str, prompt: str = "ask :", other: str | None = None) -> Pair:

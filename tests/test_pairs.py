@@ -16,12 +16,12 @@ from conftest import CHAT_TEMPLATE
 from jinja2 import Template
 from lm_eval.tasks import TaskManager
 
-from sadi_lmeval.contrasts import target
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.pairs import Pair, build_pairs
-from sadi_lmeval.recipe import Recipe
-from sadi_lmeval.run_task import Document, LengthLimit, RunTask, digest
-from sadi_lmeval.sources import identity
+from sadi_lmeval.harness.run_task import Document, LengthLimit, RunTask, digest
+from sadi_lmeval.pairs.contrasts import target
+from sadi_lmeval.pairs.pairs import Pair, build_pairs
+from sadi_lmeval.pairs.recipe import Recipe
+from sadi_lmeval.pairs.sources import identity
 
 CHOICE = Recipe("right_wrong", "choice")
 OTHER = Recipe("other_target", "other_target")

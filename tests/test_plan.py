@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from test_pairs import ANSWERS, CHOICE, OTHER, harness_requests, load, make_task, words
 
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.methods import options_of
+from sadi_lmeval.harness.run_task import Document, LengthLimit, RunTask, digest
+from sadi_lmeval.harness.run_tasks import limited, note_tasks_of_the_run, tasks_of_the_run
 from sadi_lmeval.model import CAA, ITI, SADI
 from sadi_lmeval.options import REFERENCE_LENGTH, Method, Options, parse
-from sadi_lmeval.pairs import scored_texts
-from sadi_lmeval.plan import Drawn, Plan, draw, find_plan, num_fewshot
-from sadi_lmeval.recipe import Recipe
-from sadi_lmeval.run_task import Document, LengthLimit, RunTask, digest
-from sadi_lmeval.run_tasks import limited, note_tasks_of_the_run, tasks_of_the_run
-from sadi_lmeval.sources import Source
+from sadi_lmeval.pairs.pairs import scored_texts
+from sadi_lmeval.pairs.plan import Drawn, Plan, draw, find_plan, num_fewshot
+from sadi_lmeval.pairs.recipe import Recipe
+from sadi_lmeval.pairs.sources import Source
+from sadi_lmeval.steering.methods import options_of
 
 
 def row(number: int, question: str | None = None) -> Document:

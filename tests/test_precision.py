@@ -39,14 +39,14 @@ from test_grid import score as score_grid
 from test_sites import tiny as tiny_of
 from torch import Tensor, nn
 
-from sadi_lmeval.activations import MeanDifference, TokenPair, read_pairs
-from sadi_lmeval.batches import Bounds
-from sadi_lmeval.branching import can_resume, longest_branching_path
+from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.forward import Forward
-from sadi_lmeval.packing import UNSTEERED, Continuation
-from sadi_lmeval.prefill import can_share_beginning
-from sadi_lmeval.sites import Site
+from sadi_lmeval.passes.activations import MeanDifference, TokenPair, read_pairs
+from sadi_lmeval.passes.batches import Bounds
+from sadi_lmeval.passes.branching import can_resume, longest_branching_path
+from sadi_lmeval.passes.forward import Forward
+from sadi_lmeval.passes.packing import UNSTEERED, Continuation
+from sadi_lmeval.passes.prefill import can_share_beginning
 
 VOCAB = 60
 CPU = torch.device("cpu")

@@ -11,17 +11,17 @@ from test_scoring import watching
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
-from sadi_lmeval.forward import Forward
+from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.interventions.edit import Edit, Edits
 from sadi_lmeval.options import Element, HiddenSite, Steering
-from sadi_lmeval.prefill import (
+from sadi_lmeval.passes.forward import Forward
+from sadi_lmeval.passes.prefill import (
     Prompts,
     beginning_of,
     can_share_beginning,
     steered_generation,
     with_shared_beginning,
 )
-from sadi_lmeval.sites import find_site
 
 PROMPTS = [[5, 9, 7, 4, 8, 33, 21], [11], [5, 9, 7]]
 STEPS = 4

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from sadi_lmeval.mask import load_mask
 from sadi_lmeval.processes import ALONE
+from sadi_lmeval.storage.mask import load_mask
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
@@ -219,7 +219,7 @@ def test_a_process_that_fails_ends_the_run_with_its_error(
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
         "if os.environ.get('RANK') == '1':\n"
-        "    import sadi_lmeval.activations as broken\n"
+        "    import sadi_lmeval.passes.activations as broken\n"
         "    def fail(*_):\n"
         "        raise MemoryError('planted')\n"
         "    broken._read = fail\n"

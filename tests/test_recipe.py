@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.folders import contrastive_sets
-from sadi_lmeval.recipe import Recipe, load_recipe
+from sadi_lmeval.pairs.recipe import Recipe, load_recipe
 
 GOOD = {"recipe": "mine", "contrast": "choice"}
 

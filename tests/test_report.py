@@ -16,8 +16,8 @@ from test_leaderboard import scored, two_tasks
 from test_record import make_record
 
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.record import FOLDER, FORMAT, Record, _digest, save_record
-from sadi_lmeval.report import merged, report
+from sadi_lmeval.reports.record import FOLDER, FORMAT, Record, _digest, save_record
+from sadi_lmeval.reports.report import merged, report
 
 FILES = ["leaderboard.csv", "leaderboard.json", "leaderboard.md", "model-index.yaml"]
 
@@ -136,7 +136,7 @@ def test_a_record_nested_too_deeply_is_refused(
         # How deep is too deep differs between Python versions.
         raise RecursionError
 
-    monkeypatch.setattr("sadi_lmeval.report.page", page)
+    monkeypatch.setattr("sadi_lmeval.reports.report.page", page)
     folder = saved(tmp_path / "run", make_record())
     with pytest.raises(UserError, match="nested deeper"):
         report([folder], tmp_path / "out", html=True)
@@ -208,7 +208,7 @@ def test_whatever_the_values_are_a_report_is_made(
 
 def test_importing_the_report_loads_no_model_library() -> None:
     code = (
-        "import sys, sadi_lmeval.report; "
+        "import sys, sadi_lmeval.reports.report; "
         "print(*{'torch', 'lm_eval', 'transformers'}.intersection(sys.modules))"
     )
     done = subprocess.run(

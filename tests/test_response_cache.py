@@ -13,7 +13,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, CachingLM, hash_args
 from sqlitedict import SqliteDict
 
-from sadi_lmeval.response_cache import ResponseCache
+from sadi_lmeval.harness.response_cache import ResponseCache
 
 REQUEST = ("a prompt", " an answer")
 KINDS = ("loglikelihood", "generate_until")

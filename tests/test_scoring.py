@@ -15,13 +15,13 @@ from test_interventions import SITES, VARIANTS, VOCAB, Family, family, make_mode
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from sadi_lmeval.batches import Bounds
-from sadi_lmeval.forward import Forward
+from sadi_lmeval.architecture.sites import Site, find_site
 from sadi_lmeval.interventions.edit import Edit, Edits
 from sadi_lmeval.options import Element, HiddenSite, Steering
-from sadi_lmeval.packing import Continuation
-from sadi_lmeval.scoring import Score, log_likelihoods, truncated
-from sadi_lmeval.sites import Site, find_site
+from sadi_lmeval.passes.batches import Bounds
+from sadi_lmeval.passes.forward import Forward
+from sadi_lmeval.passes.packing import Continuation
+from sadi_lmeval.passes.scoring import Score, log_likelihoods, truncated
 
 A, B, C = (5, 9, 7, 4, 8, 33, 21), (11,), (5, 9, 7)
 REQUESTS = [

@@ -9,10 +9,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from sadi_lmeval.forward import Forward
-from sadi_lmeval.positions import Points
-from sadi_lmeval.prefixes import Group, group_by_prefix
-from sadi_lmeval.sequences import Past, Tree, pack
+from sadi_lmeval.architecture.positions import Points
+from sadi_lmeval.passes.forward import Forward
+from sadi_lmeval.passes.prefixes import Group, group_by_prefix
+from sadi_lmeval.passes.sequences import Past, Tree, pack
 
 CPU = torch.device("cpu")
 Shape = list[tuple[int, list[int]]]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from sadi_lmeval.significance import compare_paired, holm
+from sadi_lmeval.reports.significance import compare_paired, holm
 
 
 @pytest.fixture(autouse=True)

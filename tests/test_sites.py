@@ -10,15 +10,15 @@ from conftest import tiny_llama
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from sadi_lmeval import sites
+from sadi_lmeval.architecture import sites
+from sadi_lmeval.architecture.hooks import visiting
+from sadi_lmeval.architecture.positions import Points
+from sadi_lmeval.architecture.sites import ARCHITECTURES, Architecture, find_site, register
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.forward import Forward, Steered
-from sadi_lmeval.hooks import visiting
 from sadi_lmeval.interventions.edit import Edit, Edits, reading
 from sadi_lmeval.options import Element, HiddenSite
-from sadi_lmeval.positions import Points
-from sadi_lmeval.sequences import Tree, pack
-from sadi_lmeval.sites import ARCHITECTURES, Architecture, find_site, register
+from sadi_lmeval.passes.forward import Forward, Steered
+from sadi_lmeval.passes.sequences import Tree, pack
 
 SIZES = {
     "vocab_size": 64,
@@ -199,7 +199,7 @@ def test_an_architecture_without_known_sites_is_refused_with_a_list(
     assert "\n" not in said
     assert repr(kind) in said
     assert all(name in said for name in ARCHITECTURES)
-    assert "sadi_lmeval.sites.register" in said
+    assert "sadi_lmeval.architecture.sites.register" in said
 
 
 @pytest.mark.parametrize("kind", [*MIXTURES, "qwen2_moe"])

@@ -10,14 +10,20 @@ from typing import Any
 import pytest
 from test_pairs import ANSWERS, CHOICE, NUMBER, OTHER, examples, load, make_task
 
-from sadi_lmeval.benchmark import Benchmark
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.harness.run_task import Document, RunTask, digest
 from sadi_lmeval.options import Options
-from sadi_lmeval.pairs import Pair, build_pairs
-from sadi_lmeval.plan import draw, find_plan
-from sadi_lmeval.recipe import Recipe
-from sadi_lmeval.run_task import Document, RunTask, digest
-from sadi_lmeval.sources import Source, Sources, find_sources, identity, refuse_scored_documents
+from sadi_lmeval.pairs.benchmark import Benchmark
+from sadi_lmeval.pairs.pairs import Pair, build_pairs
+from sadi_lmeval.pairs.plan import draw, find_plan
+from sadi_lmeval.pairs.recipe import Recipe
+from sadi_lmeval.pairs.sources import (
+    Source,
+    Sources,
+    find_sources,
+    identity,
+    refuse_scored_documents,
+)
 
 
 def benchmark(**settings: Any) -> Benchmark:

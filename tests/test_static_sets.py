@@ -11,12 +11,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_pairs import CHAT, load, make_task
 
-from sadi_lmeval import static_sets
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.pairs import Pair
-from sadi_lmeval.recipe import Recipe
-from sadi_lmeval.run_task import Document, RunTask, digest
-from sadi_lmeval.static_sets import read_static_set, static_pairs
+from sadi_lmeval.harness.run_task import Document, RunTask, digest
+from sadi_lmeval.pairs import static_sets
+from sadi_lmeval.pairs.pairs import Pair
+from sadi_lmeval.pairs.recipe import Recipe
+from sadi_lmeval.pairs.static_sets import read_static_set, static_pairs
 
 GOOD = {"prompt": "is it so", "positive": "yes .", "negative": "no ."}
 

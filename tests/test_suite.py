@@ -22,8 +22,8 @@ from stand_ins import (
 )
 
 from sadi_lmeval.options import Options
-from sadi_lmeval.pairs import Pair
-from sadi_lmeval.plan import Drawn, Plan, draw, find_plan
+from sadi_lmeval.pairs.pairs import Pair
+from sadi_lmeval.pairs.plan import Drawn, Plan, draw, find_plan
 
 Said = Callable[[Row, str], bool]
 """Whether an answer to a row is right, or wrong, by the row alone."""

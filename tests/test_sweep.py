@@ -19,10 +19,11 @@ from lm_eval.tasks import TaskManager
 from matplotlib.image import imread
 from torch import Tensor
 
-from sadi_lmeval import cli, engine
+from sadi_lmeval import cli
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.journal import held
 from sadi_lmeval.model import SADI
+from sadi_lmeval.passes import engine
+from sadi_lmeval.storage.journal import held
 
 Lines = list[dict[str, Any]]
 Command = Callable[..., list[str]]
@@ -457,8 +458,8 @@ import functools, json, os, signal, sys
 from pathlib import Path
 from lm_eval.tasks import TaskManager
 from sadi_lmeval import cli
-from sadi_lmeval.journal import Journal
-import sadi_lmeval.sweep, sadi_lmeval.model
+from sadi_lmeval.storage.journal import Journal
+import sadi_lmeval.comparison.sweep, sadi_lmeval.model
 
 TaskManager.__init__ = functools.partialmethod(TaskManager.__init__, include_defaults=False)
 output, arguments = Path(sys.argv[1]), sys.argv[2:]

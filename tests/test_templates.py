@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.templates import rendered, texts, value
+from sadi_lmeval.pairs.templates import rendered, texts, value
 
 DOCUMENT: dict[str, Any] = {
     "question": "what is it",

@@ -11,7 +11,7 @@ from lm_eval.api.task import ConfigurableTask
 from stand_ins import Row, Scripted, Suite, data_sets, the_suite, write_classifier
 
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.run_tasks import load_tasks
+from sadi_lmeval.harness.run_tasks import load_tasks
 
 TASK = "sadi_toxigen"
 TWO = {"benign": -4.0, "toxic": 4.0}

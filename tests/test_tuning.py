@@ -17,28 +17,29 @@ from test_pairs import load
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sadi_lmeval import engine, steering
-from sadi_lmeval.batches import Bounds
+from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.forward import Forward
+from sadi_lmeval.harness.run_task import Document, digest
 from sadi_lmeval.interventions.edit import Edits
 from sadi_lmeval.interventions.sadi import binary_mask, entry_scores, sadi_edit
-from sadi_lmeval.journal import Journal
-from sadi_lmeval.mask import load_mask
-from sadi_lmeval.measured import measured
-from sadi_lmeval.methods import edits_of, grid, joined, options_of, site_of
 from sadi_lmeval.model import SADI
 from sadi_lmeval.options import Method, Options, parse
-from sadi_lmeval.outcome import Tuning
-from sadi_lmeval.packing import Continuation
-from sadi_lmeval.pairs import scored_texts
-from sadi_lmeval.plan import draw, find_plan
-from sadi_lmeval.run_task import Document, digest
-from sadi_lmeval.scoring import log_likelihoods
+from sadi_lmeval.pairs.pairs import scored_texts
+from sadi_lmeval.pairs.plan import draw, find_plan
+from sadi_lmeval.passes import engine
+from sadi_lmeval.passes.batches import Bounds
+from sadi_lmeval.passes.forward import Forward
+from sadi_lmeval.passes.packing import Continuation
+from sadi_lmeval.passes.scoring import log_likelihoods
 from sadi_lmeval.settings import SADI_GRIDS, UNSTEERED
-from sadi_lmeval.sites import find_site
-from sadi_lmeval.steering import prepare
-from sadi_lmeval.tuning import Contender, Trial, tune
+from sadi_lmeval.steering import steering
+from sadi_lmeval.steering.measured import measured
+from sadi_lmeval.steering.methods import edits_of, grid, joined, options_of, site_of
+from sadi_lmeval.steering.outcome import Tuning
+from sadi_lmeval.steering.steering import prepare
+from sadi_lmeval.steering.tuning import Contender, Trial, tune
+from sadi_lmeval.storage.journal import Journal
+from sadi_lmeval.storage.mask import load_mask
 
 GRID = {"grid": "1/3/6x-2/4/9", "n_tune": 12}
 Table = list[dict[str, Any]]
@@ -527,7 +528,7 @@ def test_all_but_the_last_step_done_is_not_done_again(
     undisturbed: dict[str, Any],
 ) -> None:
     """Interrupted after the last document, before the outcome was written."""
-    monkeypatch.setattr("sadi_lmeval.tuning.best", None)
+    monkeypatch.setattr("sadi_lmeval.steering.tuning.best", None)
     with pytest.raises(TypeError):
         evaluate("tiny_choice", **GRID)
     monkeypatch.undo()
@@ -569,7 +570,7 @@ def test_notes_that_are_not_this_choice_s_are_passed_over(
 def test_a_score_that_is_not_finite_is_noted_and_known_again(
     evaluate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sadi_lmeval.tuning.best", None)
+    monkeypatch.setattr("sadi_lmeval.steering.tuning.best", None)
     with pytest.raises(TypeError):
         evaluate("tiny_choice", **OVERFLOWING)
     monkeypatch.undo()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from sadi_lmeval.wrong_numbers import with_wrong_number
+from sadi_lmeval.pairs.wrong_numbers import with_wrong_number
 
 
 def grouped(number: int) -> str:

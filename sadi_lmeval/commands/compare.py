@@ -53,11 +53,11 @@ def run(given: argparse.Namespace, rest: Sequence[str], command: str) -> None:
     if given.settings < 1:
         raise UserError(f"--settings {given.settings}: must be at least 1")
 
-    from sadi_lmeval.compare import Comparison, check_folder, compare
-    from sadi_lmeval.compared import ComparedModel
-    from sadi_lmeval.host_options import host_options
-    from sadi_lmeval.journal import held
-    from sadi_lmeval.record import FOLDER
+    from sadi_lmeval.comparison.compare import Comparison, check_folder, compare
+    from sadi_lmeval.comparison.compared import ComparedModel
+    from sadi_lmeval.harness.host_options import host_options
+    from sadi_lmeval.reports.record import FOLDER
+    from sadi_lmeval.storage.journal import held
 
     host = host_options(["--tasks", given.tasks, *rest])
     of_rows = ("selection", "steering")  # random and fixed are rows of their own

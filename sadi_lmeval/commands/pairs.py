@@ -46,10 +46,10 @@ def add(commands: Any) -> None:
 def run(given: argparse.Namespace, rest: object, command: object) -> None:
     from lm_eval.utils import simple_parse_args_string
 
-    from sadi_lmeval.methods import options_of, tuned
+    from sadi_lmeval.harness.run_tasks import limited, load_tasks, task_manager
     from sadi_lmeval.options import NAMES
-    from sadi_lmeval.plan import draw, find_plan
-    from sadi_lmeval.run_tasks import limited, load_tasks, task_manager
+    from sadi_lmeval.pairs.plan import draw, find_plan
+    from sadi_lmeval.steering.methods import options_of, tuned
 
     if given.examples < 0:
         raise UserError(f"--examples {given.examples}: must be at least 0")
@@ -137,7 +137,7 @@ def _model(given: argparse.Namespace, arguments: dict[str, Any]) -> Any:
 
 def _shown(plan: Any, source: Any, drawn: Any, examples: int) -> list[dict[str, Any]]:
     """Print what one mask's pairs are like; their lines for the file."""
-    from sadi_lmeval.pair_report import balance, line_of, marked, warnings
+    from sadi_lmeval.pairs.pair_report import balance, line_of, marked, warnings
 
     origin = plan.pairs_from(source)
     found = balance(drawn.pairs)
@@ -162,7 +162,7 @@ def _shown(plan: Any, source: Any, drawn: Any, examples: int) -> list[dict[str, 
 
 
 def _write(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    from sadi_lmeval.atomic import write_atomically
+    from sadi_lmeval.storage.atomic import write_atomically
 
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     try:

@@ -37,6 +37,6 @@ def run(given: argparse.Namespace, rest: object, command: object) -> None:
 
 
 def write_report(folders: Sequence[Path], output: Path, given: argparse.Namespace) -> None:
-    from sadi_lmeval.report import report
+    from sadi_lmeval.reports.report import report
 
     print(report(folders, output, given.html, given.diagnostics))

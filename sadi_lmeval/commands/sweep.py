@@ -49,9 +49,9 @@ def add(commands: Any) -> None:
 def run(given: argparse.Namespace, rest: object, command: object) -> None:
     # Here, so that --help and a faulty line cost no import of torch.
     from sadi_lmeval.arms import arm, check_arms
-    from sadi_lmeval.heatmap import check_can_draw, check_folder, draw_heatmaps
-    from sadi_lmeval.methods import grid as usual_grid
     from sadi_lmeval.options import Options
+    from sadi_lmeval.reports.heatmap import check_can_draw, check_folder, draw_heatmaps
+    from sadi_lmeval.steering.methods import grid as usual_grid
 
     methods = [name for name in listed("methods", given.methods) if name != "none"]
     check_arms(methods)
@@ -73,8 +73,8 @@ def run(given: argparse.Namespace, rest: object, command: object) -> None:
         check_can_draw()
         check_folder(given.heatmaps)
 
-    from sadi_lmeval.journal import held
-    from sadi_lmeval.sweep import Sweep, check_output, sweep
+    from sadi_lmeval.comparison.sweep import Sweep, check_output, sweep
+    from sadi_lmeval.storage.journal import held
 
     check_output(given.output)
     largest = dict.fromkeys(methods, max(grid.where)) if grid is not None else {}
@@ -126,8 +126,8 @@ def _load(
     """The tasks and the model; a faulty argument is refused before the model is loaded."""
     from lm_eval.utils import simple_parse_args_string
 
+    from sadi_lmeval.harness.run_tasks import limited, load_tasks
     from sadi_lmeval.model import SADI
-    from sadi_lmeval.run_tasks import limited, load_tasks
 
     arguments = model_arguments(
         simple_parse_args_string(given.model_args), ("methods", "top_k", "delta", "grid")
@@ -158,10 +158,10 @@ def _check_where(arguments: dict[str, Any], largest: Mapping[str, int]) -> None:
     """Refuse a K or layer that the model's configuration rules out, where that is to be had."""
     from transformers import AutoConfig
 
+    from sadi_lmeval.architecture.sites import entries_in
     from sadi_lmeval.arms import arm
-    from sadi_lmeval.methods import check_where, site_of
     from sadi_lmeval.options import Options
-    from sadi_lmeval.sites import entries_in
+    from sadi_lmeval.steering.methods import check_where, site_of
 
     names = ("revision", "trust_remote_code", "subfolder", "gguf_file")
     try:

@@ -28,8 +28,8 @@ def run(given: argparse.Namespace, rest: object, command: object) -> None:
     from pytablewriter import MarkdownTableWriter
     from tqdm import tqdm
 
-    from sadi_lmeval.coverage import covered, reached, stay_offline, without_network
     from sadi_lmeval.errors import UserError
+    from sadi_lmeval.pairs.coverage import covered, reached, stay_offline, without_network
 
     if given.include_path is not None and not given.include_path.is_dir():
         raise UserError(f"--include_path {given.include_path}: no such folder")

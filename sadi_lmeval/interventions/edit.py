@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sadi_lmeval.hooks import visiting
-from sadi_lmeval.positions import Points
-from sadi_lmeval.sites import Site
+from sadi_lmeval.architecture.hooks import visiting
+from sadi_lmeval.architecture.positions import Points
+from sadi_lmeval.architecture.sites import Site
 
 Scope = Literal["prompt", "onwards"]
 """Which tokens are edited: the last prompt token alone, or every later token too."""

@@ -12,7 +12,7 @@ import datasets
 from lm_eval.api.task import ConfigurableTask
 
 from sadi_lmeval.errors import UserError, first_line
-from sadi_lmeval.sources import normalized
+from sadi_lmeval.pairs.sources import normalized
 
 _HATEFUL = 5.5
 """Above it, the sum of the annotators' two ratings, 1 to 5 each, is that of a hateful statement."""

@@ -21,8 +21,10 @@ import lm_eval.tasks
 import torch.utils.collect_env
 from lm_eval.__main__ import cli_evaluate
 from transformers import AutoModelForCausalLM
-import sadi_lmeval.compare, sadi_lmeval.host_options, sadi_lmeval.model, sadi_lmeval.sweep
-from sadi_lmeval import benchmark, cli
+from sadi_lmeval import cli, model
+from sadi_lmeval.comparison import compare, sweep
+from sadi_lmeval.harness import host_options
+from sadi_lmeval.pairs import benchmark
 
 AutoModelForCausalLM.from_pretrained(sys.argv[1])  # imports most of transformers
 benchmark.find_benchmark("none", [])  # parses the benchmark files

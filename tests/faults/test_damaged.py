@@ -17,8 +17,8 @@ from conftest import Evaluate
 
 from faults.counts import Count, share_of
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.journal import Journal
-from sadi_lmeval.mask import load_mask
+from sadi_lmeval.storage.journal import Journal
+from sadi_lmeval.storage.mask import load_mask
 
 PLACES = share_of(200)
 RUN: dict[str, Any] = {"n_pairs": 8, "n_tune": 8, "grid": "1/2x4/9", "negative": "hardest"}

@@ -95,7 +95,7 @@ def test_a_sweep_marks_what_overflows(commands: Commands, tmp_path: Path, count:
 def test_pairs_whose_activations_are_not_finite_make_no_mask(
     evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str
 ) -> None:
-    from sadi_lmeval import activations
+    from sadi_lmeval.passes import activations
 
     inner = activations.Forward.activations
 

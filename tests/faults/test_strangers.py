@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 
 import sadi_lmeval
 from faults.counts import Count, share_of
-from sadi_lmeval import templates
-from sadi_lmeval.benchmark import find_benchmark
+from sadi_lmeval.comparison.sweep import check_output
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.mask import load_mask
-from sadi_lmeval.recipe import Recipe, load_recipe
-from sadi_lmeval.record import load_record
-from sadi_lmeval.static_sets import read_static_set
-from sadi_lmeval.sweep import check_output
+from sadi_lmeval.pairs import templates
+from sadi_lmeval.pairs.benchmark import find_benchmark
+from sadi_lmeval.pairs.recipe import Recipe, load_recipe
+from sadi_lmeval.pairs.static_sets import read_static_set
+from sadi_lmeval.reports.record import load_record
+from sadi_lmeval.storage.mask import load_mask
 
 EXAMPLES = share_of(2000)
 AS_LONG_AS_IT_TAKES = settings(

@@ -1,0 +1,1 @@
+"""Many settings or methods over the same tasks."""

@@ -1,0 +1,419 @@
+"""Methods side by side: the same documents, pairs, folds and tuning budget for each."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+from lm_eval.loggers import EvaluationTracker
+
+from sadi_lmeval.arms import arm as arm_of
+from sadi_lmeval.comparison.compared import Answers, Arm, ComparedModel
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.harness.run_task import RunTask, digest
+from sadi_lmeval.harness.run_tasks import load_tasks, tasks_of_the_run
+from sadi_lmeval.options import NAMES, Options
+from sadi_lmeval.pairs.contrasts import gold_and_wrong
+from sadi_lmeval.pairs.plan import recipe_of
+from sadi_lmeval.reports.record import FOLDER, Record, file_name, load_record, save_record
+from sadi_lmeval.steering.methods import grid, is_unsteered, site_of
+from sadi_lmeval.storage.atomic import write_atomically
+from sadi_lmeval.storage.cache import cache_key
+from sadi_lmeval.storage.journal import Journal
+from sadi_lmeval.versions import versions
+
+logger = logging.getLogger("lm_eval.sadi")
+
+_IDENTITY = "comparison.json"
+_ANSWERS = "answers.jsonl"
+_NOT_OURS = ("task_manager", "model_args", "verbosity", "write_out", "check_integrity")
+"""Arguments of the harness that results do not depend on, or that are told apart."""
+_OF_THE_MACHINE = frozenset(
+    "batch_size max_batch_size device device_map parallelize max_memory_per_gpu max_cpu_memory "
+    "offload_folder trust_remote_code".split()
+)
+"""Model arguments that results do not depend on."""
+_ON_THE_CARD = frozenset(["pretrained", "revision", "dtype"])
+"""Model arguments of which the model's card tells what came of them."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        methods: names of ways of steering, see :mod:`sadi_lmeval.arms`.
+        tasks: names as the harness knows them: leaves, not groups.
+        settings: how many settings each method may try while tuning, the same for all.
+        transfer: whether each task's masks are tried on every other task too.
+        host: arguments of the harness's ``simple_evaluate``, the same for every method.
+        command: that the records are to name.
+        log_samples: whether the harness's samples are written beside its results.
+    """
+
+    methods: tuple[str, ...]
+    tasks: tuple[str, ...]
+    settings: int
+    transfer: bool
+    host: Mapping[str, Any]
+    command: str
+    log_samples: bool = False
+
+    @property
+    def arms(self) -> list[Arm]:
+        found = [Arm(method) for method in self.methods]
+        if self.transfer:
+            found += [Arm(m, task) for m in self.methods if m != "none" for task in self.tasks]
+        return found
+
+
+def compare(model: ComparedModel, what: Comparison, folder: Path) -> list[Path]:
+    """Score every task under every method and write the records.
+
+    Records that are there already are not made again; what an interrupted comparison had scored
+    is taken from the folder.
+
+    Returns:
+        the records' files.
+
+    Raises:
+        UserError: the folder holds the records of another run.
+    """
+    shared = model.options
+    identity = {
+        **_asked(what),
+        **{key: value for key, value in vars(shared).items() if key != "cache_dir"},
+        "model": model.model_card,
+    }
+    run = _claim(folder, identity, what.command)
+    options = {arm: _options(arm, what, model, shared) for arm in what.arms}
+    wanted = {arm: [task for task in what.tasks if task != arm.mask_from] for arm in options}
+    paths = {
+        (arm, task): folder / FOLDER / file_name(task, *arm)
+        for arm, tasks in wanted.items()
+        for task in tasks
+    }
+    left = {
+        arm: options[arm]
+        for arm, tasks in wanted.items()
+        if not all(paths[arm, task].is_file() for task in tasks)
+    }
+    answers = folder / _ANSWERS
+    if left:
+        model.compare(left, Answers(Journal(answers, required=True)))
+        if what.transfer:
+            _note_tasks(model, what)
+        for number, arm in enumerate(left):
+            with _without_repetition(number):
+                _run(model, arm, wanted[arm], what, run, folder)
+    else:
+        logger.info("All %d records are in %s", len(paths), folder)
+    answers.unlink(missing_ok=True)
+    return list(paths.values())
+
+
+def check_folder(folder: Path, what: Comparison) -> None:
+    """Refuse a folder that cannot hold the records, before a model is loaded.
+
+    Raises:
+        UserError: it is a file, holds damaged records, or, as far as is known without a model,
+            another run's.
+    """
+    if any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
+        raise UserError(f"--output_path {folder}: is or lies in a file; name a folder")
+    known = _known(folder)
+    for path in sorted((folder / FOLDER).glob("*.json")):
+        record = load_record(path)
+        if known is not None and record.run != known["run"]:
+            raise UserError(f"record {path}: is not of the run of {_IDENTITY}; take it away")
+    if known is not None:
+        _refuse_another(folder, known, _asked(what), whole=False)
+
+
+def _asked(what: Comparison) -> dict[str, Any]:
+    """What a comparison's records have in common, as far as is known before the model is."""
+    told_apart = NAMES | _OF_THE_MACHINE | _ON_THE_CARD
+    model_args = what.host.get("model_args") or {}
+    return {
+        **{f"lm_eval's {key}": value for key, value in what.host.items() if key not in _NOT_OURS},
+        "--model_args": {k: v for k, v in model_args.items() if k not in told_apart},
+        "versions": versions(),
+        "settings": what.settings,
+    }
+
+
+def _known(folder: Path) -> dict[str, Any] | None:
+    """What a folder's records have in common, or None of a new folder.
+
+    Raises:
+        UserError: it cannot be told.
+    """
+    path = folder / _IDENTITY
+    try:
+        if path.exists():
+            known = json.loads(path.read_text(encoding="utf-8"))
+            if not (
+                isinstance(known, dict)
+                and isinstance(known.get("run"), str)
+                and isinstance(known.get("identity"), dict)
+                and known["run"] == cache_key(known["identity"])
+            ):
+                raise ValueError("not as it was written")
+            return known
+        if any((folder / FOLDER).glob("*.json")):
+            raise UserError(
+                f"--output_path {folder}: has records but no {_IDENTITY}; name another folder"
+            )
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"--output_path {folder}: {_IDENTITY} is cut off or damaged ({error}); name another "
+            "folder"
+        ) from None
+    return None
+
+
+def _refuse_another(
+    folder: Path, known: dict[str, Any], identity: dict[str, Any], whole: bool
+) -> None:
+    """Refuse what does not belong to the run that a folder holds.
+
+    Args:
+        folder: for the message.
+        known: what :func:`_known` has found.
+        identity: of this run, or a part of it.
+        whole: whether it is all.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    identity, before = json.loads(json.dumps(identity, default=str)), known["identity"]
+    names = {**identity, **before} if whole else identity
+    differ = [name for name in names if before.get(name) != identity.get(name)]
+    noted = folder / _ANSWERS
+    if not differ or not (any((folder / FOLDER).glob("*.json")) or _size(noted)):
+        return
+    raise UserError(
+        f"--output_path {folder}: holds another run's records (it differs in "
+        f"{', '.join(differ)}); name another folder"
+    )
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _claim(folder: Path, identity: dict[str, Any], command: str) -> str:
+    """Note down what a folder's records have in common, or see that it is the same.
+
+    A folder where nothing has been scored yet, as a first attempt leaves it that was refused for
+    an option, belongs to nobody.
+
+    Raises:
+        UserError: the folder holds another run, or cannot be written.
+    """
+    identity = json.loads(json.dumps(identity, default=str))
+    run, known = cache_key(identity), _known(folder)
+    if known is not None:
+        _refuse_another(folder, known, identity, whole=True)
+        if known["run"] == run:
+            return run
+    content = {"run": run, "identity": identity, "command": command}
+    try:
+        write_atomically(folder / _IDENTITY, (json.dumps(content, indent=1) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"--output_path {folder}: cannot be written ({error})") from None
+    return run
+
+
+def _options(arm: Arm, what: Comparison, model: ComparedModel, shared: Options) -> Options:
+    """The options of an arm, its grid no larger than any other's."""
+    options = arm_of(arm.method, shared)
+    if arm.mask_from is not None:
+        options = replace(options, mask_from=arm.mask_from)
+    if is_unsteered(options):
+        return options
+    site = model.engine.site(*site_of(options))
+    usual = grid(options, (site.layers, site.entries))
+    return replace(options, grid=usual.thinned(what.settings))
+
+
+def _note_tasks(model: ComparedModel, what: Comparison) -> None:
+    """Have every task noted as the harness renders it, before the first is scored.
+
+    A task whose own records are there already is not scored again, but others are fitted on it.
+    """
+    host, chat = what.host, bool(what.host.get("apply_chat_template"))
+    settings = {
+        "system_instruction": host.get("system_instruction"),
+        "apply_chat_template": chat,
+        "fewshot_as_multiturn": host.get("fewshot_as_multiturn"),
+        "chat_template": model.apply_chat_template if chat else None,
+    }
+    if chat:
+        model.chat_template(host["apply_chat_template"])
+    manager, shots = host.get("task_manager"), host.get("num_fewshot")
+    for task in load_tasks(list(what.tasks), [], shots, settings, manager):
+        task.task.build_all_requests(limit=1, rank=0, world_size=1, **settings)
+
+
+def _run(
+    model: ComparedModel, arm: Arm, tasks: list[str], what: Comparison, run: str, folder: Path
+) -> None:
+    """Let the harness score the tasks under one arm, and write its results and our records."""
+    model.turn(arm)
+    name = arm.method if arm.mask_from is None else f"{arm.method}@{arm.mask_from}"
+    tracker = EvaluationTracker(output_path=str(folder / "harness" / name))
+    start = time.perf_counter()
+    results = lm_eval.simple_evaluate(
+        model=model, tasks=tasks, log_samples=True, evaluation_tracker=tracker, **what.host
+    )
+    seconds = time.perf_counter() - start
+    samples = results.pop("samples")
+    noted = tasks_of_the_run()
+    # Made first, as saving samples changes them; saved last, as an arm with records is not run.
+    records = [
+        _record(noted[task], arm, results, samples[task], model, what, run, seconds / len(tasks))
+        for task in tasks
+    ]
+    kept = samples if what.log_samples else None
+    tracker.save_results_aggregated(results=results, samples=kept)
+    for task in kept or ():
+        tracker.save_results_samples(task_name=task, samples=samples[task])
+    for record in records:
+        if not (folder / FOLDER / record.file_name).exists():
+            save_record(record, folder)
+
+
+@contextmanager
+def _without_repetition(number: int) -> Iterator[None]:
+    """Let the harness say what it has to say of the tasks once, not once a method."""
+    host = logging.getLogger("lm_eval")
+    before = host.level, logger.level
+    if number:
+        logger.setLevel(logger.getEffectiveLevel())  # ours are about the method
+        host.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        host.setLevel(before[0])
+        logger.setLevel(before[1])
+
+
+def _record(
+    task: RunTask,
+    arm: Arm,
+    results: dict[str, Any],
+    samples: Sequence[dict[str, Any]],
+    model: ComparedModel,
+    what: Comparison,
+    run: str,
+    seconds: float,
+) -> Record:
+    name = task.name
+    first = samples[0]["filter"]
+    samples = [sample for sample in samples if sample["filter"] == first]
+    better = results["higher_is_better"].get(name, {})
+    metric = _metric(samples, list(better))
+    found = results["results"][name]
+    metrics = {
+        key.partition(",")[0]: [_finite(value), _finite(found.get(key.replace(",", "_stderr,", 1)))]
+        for key, value in found.items()
+        if key.endswith(f",{first}") and "_stderr" not in key
+    }
+    steering = results["config"]["sadi"][name]
+    # Which of the generated texts they are is not known.
+    texts = task.output_type == "generate_until" and steering["not_finite"] > 0
+    finite = [_all_finite(sample) and not texts for sample in samples]
+    if not all(finite):  # the harness takes the first of such scores for the highest
+        metrics = {key: [None, None] for key in metrics}
+    choices = [_choices(task, sample["doc"]) for sample in samples]
+    same = bool(choices[0]) and all(each == choices[0] for each in choices)
+    chooses = task.task.config.doc_to_choice is not None
+    recipe = recipe_of(task, replace(model.options, recipe=None), static=False) if chooses else None
+    seeds = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
+    return Record(
+        run=run,
+        command=what.command,
+        model=model.model_card,
+        versions=versions(),
+        seeds={**{s: results["config"][s] for s in seeds}, "seed": model.options.seed},
+        limit=results["config"]["limit"],
+        num_fewshot=task.num_fewshot,
+        task=name,
+        task_version=str(results["versions"].get(name)),
+        method=arm.method,
+        mask_from=arm.mask_from,
+        metric=metric,
+        higher_is_better=bool(better.get(metric, True)),
+        metrics=metrics,
+        documents=[digest(sample["doc"]) for sample in samples],
+        values=[
+            _finite(sample[metric]) if sound else None
+            for sample, sound in zip(samples, finite, strict=True)
+        ],
+        chosen=[_chosen(task, sample) for sample in samples],
+        gold=[
+            gold_and_wrong(task, recipe, sample["doc"])[0] if recipe is not None else []
+            for sample in samples
+        ],
+        labels=choices[0] if same else None,
+        steering=steering,
+        seconds=seconds,
+    )
+
+
+def _metric(samples: Sequence[Mapping[str, Any]], better: Sequence[str]) -> str:
+    """The first metric that is one number a document.
+
+    Raises:
+        UserError: there is none.
+    """
+    for name in [*better, *samples[0]["metrics"]]:
+        if all(_is_number(sample.get(name)) for sample in samples):
+            return str(name)
+    raise UserError("no metric of the task is one number a document, so methods cannot be compared")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (bool, int, float)) or (
+        hasattr(value, "item") and getattr(value, "size", 1) == 1
+    )
+
+
+def _finite(value: Any) -> float | None:
+    if not _is_number(value):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def _all_finite(sample: Mapping[str, Any]) -> bool:
+    """Whether all log-likelihoods of a document are; generated text counts as such."""
+    return all(
+        math.isfinite(response[0])
+        for response in sample["filtered_resps"]
+        if isinstance(response, (tuple, list)) and response and isinstance(response[0], float)
+    )
+
+
+def _choices(task: RunTask, document: dict[str, Any]) -> list[str]:
+    if task.task.config.doc_to_choice is None:
+        return []
+    return [str(choice) for choice in task.task.doc_to_choice(document)]
+
+
+def _chosen(task: RunTask, sample: Mapping[str, Any]) -> int | None:
+    """The answer with the highest log-likelihood; the first of equals, as the harness has it."""
+    if task.output_type != "multiple_choice" or not _all_finite(sample):
+        return None
+    values = [response[0] for response in sample["filtered_resps"]]
+    return max(range(len(values)), key=lambda i: values[i])

@@ -1,0 +1,1 @@
+"""The host: its tasks, the options of its command, and its response cache."""

@@ -1,0 +1,214 @@
+"""A harness task, with the settings that the run renders its prompts with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, NamedTuple
+
+from lm_eval.api.samplers import FirstNSampler
+from lm_eval.api.task import Task
+from lm_eval.api.utils import Message, messages_to_text
+
+from sadi_lmeval.errors import UserError, nearest
+
+Document = dict[str, Any]
+Text = tuple[str, str]
+"""(context, continuation) as the harness scores them."""
+
+
+class LengthLimit(NamedTuple):
+    """How long a text may be; the reference code of SADI leaves out those of over 700 tokens.
+
+    Attributes:
+        tokens: at most.
+        count: of a text.
+    """
+
+    tokens: int
+    count: Callable[[str], int]
+
+
+@dataclass(frozen=True)
+class RunTask:
+    """A harness task and how the run renders its documents.
+
+    Attributes:
+        settings: of the harness's ``build_all_requests``.
+        limit: how long the texts of a document may be that takes part in anything.
+    """
+
+    task: Task
+    settings: dict[str, Any] = field(default_factory=dict)
+    limit: LengthLimit | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.task.config.task)
+
+    @property
+    def output_type(self) -> str:
+        return str(self.task.OUTPUT_TYPE)
+
+    @property
+    def num_fewshot(self) -> int:
+        return int(self.task.config.num_fewshot or 0)
+
+    def evaluated(self) -> list[Document]:
+        """Every document of the split that the harness scores, whatever ``--limit`` says."""
+        return list(self.task.eval_docs)
+
+    def evaluated_split(self) -> str | None:
+        config = self.task.config
+        split: str | None = config.test_split or config.validation_split
+        return split
+
+    def documents(self, split: str) -> Sequence[Document]:
+        """The documents of a dataset split, processed as the task processes its own.
+
+        Raises:
+            UserError: the dataset has no such split.
+        """
+        dataset = self.task.dataset
+        if split not in dataset:
+            raise UserError(f"task {self.name}: no split {split!r}; {nearest(split, dataset)}")
+        process = self.task.config.process_docs
+        # Not as a list: of a split of 400,000 documents a few hundred are read.
+        found: Sequence[Document] = process(dataset[split]) if process else dataset[split]
+        return found
+
+    def texts(self, document: Document, num_fewshot: int) -> list[Text]:
+        """The (context, continuation) of every request for a document, as scoring writes them.
+
+        For a ``generate_until`` task the continuation is empty.
+        """
+        task, settings = self.task, self.settings
+        context = task.fewshot_context(
+            document,
+            num_fewshot=num_fewshot,
+            system_instruction=settings.get("system_instruction"),
+            apply_chat_template=settings.get("apply_chat_template", False),
+            fewshot_as_multiturn=settings.get("fewshot_as_multiturn", False),
+            chat_template=settings.get("chat_template"),
+            gen_prefix=task.doc_to_prefix(document),
+        )
+        requests = task.construct_requests(
+            doc=document,
+            ctx=context,
+            metadata=(self.name, 0, 1),
+            apply_chat_template=settings.get("apply_chat_template", False),
+            chat_template=settings.get("chat_template"),
+        )
+        if not isinstance(requests, list):
+            requests = [requests]
+        if self.output_type == "generate_until":
+            return [(request.args[0], "") for request in requests]
+        return [(request.args[0], request.args[1]) for request in requests]
+
+    def prompt(self, text: str) -> Text:
+        """A prompt of no document as this run would write it, and what its answer begins with."""
+        system = self.settings.get("system_instruction")
+        messages = [Message("system", system)] if system else []
+        messages.append(Message("user", text))
+        if not self.settings.get("apply_chat_template"):
+            return messages_to_text(messages), " "
+        return self.settings["chat_template"]([each.to_dict() for each in messages]), ""
+
+    def fits(self, document: Document, *answers: str) -> bool:
+        """Whether all texts of a document, without few-shot examples, are within the limit.
+
+        Args:
+            document: of the task.
+            answers: to it, where it has no choices.
+        """
+        if self.limit is None:
+            return True
+        count, delimiter = self.limit.count, self.answer_delimiter()
+        texts = [
+            context + (continuation if answer is None else delimiter + answer)
+            for context, continuation in self.texts(document, 0)
+            for answer in answers or (None,)
+        ]
+        return all(count(text) <= self.limit.tokens for text in texts)
+
+    def answer_delimiter(self) -> str:
+        """What stands between a prompt and its answer as text in this run."""
+        if self.output_type == "loglikelihood":
+            return ""
+        config = self.task.config
+        if self.settings.get("apply_chat_template"):
+            prefix = config.gen_prefix
+            return str(config.target_delimiter) if prefix and not prefix[-1].isspace() else ""
+        return str(config.target_delimiter)
+
+    def question(self, document: Document) -> str:
+        """The document's own part of the prompt: no few-shot examples, no chat template."""
+        text = self.task.doc_to_text(document)
+        if isinstance(text, str):
+            return text
+        return "\n".join(map(str, self.task.doc_to_choice(document)))
+
+    def few_shot_documents(self) -> list[Document]:
+        """What the harness draws the few-shot examples of this task from."""
+        sampler = getattr(self.task, "sampler", None)
+        return [] if sampler is None else list(sampler.fewshot_docs())
+
+    @property
+    def shows_first_examples(self) -> bool:
+        """Whether the task shows the first documents of its pool (MMLU), not random ones."""
+        return isinstance(getattr(self.task, "sampler", None), FirstNSampler)
+
+    @contextmanager
+    def few_shot_pool(self, examples: list[Document], seed: int) -> Iterator[None]:
+        """Draw the few-shot examples of every prompt from ``examples``, always the same ones.
+
+        As all prompts begin with them, they are computed once. The task's sampler is as before
+        afterwards, so the harness's draws do not change.
+        """
+        sampler = getattr(self.task, "sampler", None)
+        if sampler is None or not examples:
+            yield
+            return
+        before = sampler.rnd, sampler.df, sampler._loaded
+        sampler.rnd, sampler.df, sampler._loaded = _Repeating(seed), examples, True
+        try:
+            yield
+        finally:
+            sampler.rnd, sampler.df, sampler._loaded = before
+
+
+class _Repeating(Random):
+    """A generator whose every sample starts from its seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.first = seed
+        super().__init__(seed)
+
+    def sample(self, population: Any, k: int, **keywords: Any) -> list[Any]:
+        self.seed(self.first)
+        return super().sample(population, k, **keywords)
+
+
+def digest(document: Document) -> str:
+    """A document's identity: sha256 of its content, the first 32 hexadecimal digits."""
+    content = json.dumps(document, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def task_digest(task: RunTask) -> str:
+    """A digest of the task's configuration; functions count by their names.
+
+    Of its metadata the version alone counts: the harness adds every model argument to it.
+    """
+    config = task.task.config.to_dict()
+    config["metadata"] = (config.get("metadata") or {}).get("version")
+    content = json.dumps(
+        config,
+        sort_keys=True,
+        default=lambda value: getattr(value, "__qualname__", type(value).__name__),
+    )
+    return digest({"config": content})

@@ -1,0 +1,1 @@
+"""Contrastive pairs: which documents, and what a recipe makes of each."""

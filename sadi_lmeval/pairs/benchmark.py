@@ -1,0 +1,123 @@
+"""Which recipe, split and defaults go with which benchmark: the files of ``task_configs``."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import reprlib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from sadi_lmeval.errors import UserError, nearest
+from sadi_lmeval.folders import task_configs
+from sadi_lmeval.options import Element
+from sadi_lmeval.storage.yaml_files import read_yaml, yaml_files
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What a benchmark file says of the harness tasks that it covers.
+
+    Attributes:
+        benchmark: its name, for people.
+        tasks: harness task names or patterns (``mmlu_*``).
+        recipe: the name of the recipe; None: the default for the kind of task.
+        pairs_from: dataset splits that the pairs come from; empty: the training split, else the
+            validation split if the test split is scored, else cross-fitting.
+        folds: the number of folds where a task is cross-fitted.
+        n_pairs: how many pairs a mask is built from.
+        top_k, delta: K and delta per element, where the user gives none; what is named here is
+            not tuned.
+    """
+
+    benchmark: str
+    tasks: tuple[str, ...]
+    recipe: str | None = None
+    pairs_from: tuple[str, ...] = ()
+    folds: int = 2
+    n_pairs: int | None = None
+    top_k: dict[str, int] = field(default_factory=dict)
+    delta: dict[str, float] = field(default_factory=dict)
+
+
+def find_benchmark(task: str, folders: list[Path]) -> Benchmark:
+    """The first benchmark that names ``task``, the user's folders before ours.
+
+    A name counts more than a pattern, a longer pattern more than a shorter one. A task that no file
+    names gets the defaults.
+
+    Raises:
+        UserError: a faulty benchmark file (all its faults at once).
+    """
+    for folder in [*folders, task_configs()]:
+        best: tuple[int, Benchmark | None] = 0, None
+        for path in yaml_files(folder):
+            found = read_benchmark(path)
+            if found is None:
+                continue
+            if task in found.tasks:
+                return found
+            fitting = [len(each) for each in found.tasks if fnmatch.fnmatchcase(task, each)]
+            if max(fitting, default=0) > best[0]:
+                best = max(fitting), found
+        if best[1] is not None:
+            return best[1]
+    return Benchmark(benchmark=task, tasks=(task,))
+
+
+def read_benchmark(path: Path) -> Benchmark | None:
+    """The benchmark in a YAML file, or None where the file is something else.
+
+    Raises:
+        UserError: the file has the key ``benchmark`` but is faulty.
+    """
+    try:
+        content = read_yaml(path)
+    except UserError:
+        return None  # a harness task with !function, for one
+    if not isinstance(content, dict) or "benchmark" not in content:
+        return None
+    faults = _faults(content)
+    if faults:
+        raise UserError(f"benchmark file {path}: {'; '.join(faults)}")
+    for key in ("tasks", "pairs_from"):
+        if key in content:
+            content[key] = tuple(content[key])
+    return Benchmark(**content)
+
+
+def _faults(content: dict[str, Any]) -> list[str]:
+    names = {each.name for each in fields(Benchmark)}
+    faults = [f"unknown key {k!r} ({nearest(str(k), names)})" for k in content if k not in names]
+    if not isinstance(content["benchmark"], str):
+        faults.append(f"benchmark must be a name, not {reprlib.repr(content['benchmark'])}")
+    if not _texts(content.get("tasks")):
+        faults.append("tasks must be a list of harness task names")
+    if "pairs_from" in content and not _texts(content["pairs_from"]):
+        faults.append("pairs_from must be a list of dataset splits")
+    for key, least in (("folds", 2), ("n_pairs", 1)):
+        value = content.get(key, least)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            faults.append(
+                f"{key} must be a whole number of at least {least}, not {reprlib.repr(value)}"
+            )
+    if not isinstance(content.get("recipe", ""), str):
+        faults.append(f"recipe must be a name, not {reprlib.repr(content['recipe'])}")
+    for key in ("top_k", "delta"):
+        value = content.get(key, {})
+        if not isinstance(value, dict) or any(
+            element not in get_args(Element)
+            or isinstance(number, bool)
+            or not isinstance(number, int if key == "top_k" else (int, float))
+            or not math.isfinite(number)
+            or (key == "top_k" and number < 1)
+            for element, number in value.items()
+        ):
+            allowed = "(whole, at least 1)" if key == "top_k" else "(finite)"
+            faults.append(f"{key} must map {', '.join(get_args(Element))} to numbers {allowed}")
+    return faults
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)

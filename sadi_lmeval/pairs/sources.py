@@ -1,0 +1,236 @@
+"""Which documents' pairs may steer which evaluated document.
+
+Nothing that is scored may have helped to choose what it is scored with. Documents are compared
+by content, so a document that stands in two splits or twice in one split is still the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.harness.run_task import Document, RunTask, digest
+from sadi_lmeval.pairs.benchmark import Benchmark
+
+_SHARED = 5
+"""A question that more evaluated documents share than this identifies none of them."""
+
+
+class Identity(NamedTuple):
+    """What a document is known by: its content, and its own part of the prompt."""
+
+    content: str
+    question: str
+
+
+_identities: WeakKeyDictionary[Any, dict[str, Identity]] = WeakKeyDictionary()
+"""Of each task's documents by content: to render a question takes a millisecond."""
+
+
+def normalized(text: str) -> str:
+    """A text without regard to case and spacing."""
+    return " ".join(text.split()).lower()
+
+
+def identity(task: RunTask, document: Document) -> Identity:
+    content = digest(document)
+    known = _identities.setdefault(task.task, {})
+    if content not in known:
+        text = normalized(task.question(document))
+        known[content] = Identity(content, digest({"question": text}) if text else "")
+    return known[content]
+
+
+@dataclass(frozen=True)
+class Known:
+    """Documents that must not be among the pairs of a mask."""
+
+    contents: frozenset[str]
+    questions: frozenset[str]
+
+    @classmethod
+    def of(cls, identities: Iterable[Identity]) -> Known:
+        identities = list(identities)
+        counts = Counter(i.question for i in set(identities) if i.question)
+        return cls(
+            frozenset(i.content for i in identities),
+            frozenset(question for question, count in counts.items() if count <= _SHARED),
+        )
+
+    def has(self, document: Identity) -> bool:
+        return document.content in self.contents or document.question in self.questions
+
+
+class Source(NamedTuple):
+    """Documents that the pairs of one mask come from.
+
+    Attributes:
+        label: for people: the split, or which fold is left out.
+        documents: candidates, in data order.
+        allowed: whether a candidate is none of the documents that the mask will score.
+    """
+
+    label: str
+    documents: Sequence[Document]
+    allowed: Callable[[Document], bool]
+
+
+class Sources(NamedTuple):
+    """All masks of a task.
+
+    Attributes:
+        task: the task whose documents make the pairs.
+        sources: one a mask.
+        split: the dataset split or splits of the pairs.
+        folds: the number of folds, or None where the task is not cross-fitted.
+        mask_of: the index of the source whose mask an evaluated document is scored with.
+    """
+
+    task: RunTask
+    sources: list[Source]
+    split: str
+    folds: int | None
+    mask_of: Callable[[Document], int]
+
+
+def splits_of_pairs(
+    benchmark: Benchmark, training: str | None, validation: str | None, test: str | None
+) -> tuple[str, ...]:
+    """The dataset splits that pairs come from, of a task with these splits; none: cross-fitted."""
+    if benchmark.pairs_from:
+        return benchmark.pairs_from
+    if training:
+        return (training,)
+    return (validation,) if test and validation else ()
+
+
+def find_sources(
+    evaluated: RunTask, source: RunTask, benchmark: Benchmark, folds: int | None
+) -> Sources:
+    """Where the pairs that steer ``evaluated`` come from.
+
+    The benchmark's ``pairs_from`` decides; without it the training split of ``source``, else its
+    validation split if its test split is scored; else ``source`` is cross-fitted: contiguous
+    folds in data order over the whole evaluated split, each scored with the mask of the others.
+
+    Args:
+        evaluated: the task that is scored.
+        source: the task whose documents make the pairs; mostly the same.
+        benchmark: of ``source``.
+        folds: the number of folds that the user asked for, or None.
+
+    Raises:
+        UserError: the split of the pairs is the one that is scored.
+    """
+    config = source.task.config
+    splits = splits_of_pairs(
+        benchmark, config.training_split, config.validation_split, config.test_split
+    )
+    if source.evaluated_split() in splits:
+        if folds is None:
+            raise UserError(
+                f"task {source.name}: its pairs would come from {source.evaluated_split()!r}, the "
+                "split that is scored; pass folds=2 to cross-fit it, or name other splits under "
+                "pairs_from in a benchmark file"
+            )
+        splits = ()
+    scored = evaluated.evaluated()
+    if splits:
+        known = Known.of(identity(evaluated, document) for document in scored)
+        several = [source.documents(split) for split in splits]
+        documents = several[0] if len(several) == 1 else [d for each in several for d in each]
+        label = "+".join(splits)
+
+        def allowed(document: Document) -> bool:
+            return not known.has(identity(source, document))
+
+        return Sources(source, [Source(label, documents, allowed)], label, None, lambda _: 0)
+    return _cross_fitted(evaluated, source, folds or benchmark.folds)
+
+
+def _cross_fitted(evaluated: RunTask, source: RunTask, folds: int) -> Sources:
+    documents = source.evaluated()
+    if len(documents) < folds:
+        raise UserError(
+            f"task {source.name}: {len(documents)} documents are too few for {folds} folds"
+        )
+    identities = [identity(source, document) for document in documents]
+    fold_of: dict[str, int] = {}
+    fold_of_question: dict[str, int] = {}
+    identifying = Known.of(identities).questions
+    for index, known_as in enumerate(identities):
+        fold = fold_of.setdefault(known_as.content, index * folds // len(documents))
+        if known_as.question in identifying:
+            fold_of_question.setdefault(known_as.question, fold)
+
+    def mask_of(document: Document) -> int:
+        """A document outside of ``source`` may have any mask: it gets the first."""
+        fold = fold_of.get(digest(document))
+        if fold is None and fold_of_question:
+            fold = fold_of_question.get(identity(evaluated, document).question)
+        return fold or 0
+
+    sources = []
+    for fold in range(folds):
+        held_out = Known.of(i for i in identities if fold_of[i.content] == fold)
+        others = [
+            document
+            for document, known_as in zip(documents, identities, strict=True)
+            if fold_of[known_as.content] != fold
+        ]
+        sources.append(
+            Source(
+                f"fold {fold + 1} of {folds} left out",
+                others,
+                lambda document, held_out=held_out: (
+                    not held_out.has(  # type: ignore[misc]
+                        identity(source, document)
+                    )
+                ),
+            )
+        )
+    return Sources(source, sources, str(source.evaluated_split()), folds, mask_of)
+
+
+def refuse_scored_documents(
+    evaluated: RunTask, documents: Iterable[Document], card: dict[str, object], source: str
+) -> None:
+    """The guard: no document is scored with a mask that its own pair helped to make.
+
+    Args:
+        evaluated: the task that is scored.
+        documents: those that will be scored with the mask.
+        card: the mask's card, with the identities of its pairs' documents.
+        source: the mask's name, for the message.
+
+    Raises:
+        UserError: naming the first such document.
+    """
+    contents, questions = made_from(card).contents, made_from(card).questions
+    identifying: frozenset[str] | None = None
+    for document in documents:
+        known_as = identity(evaluated, document)
+        asked = known_as.question in questions
+        if asked and identifying is None:  # over the whole split, whatever part of it is scored
+            whole = (identity(evaluated, other) for other in evaluated.evaluated())
+            identifying = Known.of(whole).questions
+        if known_as.content in contents or (asked and known_as.question in (identifying or ())):
+            text = " ".join(evaluated.question(document).split())
+            raise UserError(
+                f"mask {source} was built from a document that task {evaluated.name} scores: "
+                f"{text[-120:]!r} (content {known_as.content}); use a mask from other documents"
+            )
+
+
+def made_from(card: dict[str, object]) -> Known:
+    """The documents that a mask was made from, as its card tells."""
+    return Known(frozenset(_texts(card, "documents")), frozenset(_texts(card, "questions")))
+
+
+def _texts(card: dict[str, object], key: str) -> list[str]:
+    value = card.get(key)
+    return [str(entry) for entry in value] if isinstance(value, list) else []

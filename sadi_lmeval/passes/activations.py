@@ -1,0 +1,212 @@
+"""Activations of contrastive pairs at the last token of each text (paper section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sadi_lmeval.architecture.positions import Points
+from sadi_lmeval.architecture.sites import Site
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.interventions.iti import fit_probes
+from sadi_lmeval.passes.batches import Bounds, batches
+from sadi_lmeval.passes.forward import Forward
+from sadi_lmeval.passes.prefixes import Group, group_by_prefix, shared_length
+from sadi_lmeval.passes.sequences import Tree, pack
+from sadi_lmeval.processes import ALONE, Processes
+from sadi_lmeval.storage.mask import Kind
+
+
+class TokenPair(NamedTuple):
+    """A contrastive pair as tokens: prompt and answer together."""
+
+    positive: list[int]
+    negative: list[int]
+
+
+class Reducer(Protocol):
+    """Makes what a method needs of activations as they come."""
+
+    def add(self, pairs: list[int], signs: list[int], values: Tensor) -> None:
+        """Take some texts' activations.
+
+        Args:
+            pairs: of each text, the index of its pair.
+            signs: of each text, 1 for the positive and -1 for the negative one.
+            values: ``[texts, layers, width]`` on the CPU.
+        """
+
+    def join(self, processes: Processes) -> None:
+        """Put together what each process has taken."""
+
+    def tensors(self, label: str) -> dict[str, Tensor]:
+        """What came out, when every text of every pair has been taken.
+
+        Raises:
+            UserError: an activation is not finite.
+        """
+
+
+class MeanDifference:
+    """D = (1/T) Σ (A_pos,i − A_neg,i) (equation 3), as a float64 stream: memory does not grow."""
+
+    def __init__(self, site: Site, pairs: int) -> None:
+        self.site, self.pairs = site, pairs
+        self.total = torch.zeros(site.layers, site.width, dtype=torch.float64)
+
+    def add(self, pairs: list[int], signs: list[int], values: Tensor) -> None:
+        weights = torch.tensor(signs, dtype=torch.float64)
+        self.total += torch.einsum("n,nlw->lw", weights, values.double())
+
+    def join(self, processes: Processes) -> None:
+        self.total = processes.summed(self.total)
+
+    def tensors(self, label: str) -> dict[str, Tensor]:
+        site, mean = self.site, (self.total / self.pairs).float()
+        bad = int((~mean.isfinite()).sum())
+        if bad:
+            raise UserError(
+                f"the pairs' activations are not finite at {bad} of {mean.numel()} places "
+                f"({site.element}); load the model in a wider type (dtype=bfloat16 or float32)"
+            )
+        return {"difference": mean.view(site.layers, site.entries, site.entry_width)}
+
+
+class HeadProbes:
+    """ITI's probes, for which every activation is kept (float32)."""
+
+    def __init__(self, site: Site, pairs: int, seed: int) -> None:
+        self.site, self.seed = site, seed
+        self.values = torch.zeros(2, pairs, site.layers, site.width)
+
+    def add(self, pairs: list[int], signs: list[int], values: Tensor) -> None:
+        side = [0 if sign > 0 else 1 for sign in signs]
+        self.values[side, pairs] = values.float()
+
+    def join(self, processes: Processes) -> None:
+        self.values = processes.summed(self.values)  # zero where another process has read
+
+    def tensors(self, label: str) -> dict[str, Tensor]:
+        shape = *self.values.shape[:3], self.site.entries, self.site.entry_width
+        positive, negative = self.values.view(shape)
+        return fit_probes(positive, negative, self.seed, label)._asdict()
+
+
+def reducer(kind: Kind, site: Site, pairs: int, seed: int) -> Reducer:
+    """What makes a kind of measurement."""
+    if kind == "probes":
+        return HeadProbes(site, pairs, seed)
+    return MeanDifference(site, pairs)
+
+
+def read_pairs(
+    forward: Forward,
+    readers: Sequence[tuple[Site, Reducer]],
+    pairs: list[TokenPair],
+    pad: int,
+    branching: bool,
+    bounds: Bounds,
+    label: str,
+    processes: Processes = ALONE,
+) -> None:
+    """Read activations at the last token of each text, in every layer, at several sites at once.
+
+    What the two texts of a pair share at their beginning is computed once where the model takes
+    packed rows.
+
+    Args:
+        forward: the model.
+        readers: sites, and what takes their activations.
+        pairs: T pairs, at least one.
+        pad: the padding token.
+        branching: whether the model takes packed rows with branches.
+        bounds: the size of a batch.
+        label: for the progress bar.
+        processes: of the run; each reads its part of the pairs, and gets the readings of all.
+    """
+    mine = processes.mine(pairs)
+    if mine:
+        numbers, own = [index for index, _ in mine], [pair for _, pair in mine]
+        shown = processes.is_first
+        _read(forward, readers, own, numbers, pad, branching, bounds, label, shown)
+    for _, taker in readers:
+        taker.join(processes)
+
+
+def _read(
+    forward: Forward,
+    readers: Sequence[tuple[Site, Reducer]],
+    pairs: list[TokenPair],
+    numbers: list[int],
+    pad: int,
+    branching: bool,
+    bounds: Bounds,
+    label: str,
+    shown: bool,
+) -> None:
+    """Read one process's part of the pairs, which have these numbers among all."""
+    # Each pair's own end lets what two pairs share be all that either of them shares.
+    shared = [[*pair.positive[: _shared(pair)], -1 - i] for i, pair in enumerate(pairs)]
+    groups = group_by_prefix(shared) if branching else [Group(0, list(range(len(pairs))))]
+    sites = [site for site, _ in readers]
+    with tqdm(total=len(pairs) * 2, desc=label, unit="text", disable=not shown) as bar:
+        for group in groups:
+            past = forward.prefix(shared[group.members[0]][: group.length])
+            rows: list[_Row] = []
+            for member in group.members:
+                pair = pairs[member]
+                rows += [_packed(pair, member, group.length)] if branching else _apart(pair, member)
+            for batch in batches(rows, bounds):
+                ends = [(i, end, row.pair, sign)
+                        for i, row in enumerate(batch) for end, sign in row.ends]  # fmt: skip
+                points = Points.of([(i, end) for i, end, *_ in ends], len(batch), forward.device)
+                inputs = pack([row.tree for row in batch], pad, forward.dtype, forward.device, past)
+                values = forward.activations(inputs, points, sites)
+                which, signs = [numbers[pair] for *_, pair, _ in ends], [sign for *_, sign in ends]
+                for (_, taker), found in zip(readers, values, strict=True):
+                    taker.add(which, signs, found.cpu())
+                bar.update(len(ends))
+
+
+class _Row(NamedTuple):
+    """A packed row, and the last token of each of its texts with the text's sign."""
+
+    tree: Tree
+    pair: int
+    ends: list[tuple[int, int]]
+    scored: int = 0  # nothing is read off logits
+
+    @property
+    def length(self) -> int:
+        return self.tree.length
+
+
+def _shared(pair: TokenPair) -> int:
+    """Tokens that both texts of a pair begin with; each keeps at least one of its own."""
+    least = min(len(pair.positive), len(pair.negative)) - 1
+    return min(least, shared_length(pair.positive, pair.negative))
+
+
+def _packed(pair: TokenPair, number: int, past: int) -> _Row:
+    """Both texts in one row, what they share once."""
+    shared = _shared(pair)
+    tree = Tree(past=past)
+    root = tree.add(pair.positive[past:shared])
+    ends = []
+    for text, sign in ((pair.positive, 1), (pair.negative, -1)):
+        tree.add(text[shared:], root)
+        ends.append((tree.length - 1, sign))
+    return _Row(tree, number, ends)
+
+
+def _apart(pair: TokenPair, number: int) -> list[_Row]:
+    rows = []
+    for text, sign in ((pair.positive, 1), (pair.negative, -1)):
+        tree = Tree()
+        tree.add(text)
+        rows.append(_Row(tree, number, [(tree.length - 1, sign)]))
+    return rows

@@ -1,0 +1,160 @@
+"""A model as an engine: passes that share what can be shared, in batches of bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from sadi_lmeval.architecture.sites import Site, find_site, unwrapped
+from sadi_lmeval.interventions.edit import Edits
+from sadi_lmeval.options import Element, HiddenSite
+from sadi_lmeval.passes.activations import Reducer, TokenPair, read_pairs
+from sadi_lmeval.passes.batches import Bounds
+from sadi_lmeval.passes.branching import can_resume, longest_branching_path
+from sadi_lmeval.passes.forward import Forward
+from sadi_lmeval.passes.grid import Done, grid_log_likelihoods
+from sadi_lmeval.passes.packing import Continuation
+from sadi_lmeval.passes.prefill import can_share_beginning
+from sadi_lmeval.passes.scoring import Score, log_likelihoods
+from sadi_lmeval.processes import ALONE, Processes
+
+_AUTO_TOKENS = {"cpu": 512}
+"""Padded tokens a batch under ``--batch_size auto``, by device type."""
+_AUTO_TOKENS_ELSEWHERE = 16384
+_LOGITS = {"cpu": 1 << 23}
+"""Logits a batch, by device type. On a CPU a larger result gets fresh memory in every pass, which
+takes longer than to compute it."""
+_LOGITS_ELSEWHERE = 1 << 28
+_START = {"cpu": 32}
+"""What a batch costs beside its tokens, in tokens, by device type."""
+_START_ELSEWHERE = 512
+
+
+class Engine:
+    """Measures pairs and scores requests with one model.
+
+    What its forward pass allows to share and to skip is found out by trying, when it is first
+    needed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pad: int,
+        rows: int | None,
+        max_length: int,
+        autocast: torch.dtype | None = None,
+        softmax_dtype: torch.dtype | None = None,
+    ) -> None:
+        """
+        Args:
+            model: the causal language model.
+            pad: the padding token.
+            rows: rows a batch, or None for a budget of tokens.
+            max_length: the most tokens of a sequence.
+            autocast: mixed precision of the forward pass, or None.
+            softmax_dtype: of the log-softmax; None: that of the logits.
+        """
+        unwrapped(model)  # refuses what shifts positions
+        self.model = model
+        self.forward = Forward(model, autocast)
+        self.pad = pad
+        self.softmax_dtype = softmax_dtype
+        self.bounds = _bounds(self.forward, rows, max_length)
+        self._sites: dict[tuple[Element, HiddenSite], Site] = {}
+
+    @cached_property
+    def longest_branching_path(self) -> int:
+        """See :func:`sadi_lmeval.passes.branching.longest_branching_path`."""
+        return longest_branching_path(self.model)
+
+    @cached_property
+    def can_resume(self) -> bool:
+        return can_resume(self.model)
+
+    @cached_property
+    def can_share_beginning(self) -> bool:
+        return can_share_beginning(self.model)
+
+    def site(self, element: Element, hidden_site: HiddenSite) -> Site:
+        """Where an element's activations are; found once."""
+        key = element, hidden_site
+        if key not in self._sites:
+            self._sites[key] = find_site(self.model, element, hidden_site)
+        return self._sites[key]
+
+    def read(
+        self,
+        readers: Sequence[tuple[Site, Reducer]],
+        pairs: list[TokenPair],
+        label: str,
+        processes: Processes = ALONE,
+    ) -> None:
+        """Read the activations of pairs, see :func:`read_pairs`."""
+        longest = max(len(text) for pair in pairs for text in pair)
+        read_pairs(
+            self.forward,
+            readers,
+            pairs,
+            pad=self.pad,
+            branching=longest <= self.longest_branching_path,
+            bounds=self.bounds,
+            label=label,
+            processes=processes,
+        )
+
+    def score(
+        self,
+        requests: Sequence[Continuation],
+        edits: Edits | None,
+        done: Callable[[list[tuple[int, Score]]], None],
+    ) -> None:
+        """Score requests, each under its own edit, see :func:`log_likelihoods`."""
+        log_likelihoods(
+            self.forward,
+            requests,
+            edits,
+            pad=self.pad,
+            branching=_longest(requests) <= self.longest_branching_path,
+            bounds=self.bounds,
+            softmax_dtype=self.softmax_dtype,
+            done=done,
+        )
+
+    def score_grid(
+        self, requests: Sequence[Continuation], families: Sequence[Edits], done: Done
+    ) -> None:
+        """Score requests under every edit, see :func:`grid_log_likelihoods`."""
+        grid_log_likelihoods(
+            self.forward,
+            requests,
+            families,
+            pad=self.pad,
+            branching=_longest(requests) <= self.longest_branching_path,
+            resuming=self.can_resume,
+            bounds=self.bounds,
+            softmax_dtype=self.softmax_dtype,
+            done=done,
+        )
+
+
+def _longest(requests: Sequence[Continuation]) -> int:
+    return max((len(r.context) + len(r.tokens) for r in requests), default=0)
+
+
+def _bounds(forward: Forward, rows: int | None, max_length: int) -> Bounds:
+    """The most that a batch holds.
+
+    With a fixed number of rows never more tokens than ``hf`` would have at that size; else a
+    budget of tokens.
+    """
+    kind = forward.device.type
+    head = forward.model.get_output_embeddings()  # type: ignore[operator]
+    scored = max(1, _LOGITS.get(kind, _LOGITS_ELSEWHERE) // int(head.weight.shape[0]))
+    start = _START.get(kind, _START_ELSEWHERE)
+    if rows is None:
+        return Bounds(None, _AUTO_TOKENS.get(kind, _AUTO_TOKENS_ELSEWHERE), scored, start)
+    return Bounds(rows, rows * max_length, scored, start)

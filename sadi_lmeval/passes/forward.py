@@ -1,0 +1,214 @@
+"""One forward pass: activations read or edited at points, logits only where they are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from sadi_lmeval.architecture.hooks import keeping, passing_over
+from sadi_lmeval.architecture.positions import Points
+from sadi_lmeval.architecture.sites import Site, decoder_blocks, input_device
+from sadi_lmeval.interventions.edit import Edits, reading
+from sadi_lmeval.passes.prefixes import shared_length
+from sadi_lmeval.passes.sequences import Batch, Past, Tree, pack
+
+
+class Steered(NamedTuple):
+    """Where a batch is edited: edit ``which[i]`` of ``edits`` at point i.
+
+    Attributes:
+        clean: unsteered activations ``[k, layers, width]``, where they are known and the edits
+            need them.
+        of_point: the row of ``clean`` for each point, ``[n]``.
+    """
+
+    edits: Edits
+    points: Points
+    which: Tensor
+    clean: Tensor | None = None
+    of_point: Tensor | None = None
+
+
+class Resumed(NamedTuple):
+    """Where a pass begins: ``states`` ``[batch, seq, hidden]`` go into block ``layer``."""
+
+    layer: int
+    states: Tensor
+
+
+class Trunk(NamedTuple):
+    """What an unsteered pass leaves for steered ones to go on from.
+
+    Attributes:
+        logits: ``[n, vocab]`` at the points.
+        past: keys and values of every token, those of the batch's own past included.
+        states: what goes into the decoder blocks that were asked for,
+            ``[batch, seq, hidden]`` each.
+    """
+
+    logits: Tensor
+    past: Past
+    states: dict[int, Tensor]
+
+
+class Forward:
+    """A causal language model as a function of packed batches."""
+
+    def __init__(self, model: nn.Module, autocast: torch.dtype | None = None) -> None:
+        """
+        Args:
+            model: the causal language model.
+            autocast: mixed precision of the forward pass, or None.
+        """
+        self.model = model
+        self.autocast = autocast
+        self.device, self.dtype = input_device(model), next(model.parameters()).dtype
+        self._in_tuple = False
+        self._last_prefix: tuple[Sequence[int], Past | None] = ((), None)
+
+    @cached_property
+    def blocks(self) -> list[nn.Module]:
+        return decoder_blocks(self.model)
+
+    def logits(
+        self,
+        batch: Batch,
+        points: Points,
+        steered: Steered | None = None,
+        resumed: Resumed | None = None,
+    ) -> Tensor:
+        """Logits ``[n, vocab]`` at n points, steered if asked.
+
+        With clean activations that are not known, an unsteered pass comes first (paper, reference
+        code: the values of a plain forward pass are scaled and written back).
+        """
+        with ExitStack() as stack:
+            if steered is not None:
+                edits, points_of, which, clean, of_point = steered
+                if clean is None and edits.clean and edits.layers:
+                    [clean] = self.activations(batch, points_of, [edits.site])
+                    of_point = None
+                stack.enter_context(edits.at(points_of, which, clean, of_point))
+            if resumed is not None and resumed.layer:
+                over = self.blocks[: resumed.layer]
+                stack.enter_context(passing_over(over, resumed.states, self._in_tuple))
+            return self._run(batch, points)
+
+    def activations(self, batch: Batch, points: Points, sites: Sequence[Site]) -> list[Tensor]:
+        """Unsteered activations ``[n, layers, width]`` at n points, of each site.
+
+        No logits are computed.
+        """
+        nowhere = Points.of([], points.batch, batch.input_ids.device)
+        with ExitStack() as stack:
+            collected = [stack.enter_context(reading(site, points)) for site in sites]
+            self._run(batch, nowhere)
+        return [torch.stack([v.to(values[0].device) for v in values], 1) for values in collected]
+
+    def trunk(
+        self,
+        batch: Batch,
+        points: Points,
+        starts: Iterable[int],
+        sites: Sequence[Site | None] = (),
+        read: Points | None = None,
+    ) -> tuple[Trunk, list[Tensor | None]]:
+        """An unsteered pass that keeps what passes from blocks ``starts`` onwards begin with.
+
+        Returns:
+            the trunk, and for each of ``sites`` that is not None its activations at the k points
+            ``read``, ``[k, layers, width]``.
+        """
+        cache = cache_of(batch.past, len(batch.input_ids))
+        wanted = {start: self.blocks[start - 1] for start in starts if start}
+        with ExitStack() as stack:
+            collected = [
+                stack.enter_context(reading(site, read)) if site is not None and read else None
+                for site in sites
+            ]
+            kept = stack.enter_context(keeping(wanted))
+            logits = self._run(batch, points, cache)
+        if kept.in_tuple:
+            self._in_tuple = kept.in_tuple[0]
+        activations = [
+            None if values is None else torch.stack([v.to(values[0].device) for v in values], 1)
+            for values in collected
+        ]
+        return Trunk(logits, _past(cache), kept.states), activations
+
+    def prefix(self, tokens: Sequence[int]) -> Past | None:
+        """Keys and values of tokens that many sequences begin with; None for no tokens.
+
+        What the last prefix began with too is taken from it.
+        """
+        if not tokens:
+            return None
+        before, past = self._last_prefix
+        known = shared_length(before, tokens)
+        if past is not None and known == len(tokens):
+            return past.up_to(known)
+        tree = Tree(past=known)
+        tree.add(list(tokens[known:]))
+        kept = past.up_to(known) if past is not None and known else None
+        batch = pack([tree], 0, self.dtype, self.device, kept)
+        cache = cache_of(kept, 1)
+        self._run(batch, Points.of([], 1, self.device), cache)
+        self._last_prefix = tokens, _past(cache)
+        return self._last_prefix[1]
+
+    def _run(self, batch: Batch, points: Points, cache: DynamicCache | None = None) -> Tensor:
+        if cache is None and batch.past is not None:
+            cache = cache_of(batch.past, len(batch.input_ids))
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": cache is not None}
+        if cache is not None:
+            inputs["past_key_values"] = cache
+        if batch.attention_mask is not None:
+            inputs["attention_mask"] = batch.attention_mask
+            inputs["position_ids"] = batch.position_ids
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+
+        def only_points(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (points.read(arguments[0]).unsqueeze(0), *arguments[1:])
+
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(
+                torch.autocast(
+                    self.device.type, dtype=self.autocast, enabled=self.autocast is not None
+                )
+            )
+            stack.callback(head.register_forward_pre_hook(only_points).remove)
+            logits: Tensor = self.model(**inputs).logits[0]
+        return logits
+
+
+def cache_of(past: Past | None, batch: int) -> DynamicCache:
+    """A cache that holds ``past`` for every row; what a pass adds to it does not change ``past``.
+
+    The tensors are views: a pass makes longer ones in their place.
+    """
+    cache = DynamicCache()
+    if past is None:
+        return cache
+    for keys, values in zip(past.keys, past.values, strict=True):
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys = keys.expand(batch, -1, -1, -1)
+        layer.values = values.expand(batch, -1, -1, -1)
+        cache.layers.append(layer)
+    return cache
+
+
+def _past(cache: DynamicCache) -> Past:
+    keys, values = [], []
+    for layer in cache.layers:
+        keys.append(layer.keys)
+        values.append(layer.values)
+    return Past(keys, values, keys[0].shape[-2])

@@ -1,0 +1,305 @@
+"""Many settings at once: every request under every edit, for the price of what they change.
+
+An edit changes nothing before the last prompt token, and nothing there below the first edited
+layer. So one unsteered pass (the trunk) computes a prompt with its continuations and keeps its
+keys, its values and what goes into the decoder blocks. Each edit then costs the last prompt token
+and the tokens after it, from the first edited layer upwards; and where the last prompt token alone
+is edited, in the last layer alone, that token, as no later one sees the layer's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from sadi_lmeval.architecture.positions import Points
+from sadi_lmeval.interventions.edit import Edits, Scope
+from sadi_lmeval.passes.batches import Bounds
+from sadi_lmeval.passes.forward import Forward, Resumed, Steered
+from sadi_lmeval.passes.likelihood import Likelihood, likelihood
+from sadi_lmeval.passes.packing import Continuation, pack_requests
+from sadi_lmeval.passes.scoring import groups_of, log_likelihoods
+from sadi_lmeval.passes.sequences import Batch, additive
+from sadi_lmeval.passes.trunk import GridRow, GrownTrunk, alike, grow
+
+_WIDEST = {"cpu": 256}
+"""Tokens of a row that holds several settings: they do not see each other, so what attention
+computes between them is wasted."""
+_WIDEST_ELSEWHERE = 2048
+_PASS = 32
+"""What beginning another pass costs, in tokens."""
+_PLAIN = 64
+"""Requests that are scored under all settings before the next, where nothing is shared."""
+
+Done = Callable[[list[int], Tensor, Tensor], None]
+"""Takes request indices, and of them log-likelihoods and greediness ``[settings, requests]``."""
+
+
+def grid_log_likelihoods(
+    forward: Forward,
+    requests: Sequence[Continuation],
+    families: Sequence[Edits],
+    pad: int,
+    branching: bool,
+    resuming: bool,
+    bounds: Bounds,
+    softmax_dtype: torch.dtype | None,
+    done: Done,
+) -> None:
+    """Score each request unsteered and under each edit of each family.
+
+    Args:
+        forward: the model.
+        requests: already truncated; their ``edit`` is not looked at.
+        families: edits of one site each; setting 0 is the unsteered model, then come the edits of
+            the first family, and so on.
+        pad: the padding token.
+        branching: whether the model takes packed rows with branches; if not, every setting is a
+            plain pass of its own.
+        resuming: whether a pass may begin at a later layer.
+        bounds: the size of a batch.
+        softmax_dtype: of the log-softmax; None: that of the logits.
+        done: told the scores of some requests under all settings as soon as they are there.
+    """
+    requests = [Continuation(context, tokens) for context, tokens, _ in requests]
+    if not branching:
+        _plainly(forward, requests, families, pad, bounds, softmax_dtype, done)
+        return
+    first_layers = [_passes(family, resuming) for family in families]
+    starts = {layer for layers in first_layers for layer in layers}
+    for group in groups_of(requests, branching):
+        past = forward.prefix(requests[group.members[0]].context[: group.length])
+        rows = [GridRow(row) for row in pack_requests(requests, group, branching)]
+        for batch in alike(rows, bounds):
+            trunk = grow(forward, batch, families, starts, pad, past, softmax_dtype)
+            scores = [trunk.base]
+            for family, clean in zip(families, trunk.clean, strict=True):
+                scores.append(
+                    _family(forward, trunk, family, clean, resuming, bounds, softmax_dtype)
+                )
+            found = Likelihood(*(torch.cat(parts) for parts in zip(*scores, strict=True)))
+            done(trunk.table.requests, *trunk.table.totals(found))
+
+
+def _passes(family: Edits, resuming: bool) -> dict[int, list[int]]:
+    """The edits of a family by the layer that their pass begins with."""
+    found: dict[int, list[int]] = {}
+    for edit, layer in enumerate(family.first_layers):
+        if layer < family.site.layers:
+            found.setdefault(layer if resuming else 0, []).append(edit)
+    return found
+
+
+def _merged(
+    passes: dict[int, list[int]], layers: int, tokens: int, at_once: int
+) -> list[tuple[int, list[int]]]:
+    """Join edits that begin with different layers where a pass of their own costs more.
+
+    Args:
+        passes: edits by first layer.
+        layers: of the model.
+        tokens: of one edit.
+        at_once: edits of one pass.
+    """
+    firsts = sorted(passes)
+    best: list[tuple[float, int]] = [(0.0, 0)]  # cost of the last i first layers, where it splits
+    for begin in range(len(firsts) - 1, -1, -1):
+        options = []
+        count = 0
+        for end in range(begin + 1, len(firsts) + 1):
+            count += len(passes[firsts[end - 1]])
+            cost = (layers - firsts[begin]) * (count * tokens + _PASS * -(-count // at_once))
+            options.append((cost + best[len(firsts) - end][0], end))
+        best.append(min(options))
+    merged: list[tuple[int, list[int]]] = []
+    begin = 0
+    while begin < len(firsts):
+        end = best[len(firsts) - begin][1]
+        merged.append((firsts[begin], [e for first in firsts[begin:end] for e in passes[first]]))
+        begin = end
+    return merged
+
+
+def _family(
+    forward: Forward,
+    trunk: GrownTrunk,
+    family: Edits,
+    clean: Tensor | None,
+    resuming: bool,
+    bounds: Bounds,
+    softmax_dtype: torch.dtype | None,
+) -> Likelihood:
+    """The likelihood of every scored token under every edit of a family, ``[edits, m]``."""
+    values = trunk.base.log_probability.repeat(family.count, 1)
+    greedy = trunk.base.greedy.repeat(family.count, 1)
+    last = family.site.layers - 1
+    passes = _passes(family, resuming)
+    # Only the edited tokens themselves see an edit of the last layer.
+    apart = family.scope == "prompt"
+    for alone, part in (
+        (True, {layer: edits for layer, edits in passes.items() if apart and layer == last}),
+        (False, {layer: edits for layer, edits in passes.items() if not apart or layer != last}),
+    ):
+        if not part:
+            continue
+        branch = _Branch(trunk, family.scope, alone)
+        tokens = len(trunk.batch) * branch.width
+        widest = _WIDEST.get(forward.device.type, _WIDEST_ELSEWHERE)
+        at_once = max(
+            1,
+            min(
+                widest // branch.width,
+                bounds.tokens // tokens,
+                bounds.scored // max(1, len(branch.places)),
+            ),
+        )
+        for layer, edits in _merged(part, family.site.layers, tokens, at_once):
+            waiting = [edits[i : i + at_once] for i in range(0, len(edits), at_once)]
+            while waiting:
+                which = waiting.pop()
+                found = branch.run(forward, trunk, family, which, layer, clean, softmax_dtype)
+                if len(which) > 1 and not found.log_probability.isfinite().all():
+                    # What is not finite spreads to its neighbours, even where attention is zero.
+                    waiting += [[edit] for edit in which]
+                    continue
+                where = torch.tensor(which)[:, None], branch.changed[None]
+                values[where], greedy[where] = found
+    return Likelihood(values, greedy)
+
+
+class _Branch:
+    """The tokens of a batch that an edit changes, as they are repeated for every edit.
+
+    Attributes:
+        width: tokens of a row for one edit.
+        edited: (row, index of an own token) of each point that is edited.
+        places: (row, index of an own token) of each point with logits.
+        changed: which scored tokens those points predict, ``[k]``.
+    """
+
+    def __init__(self, trunk: GrownTrunk, scope: Scope, prompts_alone: bool) -> None:
+        own = [sorted(row.prompts) if prompts_alone else row.own for row in trunk.batch]
+        index = [{position: i for i, position in enumerate(o)} for o in own]
+        self.width = max(len(o) for o in own)
+        batch = len(own)
+        before = trunk.pass_.past.length - trunk.inputs.input_ids.shape[1]
+        # Tokens before the branch: up to the last that is no row's own.
+        context = [
+            max(set(range(row.length)) - set(row.own), default=-1) + 1 for row in trunk.batch
+        ]
+        self.length = before + max(context)
+        self.take = torch.zeros(batch, self.width, dtype=torch.long)
+        self.depths = torch.zeros(batch, self.width, dtype=torch.long)
+        self.sees = torch.zeros(batch, self.width, self.length, dtype=torch.bool)
+        self.within = torch.eye(self.width, dtype=torch.bool).repeat(batch, 1, 1)
+        for i, (row, positions) in enumerate(zip(trunk.batch, own, strict=True)):
+            n = len(positions)
+            take = torch.tensor(positions)
+            self.take[i, :n], self.depths[i, :n] = take, row.depths[take]
+            visible = row.visible[take]
+            seen = visible.clone()
+            seen[:, row.own] = False
+            self.sees[i, :, :before] = True
+            reach = min(row.length, self.length - before)
+            self.sees[i, :n, before : before + reach] = seen[:, :reach]
+            self.within[i, :n, :n] = visible[:, take]
+        self.edited = [
+            (i, index[i][position])
+            for i, row in enumerate(trunk.batch)
+            for position in (own[i] if scope == "onwards" else sorted(row.prompts))
+        ]
+        number = {}
+        self.places: list[tuple[int, int]] = []
+        for point, (i, position) in enumerate(trunk.table.places):
+            if position in index[i]:
+                number[point] = len(self.places)
+                self.places.append((i, index[i][position]))
+        at = trunk.table.at.tolist()
+        changed = [m for m, point in enumerate(at) if point in number]
+        self.changed = torch.tensor(changed)
+        self.at = torch.tensor([number[at[m]] for m in changed])
+        self.tokens = trunk.table.tokens[self.changed]
+
+    def run(
+        self,
+        forward: Forward,
+        trunk: GrownTrunk,
+        family: Edits,
+        which: list[int],
+        layer: int,
+        clean: Tensor | None,
+        softmax_dtype: torch.dtype | None,
+    ) -> Likelihood:
+        """One pass: the branch under several edits side by side, ``[edits, k]``."""
+        count, batch = len(which), len(self.take)
+        device = forward.device
+        rows = torch.arange(batch)[:, None]
+        take = self.take.to(device)
+        edit = torch.arange(count).repeat_interleave(self.width)
+        same = edit[:, None] == edit  # a setting's tokens see no other setting's
+        seen = torch.cat(
+            [
+                self.sees.repeat(1, count, 1),
+                self.within.repeat(1, count, count) & same,
+            ],
+            dim=-1,
+        )
+        inputs = Batch(
+            trunk.inputs.input_ids[rows.to(device), take].repeat(1, count),
+            additive(seen, forward.dtype).unsqueeze(1).to(device),
+            self.depths.repeat(1, count).to(device),
+            trunk.pass_.past.up_to(self.length) if self.length else None,
+        )
+        edited = [(i, s * self.width + j) for s in range(count) for i, j in self.edited]
+        steered = Steered(
+            family,
+            Points.of(edited, batch, device),
+            torch.tensor(which).repeat_interleave(len(self.edited)),
+            clean,
+            torch.arange(len(self.edited)).repeat(count),
+        )
+        resumed = None
+        if layer:
+            states = trunk.pass_.states[layer]
+            kept = states[rows.to(states.device), take.to(states.device)]
+            resumed = Resumed(layer, kept.repeat(1, count, 1))
+        places = [(i, s * self.width + j) for s in range(count) for i, j in self.places]
+        logits = forward.logits(inputs, Points.of(places, batch, device), steered, resumed)
+        offsets = torch.arange(count)[:, None] * len(self.places)
+        found = likelihood(
+            logits, (self.at + offsets).flatten(), self.tokens.repeat(count), softmax_dtype
+        )
+        return Likelihood(*(part.view(count, -1) for part in found))
+
+
+def _plainly(
+    forward: Forward,
+    requests: list[Continuation],
+    families: Sequence[Edits],
+    pad: int,
+    bounds: Bounds,
+    softmax_dtype: torch.dtype | None,
+    done: Done,
+) -> None:
+    settings: list[tuple[Edits | None, int]] = [(None, 0)]
+    settings += [(family, edit) for family in families for edit in range(family.count)]
+    for first in range(0, len(requests), _PLAIN):
+        part = requests[first : first + _PLAIN]
+        scores = [
+            log_likelihoods(
+                forward,
+                [request._replace(edit=edit) for request in part],
+                family,
+                pad,
+                False,
+                bounds,
+                softmax_dtype,
+            )
+            for family, edit in settings
+        ]
+        wide = torch.float32 if softmax_dtype is None else softmax_dtype
+        values = torch.tensor([[value for value, _ in row] for row in scores], dtype=wide)
+        greedy = torch.tensor([[flag for _, flag in row] for row in scores])
+        done(list(range(first, first + len(part))), values, greedy)

@@ -1,0 +1,202 @@
+"""The prefill of generation: its last prompt token edited, its beginning computed once for all."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, LogitsProcessor
+
+from sadi_lmeval.architecture.hooks import visiting
+from sadi_lmeval.architecture.positions import Points
+from sadi_lmeval.architecture.sites import unwrapped
+from sadi_lmeval.errors import first_line
+from sadi_lmeval.interventions.edit import Edits, reading
+from sadi_lmeval.passes.branching import difference_of
+from sadi_lmeval.passes.forward import Forward, cache_of
+from sadi_lmeval.passes.prefixes import shared_length
+
+logger = logging.getLogger("lm_eval.sadi")
+
+_SHORTEST = 32
+"""Tokens below which a shared beginning is not worth it."""
+_FEWEST = 4
+"""Prompts below which it is not."""
+
+
+@contextmanager
+def steered_generation(
+    model: nn.Module, edits: Edits, which: int, context: Tensor, attention_mask: Tensor
+) -> Iterator[None]:
+    """Edit the last prompt token, and if asked every later one, of what the block generates.
+
+    Where tokens are processed in several chunks, or again because there is no key/value cache,
+    they are found by counting the tokens that the cache already holds.
+
+    Args:
+        model: the causal language model.
+        edits, which: the edit that all sequences get.
+        context: left-padded prompts, ``[batch, seq]``.
+        attention_mask: ``[batch, seq]``.
+    """
+    if not edits.layers:
+        yield
+        return
+    last = context.shape[1] - 1
+    clean = _clean(model, edits, context, attention_mask) if edits.clean else None
+    edited: range = range(0)
+
+    def before(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        nonlocal edited
+        tokens = keywords.get("input_ids")
+        if tokens is None:
+            tokens = arguments[0] if arguments else keywords["inputs_embeds"]
+        past = keywords.get("past_key_values")
+        start = int(past.get_seq_length()) if past is not None else 0
+        length = tokens.shape[1]
+        end = last - start + 1 if edits.scope == "prompt" else length
+        edited = range(max(0, last - start), min(end, length))
+
+    def visit(layer: int, activations: Tensor) -> Tensor | None:
+        if not edited:
+            return None
+        rows = activations.shape[0] if activations.dim() == 3 else context.shape[0]
+        where = [(row, position) for row in range(rows) for position in edited]
+        points = Points.of(where, rows, activations.device)
+        values = points.read(activations) if clean is None else clean[:, layer]
+        if len(values) != len(where):  # beams and several sequences a prompt
+            values = values.repeat_interleave(len(where) // len(values), dim=0)
+        indices = torch.full((len(where),), which)
+        return points.write(activations, edits.apply(layer, values.to(activations), indices))
+
+    with ExitStack() as stack:
+        # Not on a PEFT wrapper: generation passes it by.
+        handle = unwrapped(model).register_forward_pre_hook(before, with_kwargs=True)
+        stack.callback(handle.remove)
+        modules = {layer: edits.site.modules[layer] for layer in edits.written_layers}
+        stack.enter_context(visiting(modules, edits.site.side, visit))
+        yield
+
+
+class FiniteLogits(LogitsProcessor):  # type: ignore[misc]
+    """Notices, while texts are generated, logits that are nan or infinite; changes nothing.
+
+    Attributes:
+        failed: in how many of the prompts there were some.
+    """
+
+    def __init__(self, prompts: int) -> None:
+        self._bad = torch.zeros(prompts, dtype=torch.bool)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        bad = ~(scores < math.inf).all(dim=-1)  # minus infinity: a token that is ruled out
+        self._bad = self._bad.to(bad.device) | bad.view(len(self._bad), -1).any(dim=1)
+        return scores
+
+    @property
+    def failed(self) -> int:
+        return int(self._bad.sum())
+
+
+class Prompts(NamedTuple):
+    """Left-padded prompts, as generation takes them.
+
+    Attributes:
+        input_ids: ``[batch, seq]``.
+        attention_mask: ``[batch, seq]``.
+        cache: keys and values of the first tokens of every row, or None.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    cache: DynamicCache | None = None
+
+
+def with_shared_beginning(forward: Forward, prompts: Prompts, beginning: list[int]) -> Prompts:
+    """Prompts whose common first tokens come out of a cache.
+
+    These move to the front, before the padding: ``[beginning, padding, rest]`` has the width that
+    ``[padding, beginning, rest]`` had. Positions follow from the attention mask, so they stay.
+
+    Args:
+        forward: the model.
+        prompts: left-padded.
+        beginning: what all of them are believed to begin with; if one does not (it may have been
+            cut from the left), they are returned as they came.
+    """
+    ids, mask = prompts.input_ids.clone(), prompts.attention_mask.clone()
+    length = len(beginning)
+    wanted = torch.tensor(beginning, device=ids.device)
+    for row, padding in enumerate((mask == 0).sum(dim=1).tolist()):
+        rest = ids[row, padding + length :]
+        if not len(rest) or not torch.equal(ids[row, padding : padding + length], wanted):
+            return prompts
+        pads = ids[row, :padding].clone()
+        ids[row, :length] = wanted
+        ids[row, length : length + padding] = pads
+        mask[row, :length], mask[row, length : length + padding] = 1, 0
+    return Prompts(ids, mask, cache_of(forward.prefix(beginning), len(ids)))
+
+
+def beginning_of(prompts: Sequence[list[int]]) -> list[int]:
+    """What all prompts begin with, if it is worth computing once; at most all but a token."""
+    if len(prompts) < _FEWEST:
+        return []
+    first, most = min(prompts), min(len(prompt) for prompt in prompts) - 1
+    length = min(most, shared_length(first, max(prompts)))
+    return list(first[:length]) if length >= _SHORTEST else []
+
+
+def can_share_beginning(model: Any) -> bool:
+    """Whether generation after a shared beginning equals plain generation, found out by trying."""
+    forward = Forward(model)
+    beginning, pad = [5, 9, 7, 4], 3
+    ids = torch.tensor([[pad, pad, *beginning, 8], [*beginning, 6, 8, 5]], device=forward.device)
+    plain = Prompts(ids, torch.ones_like(ids))
+    plain.attention_mask[0, :2] = 0
+    try:
+        found = [
+            model.generate(
+                input_ids=prompts.input_ids,
+                attention_mask=prompts.attention_mask,
+                past_key_values=prompts.cache,
+                max_new_tokens=2,
+                min_new_tokens=2,
+                do_sample=False,
+                pad_token_id=pad,
+                return_dict_in_generate=True,
+                output_logits=True,
+            ).logits
+            for prompts in (plain, with_shared_beginning(forward, plain, beginning))
+        ]
+    except Exception as error:  # any failure of the trial means: the plain way
+        reason = first_line(error)
+    else:
+        reason = difference_of(torch.cat(found[1]), torch.cat(found[0]))
+    if reason:
+        logger.info("Prompts are not shared in generation (%s)", reason)
+    return not reason
+
+
+def _clean(model: nn.Module, edits: Edits, context: Tensor, attention_mask: Tensor) -> Tensor:
+    """Unsteered activations of the last prompt token, ``[batch, layers, width]``."""
+    batch, width = context.shape
+    points = Points.of([(row, width - 1) for row in range(batch)], batch, context.device)
+    inputs: dict[str, Any] = {"input_ids": context, "attention_mask": attention_mask}
+    if "position_ids" in _parameters(model):
+        inputs["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    if "logits_to_keep" in _parameters(model):
+        inputs["logits_to_keep"] = 1
+    with torch.no_grad(), reading(edits.site, points) as collected:
+        model(**inputs, use_cache=False)
+    return torch.stack([values.to(collected[0].device) for values in collected], dim=1)
+
+
+def _parameters(model: nn.Module) -> set[str]:
+    return set(inspect.signature(unwrapped(model).forward).parameters)

@@ -1,0 +1,153 @@
+"""Steered log-likelihoods: each distinct prompt once, with all its continuations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from sadi_lmeval.architecture.positions import Points
+from sadi_lmeval.interventions.edit import Edits
+from sadi_lmeval.passes.batches import Bounds, batches
+from sadi_lmeval.passes.forward import Forward, Steered
+from sadi_lmeval.passes.likelihood import Likelihood, likelihood
+from sadi_lmeval.passes.packing import UNSTEERED, Continuation, Row, pack_requests
+from sadi_lmeval.passes.prefixes import Group, group_by_prefix
+from sadi_lmeval.passes.sequences import Past, pack
+
+Score = tuple[float, bool]
+"""(summed log-probability of the continuation, whether greedy decoding would produce it)."""
+
+
+def truncated(
+    context: list[int], continuation: list[int], max_length: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Cut a request from the left as the harness does: max_length + 1 tokens in all."""
+    keep = max(1, max_length + 1 - len(continuation))
+    return tuple(context[-keep:]), tuple(continuation)
+
+
+def log_likelihoods(
+    forward: Forward,
+    requests: Sequence[Continuation],
+    edits: Edits | None,
+    pad: int,
+    branching: bool,
+    bounds: Bounds,
+    softmax_dtype: torch.dtype | None = None,
+    done: Callable[[list[tuple[int, Score]]], None] = lambda scores: None,
+) -> list[Score]:
+    """Score continuations, each after its prompt's last token was edited.
+
+    Nothing before the last prompt token is edited, so whatever comes there is computed once: a
+    prompt for all its continuations, and what many prompts begin with for all of them. Requests
+    of different tasks, folds and edits share batches. No logits are computed but those that predict
+    a token of a continuation.
+
+    Args:
+        forward: the model.
+        requests: already truncated; contexts and continuations are not empty.
+        edits: the edits that ``requests`` name by index; None for an unsteered model.
+        pad: the padding token.
+        branching: whether the model takes packed rows with branches. If not, every distinct
+            (prompt, continuation without its last token) is a row of its own.
+        bounds: the size of a batch.
+        softmax_dtype: of the log-softmax; None: that of the logits.
+        done: told the index and score of requests as soon as they are scored.
+    """
+    scores: list[Score] = [(0.0, False)] * len(requests)
+    for group in groups_of(requests, branching):
+        past = forward.prefix(requests[group.members[0]].context[: group.length])
+        for batch in batches(pack_requests(requests, group, branching), bounds):
+            found = _score(forward, batch, edits, past, pad, softmax_dtype)
+            for index, score in found:
+                scores[index] = score
+            done(found)
+    return scores
+
+
+def groups_of(requests: Sequence[Continuation], branching: bool) -> list[Group]:
+    """Requests whose prompts begin with something that is worth computing once for all."""
+    if not branching:
+        return [Group(0, list(range(len(requests))))]
+    return group_by_prefix([request.context for request in requests])
+
+
+def _score(
+    forward: Forward,
+    batch: list[Row],
+    edits: Edits | None,
+    past: Past | None,
+    pad: int,
+    softmax_dtype: torch.dtype | None,
+) -> list[tuple[int, Score]]:
+    inputs = pack([row.tree for row in batch], pad, forward.dtype, forward.device, past)
+    onwards = edits is not None and edits.scope == "onwards"
+    where = [
+        (i, position, edit)
+        for i, row in enumerate(batch)
+        for position, edit in (row.edited + row.following if onwards else row.edited)
+        if edit != UNSTEERED
+    ]
+    steered = None
+    if edits is not None and where:
+        steered = Steered(
+            edits,
+            Points.of([(i, position) for i, position, _ in where], len(batch), forward.device),
+            torch.tensor([edit for _, _, edit in where]),
+        )
+    table = Scored(batch)
+    logits = forward.logits(inputs, table.points(forward.device), steered)
+    found = likelihood(logits, table.at, table.tokens, softmax_dtype)
+    return list(zip(table.requests, table.sums(found), strict=True))
+
+
+class Scored:
+    """Which logits of a batch say what of which request.
+
+    Attributes:
+        places: (row, position) of each point whose logits are needed, ascending.
+        requests: the requests of the batch, each once.
+        at: of each scored token, the index of its point, ``[m]`` ascending.
+        tokens: the scored tokens, ``[m]``.
+        of: of each scored token, the index of its request in ``requests``, ``[m]``.
+    """
+
+    def __init__(self, batch: Sequence[Row]) -> None:
+        entries = sorted(
+            (i, entry.position, entry.token, entry.request)
+            for i, row in enumerate(batch)
+            for entry in row.entries
+        )
+        self.places = list(dict.fromkeys((i, position) for i, position, _, _ in entries))
+        index_of = {place: index for index, place in enumerate(self.places)}
+        self.requests = list(dict.fromkeys(request for *_, request in entries))
+        number_of = {request: number for number, request in enumerate(self.requests)}
+        self.at = torch.tensor([index_of[i, position] for i, position, _, _ in entries])
+        self.tokens = torch.tensor([token for _, _, token, _ in entries])
+        self.of = torch.tensor([number_of[request] for *_, request in entries])
+        self.batch = len(batch)
+
+    def points(self, device: torch.device) -> Points:
+        return Points.of(self.places, self.batch, device)
+
+    def totals(self, found: Likelihood) -> tuple[Tensor, Tensor]:
+        """Summed log-probability and greediness of each request.
+
+        Args:
+            found: of the scored tokens, ``[..., m]`` each.
+
+        Returns:
+            ``[..., requests]`` each, the first in the type of the log-probabilities.
+        """
+        values = found.log_probability
+        shape = (*values.shape[:-1], len(self.requests))
+        wide = values.new_zeros(shape, dtype=torch.promote_types(values.dtype, torch.float32))
+        total = wide.index_add(-1, self.of, values.to(wide.dtype))
+        misses = torch.zeros(shape).index_add(-1, self.of, (~found.greedy).float())
+        return total.to(values.dtype), misses == 0
+
+    def sums(self, found: Likelihood) -> list[Score]:
+        total, greedy = self.totals(found)
+        return list(zip(total.tolist(), greedy.tolist(), strict=True))

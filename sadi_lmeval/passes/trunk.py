@@ -1,0 +1,110 @@
+"""The trunk of a grid: one unsteered pass over prompts and continuations, kept for all settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sadi_lmeval.architecture.positions import Points
+from sadi_lmeval.interventions.edit import Edits
+from sadi_lmeval.passes.batches import Bounds
+from sadi_lmeval.passes.forward import Forward, Trunk
+from sadi_lmeval.passes.likelihood import Likelihood, likelihood
+from sadi_lmeval.passes.packing import Row
+from sadi_lmeval.passes.scoring import Scored
+from sadi_lmeval.passes.sequences import Batch, Past, pack
+
+_PADDING = 1.25
+"""How many times their own tokens the rows of a batch may take."""
+
+
+class GridRow:
+    """A packed unsteered row.
+
+    Attributes:
+        own: positions of the last prompt tokens and of all that follows them, ascending.
+        visible: which token sees which, ``[length, length]``.
+        depths: the position of each token on its path, ``[length]``.
+    """
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self.prompts = {position for position, _ in row.edited}
+        own: list[int] = []
+        ends: list[bool] = []  # of each segment: whether what follows it is its own
+        depths: list[int] = []
+        for segment in row.tree.segments:
+            mine = segment.parent >= 0 and ends[segment.parent]
+            for offset in range(len(segment.tokens)):
+                mine = mine or segment.start + offset in self.prompts
+                if mine:
+                    own.append(segment.start + offset)
+            ends.append(mine)
+            depths += range(segment.depth, segment.depth + len(segment.tokens))
+        self.own = own
+        self.visible = row.tree.visible()
+        self.depths = torch.tensor(depths)
+
+    @property
+    def length(self) -> int:
+        return self.row.length
+
+
+def alike(rows: list[GridRow], bounds: Bounds) -> Iterator[list[GridRow]]:
+    """Batches of rows with about as many own tokens, and of about one length."""
+    batch: list[GridRow] = []
+    for row in sorted(rows, key=lambda row: (len(row.own), row.length), reverse=True):
+        more = [*batch, row]
+        widest, longest = max(len(r.own) for r in more), max(r.length for r in more)
+        if batch and (
+            len(more) * widest > _PADDING * sum(len(r.own) for r in more)
+            or len(more) * longest > 2 * sum(r.length for r in more)
+            or len(more) * longest > bounds.tokens
+            or len(more) * widest > bounds.scored
+            or (bounds.rows is not None and len(more) > bounds.rows)
+        ):
+            yield batch
+            more = [row]
+        batch = more
+    if batch:
+        yield batch
+
+
+class GrownTrunk(NamedTuple):
+    """An unsteered pass over a batch.
+
+    Attributes:
+        table: what is scored.
+        base: the unsteered likelihood of each scored token, ``[1, m]``.
+        clean: of each family, the activations of its site at the last prompt tokens, or None.
+    """
+
+    batch: list[GridRow]
+    inputs: Batch
+    pass_: Trunk
+    table: Scored
+    base: Likelihood
+    clean: list[Tensor | None]
+
+
+def grow(
+    forward: Forward,
+    batch: list[GridRow],
+    families: Sequence[Edits],
+    starts: set[int],
+    pad: int,
+    past: Past | None,
+    softmax_dtype: torch.dtype | None,
+) -> GrownTrunk:
+    inputs = pack([row.row.tree for row in batch], pad, forward.dtype, forward.device, past)
+    table = Scored([row.row for row in batch])
+    prompts = [(i, position) for i, row in enumerate(batch) for position in sorted(row.prompts)]
+    read = Points.of(prompts, len(batch), forward.device)
+    sites = [family.site if family.clean else None for family in families]
+    grown, clean = forward.trunk(inputs, table.points(forward.device), starts, sites, read)
+    found = likelihood(grown.logits, table.at, table.tokens, softmax_dtype)
+    base = Likelihood(found.log_probability[None], found.greedy[None])
+    return GrownTrunk(batch, inputs, grown._replace(logits=grown.logits[:0]), table, base, clean)

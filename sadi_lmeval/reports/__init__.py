@@ -1,0 +1,1 @@
+"""Records of comparisons, and the tables, tests and pages that are made of them alone."""

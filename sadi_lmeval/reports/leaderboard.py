@@ -1,0 +1,294 @@
+"""A table of methods by tasks, made of records alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from scipy.stats import sem
+
+from sadi_lmeval.arms import NAMES
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.reports.diagnostics import Diagnosis, diagnose
+from sadi_lmeval.reports.record import Record
+from sadi_lmeval.reports.significance import LEVEL, Comparison, compare_paired, holm
+
+UNSTEERED = "none"
+"""The method of the row that all others are compared with."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method on a task.
+
+    Attributes:
+        record: that it is made of.
+        value: of the metric, as the harness gives it.
+        stderr: its standard error.
+        comparison: with the unsteered model; None for that itself, and where it was not run.
+        p_holm: the comparison's p after Holm's adjustment over the steered methods of the task.
+        diagnosis: what changed in the answers.
+    """
+
+    record: Record
+    value: float | None
+    stderr: float | None
+    comparison: Comparison | None
+    p_holm: float | None
+    diagnosis: Diagnosis
+
+    @property
+    def significant(self) -> bool:
+        return self.p_holm is not None and self.p_holm < LEVEL
+
+    @property
+    def better(self) -> bool:
+        """Whether the difference is in the metric's good direction."""
+        difference = self.comparison.difference if self.comparison is not None else None
+        return (difference or 0.0) * (1 if self.record.higher_is_better else -1) > 0
+
+    @property
+    def mark(self) -> str:
+        return ("↑*" if self.better else "↓*") if self.significant else ""
+
+
+class Average(NamedTuple):
+    """The mean over tasks, each of which counts alike."""
+
+    value: float
+    stderr: float | None
+    difference: float | None
+    difference_stderr: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method: its cell of each task that it was run on, and their average if that is all."""
+
+    method: str
+    cells: dict[str, Cell]
+    average: Average | None
+
+    @property
+    def name(self) -> str:
+        return "unsteered" if self.method == UNSTEERED else self.method
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A method fitted and tuned on one task and scored on another.
+
+    Attributes:
+        method: its name.
+        cells: by (task that it was fitted on, task that was scored). Those of one task both ways
+            are the main table's; Holm's adjustment of the others is over all of them.
+    """
+
+    method: str
+    cells: dict[tuple[str, str], Cell]
+
+    @property
+    def sources(self) -> list[str]:
+        return sorted({source for source, _ in self.cells})
+
+    @property
+    def targets(self) -> list[str]:
+        return sorted({target for _, target in self.cells})
+
+
+@dataclass(frozen=True)
+class Board:
+    """The table of one run: of what may be compared.
+
+    Attributes:
+        record: any of them, for what they have in common.
+        tasks: the columns.
+        rows: the unsteered model first.
+        transfers: one a method that has any.
+    """
+
+    record: Record
+    tasks: list[str]
+    rows: list[Row]
+    transfers: list[Transfer]
+
+    @property
+    def model(self) -> str:
+        return str(self.record.model.get("model", "unknown model"))
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All there are, each once."""
+        main = [cell for row in self.rows for cell in row.cells.values()]
+        moved = [c for t in self.transfers for c in t.cells.values() if c.record.mask_from]
+        return main + moved
+
+    @property
+    def warnings(self) -> list[str]:
+        return [c.diagnosis.warning for c in self.cells if c.diagnosis.warning is not None]
+
+    def scale(self, task: str) -> int:
+        """100 for a task whose numbers are shown in percent: all lie between 0 and 1."""
+        return self._scales[task]
+
+    @cached_property
+    def _scales(self) -> dict[str, int]:
+        scales: dict[str, int] = {}
+        for cell in self.cells:
+            numbers = (cell.value, *cell.record.values)
+            share = all(number is None or 0 <= number <= 1 for number in numbers)
+            scales[cell.record.task] = min(scales.get(cell.record.task, 100), 100 if share else 1)
+        return scales
+
+    def metric(self, task: str) -> str:
+        return next(cell.record.metric for cell in self.cells if cell.record.task == task)
+
+    def best(self, task: str) -> float | None:
+        """The best value of a column; None where all are alike."""
+        mine = [row.cells[task] for row in self.rows if task in row.cells]
+        values = {cell.value for cell in mine if cell.value is not None}
+        if len(values) < 2:
+            return None
+        return max(values) if mine[0].record.higher_is_better else min(values)
+
+    def best_average(self) -> float | None:
+        values = {row.average.value for row in self.rows if row.average is not None}
+        return max(values) if len(values) > 1 else None
+
+    def majority(self, task: str) -> tuple[float, str] | None:
+        """The share of the most frequent right answer, and that answer."""
+        for cell in self.cells:
+            gold = cell.diagnosis.gold
+            if cell.record.task == task and gold:
+                answer = max(gold, key=lambda name: gold[name])
+                return gold[answer], answer
+        return None
+
+
+def boards_of(records: Iterable[Record]) -> list[Board]:
+    """One table a run.
+
+    Raises:
+        UserError: a method and the unsteered model were not scored on the same documents.
+    """
+    by_run: dict[str, list[Record]] = {}
+    for record in records:
+        by_run.setdefault(record.run, []).append(record)
+    return [_board(mine) for mine in by_run.values()]
+
+
+def _board(records: Sequence[Record]) -> Board:
+    main = [record for record in records if record.mask_from is None]
+    unsteered = {record.task: record for record in main if record.method == UNSTEERED}
+    tasks = sorted({record.task for record in main})
+    methods = sorted({record.method for record in main}, key=_order)
+    cells = {(r.method, r.task): _cell(r, unsteered.get(r.task)) for r in main}
+    for task in tasks:
+        column = [key for key in cells if key[1] == task]
+        cells |= zip(column, _adjusted([cells[key] for key in column]), strict=True)
+    rows = [Row(m, {t: cells[m, t] for t in tasks if (m, t) in cells}, None) for m in methods]
+    moved = [record for record in records if record.mask_from is not None]
+    transfers = [
+        _transfer(method, [record for record in moved if record.method == method], unsteered, cells)
+        for method in sorted({record.method for record in moved})
+    ]
+    board = Board(records[0], tasks, rows, transfers)
+    fit = len(tasks) > 1 and all(
+        board.scale(task) == 100 and all(r.higher_is_better for r in main) for task in tasks
+    )
+    if not fit:
+        return board
+    whole = [replace(r, average=_average(list(r.cells.values()), len(tasks))) for r in rows]
+    return replace(board, rows=whole)
+
+
+def _order(method: str) -> tuple[int, str]:
+    """The usual order of methods; others come last."""
+    return (NAMES.index(method) if method in NAMES else len(NAMES)), method
+
+
+def _cell(record: Record, unsteered: Record | None) -> Cell:
+    steered = record.method != UNSTEERED or record.mask_from is not None
+    if unsteered is not None and (
+        (record.documents, record.metric) != (unsteered.documents, unsteered.metric)
+    ):
+        told = (
+            f"{record.task}: {record.method} ({len(record.documents)} documents, {record.metric}) "
+            f"and {unsteered.method} ({len(unsteered.documents)} documents, {unsteered.metric}) "
+            "were not scored on the same documents with the same metric, and cannot be compared; "
+            "run both again"
+        )
+        raise UserError(printable(told))
+    value, stderr = record.metrics.get(record.metric, [None, None])
+    known = [number for number in record.values if number is not None]
+    if stderr is None and len(known) > 1 and len(known) == len(record.values):
+        stderr = float(sem(known))
+    return Cell(
+        record,
+        value,
+        stderr,
+        compare_paired(record.values, unsteered.values) if steered and unsteered else None,
+        None,
+        diagnose(record, unsteered),
+    )
+
+
+def _adjusted(family: Sequence[Cell]) -> list[Cell]:
+    found = holm([None if c.comparison is None else c.comparison.p for c in family])
+    return [replace(cell, p_holm=p) for cell, p in zip(family, found, strict=True)]
+
+
+def _average(cells: Sequence[Cell], tasks: int) -> Average | None:
+    def mean(numbers: Sequence[float | None]) -> float | None:
+        known = [number for number in numbers if number is not None]
+        return sum(known) / tasks if len(known) == tasks else None
+
+    def error(numbers: Sequence[float | None]) -> float | None:
+        # The tasks' documents are drawn apart: variances add up.
+        known = [number for number in numbers if number is not None]
+        return math.hypot(*known) / tasks if len(known) == tasks else None
+
+    value = mean([cell.value for cell in cells])
+    if value is None:
+        return None
+    compared = [cell.comparison for cell in cells if cell.comparison is not None]
+    return Average(
+        value,
+        error([cell.stderr for cell in cells]),
+        mean([comparison.difference for comparison in compared]),
+        error([comparison.stderr for comparison in compared]),
+    )
+
+
+def _transfer(
+    method: str,
+    records: Sequence[Record],
+    unsteered: dict[str, Record],
+    main: dict[tuple[str, str], Cell],
+) -> Transfer:
+    moved = _adjusted([_cell(record, unsteered.get(record.task)) for record in records])
+    cells = {(str(cell.record.mask_from), cell.record.task): cell for cell in moved}
+    for task in sorted({task for pair in cells for task in pair}):
+        if (method, task) in main:
+            cells.setdefault((task, task), main[method, task])
+    return Transfer(method, cells)
+
+
+def masks_of(record: Record) -> list[dict[str, Any]]:
+    """What a record says of the masks (of a cross-fitted task: one a fold); may be empty."""
+    masks = record.steering.get("masks")
+    return [mask for mask in masks if isinstance(mask, dict)] if isinstance(masks, list) else []
+
+
+def parameters_of(record: Record) -> list[str]:
+    """The names of a method's parameters, ``top_k`` and ``delta`` for SADI."""
+    names = record.steering.get("parameters")
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def printable(text: object) -> str:
+    """One line without control characters, which a terminal would obey."""
+    return "".join(c if c.isprintable() else " " for c in str(text))

@@ -1,0 +1,374 @@
+"""The report as one HTML page that needs no network and no JavaScript."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any, NamedTuple
+
+import jinja2
+
+from sadi_lmeval.reports.leaderboard import UNSTEERED, Board, Cell, masks_of, parameters_of
+from sadi_lmeval.reports.tables import LEGEND, conditions, how_to_repeat, majorities, shown
+
+_COLUMNS = 64
+"""The most columns of a map of entries: wider sites are binned."""
+_ANSWERS = 7
+"""Answers that have a colour of their own; the others share one."""
+_LEVELS = 5
+"""Shades of a colour, on either side of 0."""
+_REACH = 0.05
+"""The least difference that has the darkest shade, so that noise alone is pale."""
+
+
+class Tile(NamedTuple):
+    """A coloured number: ``level`` from -5 (worse) through 0 to 5 (better)."""
+
+    text: str
+    level: int
+    chosen: bool = False
+    mark: str = ""
+
+
+class Grid(NamedTuple):
+    """A coloured table; a tile may be missing."""
+
+    title: str
+    corner: str
+    columns: list[str]
+    rows: list[tuple[str, list[Tile | None]]]
+
+
+class Gap(NamedTuple):
+    """A tuned setting on the documents that it was chosen on, and on those that were scored.
+
+    Attributes:
+        dev: difference from the unsteered model on the former, mean over folds.
+        at: where ``dev``, ``test`` and 0 lie on a line of length 100.
+    """
+
+    method: str
+    task: str
+    setting: str
+    objective: str
+    dev: str
+    test: str
+    gap: str
+    at: tuple[float, float, float]
+
+
+class Map(NamedTuple):
+    """The selected entries of a method on a task, summed over its masks.
+
+    Attributes:
+        columns: of the map.
+        width: entries in a column; 1 unless binned.
+        spots: (layer, column, how many are selected there).
+    """
+
+    title: str
+    masks: int
+    layers: int
+    entries: int
+    columns: int
+    width: int
+    most: int
+    spots: list[tuple[int, int, int]]
+
+
+class Bar(NamedTuple):
+    """A distribution of answers: (answer, share, colour)."""
+
+    name: str
+    parts: list[tuple[str, float, int]]
+
+
+def page(boards: Sequence[Board]) -> str:
+    """``report.html``."""
+    sections = [_section(board) for board in boards]
+    return _template().render(sections=sections, shown=shown, legend=LEGEND)
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    source = resources.files("sadi_lmeval.reports").joinpath("page.html.jinja").read_text("utf-8")
+    return environment.from_string(source)
+
+
+def _section(board: Board) -> dict[str, Any]:
+    steered = [cell for row in board.rows for cell in row.cells.values() if row.method != UNSTEERED]
+    return {
+        "board": board,
+        "conditions": conditions(board),
+        "majorities": majorities(board),
+        "gaps": _gaps(steered, board),
+        "grids": _by_task(board, steered, _heatmaps),
+        "maps": _by_task(board, steered, _maps),
+        "answers": [(t, bars) for t in board.tasks if (bars := _bars(board, t)) is not None],
+        "transfers": [
+            _matrix(transfer.method, transfer.sources, transfer.targets, transfer.cells, board)
+            for transfer in board.transfers
+        ],
+        "repeat": [(row.name, *_repeat(row.cells.values())) for row in board.rows],
+    }
+
+
+def _number(value: object) -> float | None:
+    """A finite number of a record's free part, or None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if abs(value) < 1e300 and not math.isnan(value) else None
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _outcomes(mask: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The settings that were tried while tuning, the unsteered model included."""
+    table = _dict(mask.get("tuning")).get("table")
+    return [row for row in table if isinstance(row, dict)] if isinstance(table, list) else []
+
+
+def _chosen(mask: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    chosen = _dict(mask.get("tuning")).get("chosen")
+    return {name: _dict(chosen or mask).get(name) for name in names}
+
+
+def _text(value: object) -> str:
+    number = _number(value)
+    return "–" if value is None else str(value) if number is None else f"{number:g}"
+
+
+def _setting(cell: Cell) -> str:
+    """The chosen parameters, of each fold if the folds differ: ``top_k 6/4, delta 9``."""
+    names = parameters_of(cell.record)
+    chosen = [_chosen(mask, names) for mask in masks_of(cell.record)]
+    told = []
+    for name in names:
+        values = [_text(setting[name]) for setting in chosen] or [
+            _text(cell.record.steering.get(name))
+        ]
+        told.append(f"{name} {'/'.join(values if len(set(values)) > 1 else values[:1])}")
+    return ", ".join(told)
+
+
+def _level(value: float, reach: float) -> int:
+    """The shade of a number; by the square root, so that small differences show beside large."""
+    return int(math.copysign(round(_LEVELS * math.sqrt(abs(value) / reach)), value))
+
+
+def _gaps(cells: Iterable[Cell], board: Board) -> list[Gap]:
+    found = []
+    for cell in cells:
+        test = None if cell.comparison is None else cell.comparison.difference
+        names = parameters_of(cell.record)
+        tuned = [mask for mask in masks_of(cell.record) if _outcomes(mask)]
+        if not tuned or test is None:
+            continue
+        differences = []
+        for mask in tuned:
+            chosen = _chosen(mask, names)
+            row = next((r for r in _outcomes(mask) if {n: r.get(n) for n in names} == chosen), {})
+            differences.append(_number(row.get("difference")))
+        known = [number for number in differences if number is not None]
+        dev = sum(known) / len(known) if known and len(known) == len(differences) else None
+        objective = ", ".join(
+            dict.fromkeys(str(_dict(m.get("tuning")).get("objective")) for m in tuned)
+        )
+        found.append((cell, objective, dev if objective == "metric" else None, test))
+    ends = [0.0]
+    for cell, _, dev, test in found:
+        ends += [board.scale(cell.record.task) * n for n in (dev, test) if n is not None]
+    low, span = min(ends), max(ends) - min(ends) or 1.0
+
+    def at(number: float) -> float:
+        return round(4 + 92 * (number - low) / span, 2)
+
+    gaps = []
+    for cell, objective, dev, test in found:
+        scale = board.scale(cell.record.task)
+        gaps.append(
+            Gap(
+                cell.record.method,
+                cell.record.task,
+                _setting(cell),
+                objective,
+                shown(dev, scale, sign=True),
+                shown(test, scale, sign=True),
+                shown(None if dev is None else test - dev, scale, sign=True),
+                (at(scale * (test if dev is None else dev)), at(scale * test), at(0)),
+            )
+        )
+    return gaps
+
+
+def _by_task(
+    board: Board, cells: Sequence[Cell], figures: Callable[[Cell], list[Any]]
+) -> list[tuple[str, list[Any]]]:
+    """The figures of all cells, task by task."""
+    found = [(t, [f for c in cells if c.record.task == t for f in figures(c)]) for t in board.tasks]
+    return [(task, drawn) for task, drawn in found if drawn]
+
+
+def _heatmaps(cell: Cell) -> list[Grid]:
+    found = [_heatmap(cell, mask) for mask in masks_of(cell.record)]
+    return [grid for grid in found if grid is not None]
+
+
+def _heatmap(cell: Cell, mask: Mapping[str, Any]) -> Grid | None:
+    """Differences from the unsteered model: where × how strongly."""
+    names = parameters_of(cell.record)
+    if len(names) != 2:
+        return None
+    cells = {}
+    for row in _outcomes(mask):
+        where, strength = (_number(row.get(name)) for name in names)
+        if where is not None and strength:  # strength 0 is the unsteered model
+            cells[where, strength] = _number(row.get("difference"))
+    if not cells:
+        return None
+    chosen = tuple(_number(value) for value in _chosen(mask, names).values())
+    reach = max((abs(number) for number in cells.values() if number is not None), default=0.0)
+    scale = 100 if reach <= 1 else 1
+    reach = max(reach, _REACH)
+    columns = sorted({strength for _, strength in cells})
+
+    def tile(key: tuple[float, float]) -> Tile | None:
+        if key not in cells:
+            return None
+        number = cells[key]
+        text = "×" if number is None else shown(number, scale, sign=True)
+        return Tile(text, _level(number or 0.0, reach), key == chosen)
+
+    title = f"{cell.record.method}, {_text(mask.get('source'))}"
+    if chosen[1] == 0:
+        title += ": unsteered chosen"
+    return Grid(
+        title,
+        f"{names[0]} \\ {names[1]}",
+        [_text(strength) for strength in columns],
+        [
+            (_text(where), [tile((where, strength)) for strength in columns])
+            for where in sorted({where for where, _ in cells})
+        ],
+    )
+
+
+def _maps(cell: Cell) -> list[Map]:
+    steering = cell.record.steering
+    layers, entries = (_number(steering.get(name)) for name in ("layers", "entries"))
+    # A map of more layers than any model has would be a hostile one.
+    if not layers or not entries or not 1 <= layers <= 1000 or not 1 <= entries < 1 << 31:
+        return []
+    masks = [mask for mask in masks_of(cell.record) if isinstance(mask.get("selected"), list)]
+    width = math.ceil(entries / _COLUMNS)
+    spots: Counter[tuple[int, int]] = Counter()
+    for mask in masks:
+        for pair in mask["selected"]:
+            numbers = [_number(n) for n in pair] if isinstance(pair, list) else []
+            if len(numbers) == 2 and None not in numbers:
+                layer, entry = (int(n or 0) for n in numbers)
+                if 0 <= layer < layers and 0 <= entry < entries:
+                    spots[layer, entry // width] += 1
+    if not spots:
+        return []
+    one = Map(
+        cell.record.method,
+        len(masks),
+        int(layers),
+        int(entries),
+        math.ceil(entries / width),
+        width,
+        max(spots.values()),
+        [(layer, column, count) for (layer, column), count in sorted(spots.items())],
+    )
+    return [one]
+
+
+def _bars(board: Board, task: str) -> list[Bar] | None:
+    """The distributions of a task's answers: the right ones, and each row's."""
+    cells = [(row.name, row.cells[task].diagnosis) for row in board.rows if task in row.cells]
+    shares = [(name, diagnosis.after) for name, diagnosis in cells if diagnosis.after]
+    if not shares:
+        return None
+    gold = next((diagnosis.gold for _, diagnosis in cells if diagnosis.gold), None)
+    if gold is not None:
+        shares.insert(0, ("right answers", gold))
+    total: Counter[str] = Counter()
+    for _, mine in shares:
+        total.update(mine)
+    # In the order of the answers, the rarest left to "other" where there are many.
+    named = {name for name, _ in total.most_common(_ANSWERS if len(total) > _ANSWERS + 1 else 8)}
+    order = [name for name in dict.fromkeys(n for _, mine in shares for n in mine) if name in named]
+    bars = []
+    for name, mine in shares:
+        parts = [(answer, mine.get(answer, 0.0), index) for index, answer in enumerate(order)]
+        rest = sum(share for answer, share in mine.items() if answer not in named)
+        if len(total) > len(named):
+            parts.append((f"{len(total) - len(named)} others", rest, _ANSWERS))
+        bars.append(Bar(name, parts))
+    return bars
+
+
+def _matrix(
+    title: str,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    cells: Mapping[tuple[str, str], Cell],
+    board: Board,
+) -> Grid:
+    compared = {k: c.comparison.difference for k, c in cells.items() if c.comparison is not None}
+    # In the metric's good direction, each task by its own measure.
+    gains = {
+        key: number * board.scale(key[1]) * (1 if cells[key].record.higher_is_better else -1)
+        for key, number in compared.items()
+        if number is not None
+    }
+    reach = max([100 * _REACH, *(abs(gain) for gain in gains.values())])
+
+    def tile(key: tuple[str, str]) -> Tile | None:
+        if key not in compared:
+            return None
+        return Tile(
+            shown(compared[key], board.scale(key[1]), sign=True),
+            _level(gains.get(key, 0.0), reach),
+            key[0] == key[1],
+            cells[key].mark,
+        )
+
+    return Grid(
+        title,
+        "fitted on \\ scored on",
+        list(targets),
+        [(source, [tile((source, target)) for target in targets]) for source in sources],
+    )
+
+
+def _repeat(
+    cells: Iterable[Cell],
+) -> tuple[list[tuple[str, str]], list[tuple[str, list[tuple[str, str]]]]]:
+    """What a row depends on: what all its cells have in common, and the rest of each."""
+    flat = [(cell.record.task, dict(_flat("", how_to_repeat(cell.record)))) for cell in cells]
+    first = flat[0][1]
+    common = {k: v for k, v in first.items() if all(mine.get(k) == v for _, mine in flat)}
+    own = [(task, [(k, v) for k, v in mine.items() if k not in common]) for task, mine in flat]
+    return list(common.items()), own
+
+
+def _flat(name: str, value: Any) -> Iterable[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(f"{name}.{key}" if name else str(key), inner)
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        for index, inner in enumerate(value):
+            yield from _flat(f"{name}[{index}]", inner)
+    else:
+        yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

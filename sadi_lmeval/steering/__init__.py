@@ -1,0 +1,1 @@
+"""From the pairs of a task to the edits that its documents are scored with."""
