@@ -2,6 +2,12 @@
 
 Importing this package loads neither torch nor lm_eval, and does one thing: it makes the harness
 know our names (``sadi_lmeval.registration``). Everything else is imported by its module's name.
+
+Data goes one way through the folders: the pairs of a task (``pairs``) are read, and requests
+scored, in forward passes (``passes``) at the sites of a model (``architecture``); what was read is
+kept (``storage``) and becomes an edit (``interventions``), chosen for each task (``steering``);
+many of them are tried side by side (``comparison``), and tables are made of what came
+(``reports``). ``harness`` is the host, as all of them see it.
 """
 
 import os
