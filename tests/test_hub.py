@@ -56,7 +56,7 @@ def run(folder: Path, model: str, arguments: str, tasks: str, limit: int) -> dic
 def test_a_delta_of_zero_scores_real_rows_as_hf_does(smollm2: str, tmp_path: Path) -> None:
     tasks = "truthfulqa_mc1,boolq,winogrande,copa"
     plain = run(tmp_path, "hf", f"pretrained={smollm2}", tasks, 2)
-    zero = run(tmp_path, "hf-sadi", f"pretrained={smollm2},delta=0", tasks, 2)
+    zero = run(tmp_path, "hf-sadi", f"pretrained={smollm2},delta=0,n_pairs=8", tasks, 2)
     for task in tasks.split(","):
         assert len(plain[task]) == len(zero[task]) == 2
         for one, other in zip(plain[task], zero[task], strict=True):
