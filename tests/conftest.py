@@ -244,8 +244,9 @@ def evaluate(tmp_path: Path, model_folder: Path, task_manager: Any) -> Evaluate:
     return run
 
 
-_LONGEST = """test_hub test_compare test_every_architecture test_grid test_suite test_sweep
-test_registration test_architectures test_commands test_report test_model test_bad_input""".split()
+_LONGEST = """test_processes test_killed test_hub test_compare test_every_architecture test_grid
+test_suite test_sweep test_registration test_architectures test_commands test_report test_model
+test_bad_input""".split()
 """Files that take long: begun first, so that no process is left with one at the end."""
 
 

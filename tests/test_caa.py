@@ -367,7 +367,9 @@ def test_of_equal_settings_the_smaller_edit_is_taken_wherever_it_is() -> None:
 
 _RUN = """
 import json, sys
+import quick_host
 from lm_eval.__main__ import cli_evaluate
+quick_host.hurry()
 for arguments in json.loads(sys.argv[1]):
     sys.argv = ["lm_eval", *arguments]
     cli_evaluate()
@@ -399,6 +401,7 @@ def test_the_harness_s_own_command_knows_both_models_and_writes_what_they_chose(
             "HF_HUB_OFFLINE": "1",
             "HF_DATASETS_CACHE": str(tmp_path / "datasets"),
             "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(__file__).parent),
         },
     )
     assert done.returncode == 0, done.stderr

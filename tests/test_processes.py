@@ -18,7 +18,7 @@ import torch
 from sadi_lmeval.processes import ALONE
 from sadi_lmeval.storage.mask import load_mask
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.slow
 
 TASKS = ("tiny_choice", "tiny_folds", "tiny_text")
 TUNED = {"grid": "1/3x4/9", "n_pairs": 13, "n_tune": 7, "negative": "hardest"}

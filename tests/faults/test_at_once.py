@@ -12,8 +12,6 @@ from faults.commands import Commands
 from faults.counts import Count
 from faults.results import results_of
 
-pytestmark = pytest.mark.xdist_group("at_once")
-
 MODEL_ARGS: dict[str, Any] = {"n_pairs": 12, "n_tune": 12, "grid": "1/2/3x4/9"}
 BUILT = ("Pairs of", "top_k and delta of")
 """The labels of the progress bars of making a mask, and of choosing a setting."""

@@ -15,12 +15,12 @@ import pytest
 import torch
 from conftest import Evaluate
 
-from faults.counts import Count, share_of
+from faults.counts import Count
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.storage.journal import Journal
 from sadi_lmeval.storage.mask import load_mask
 
-PLACES = share_of(200)
+PLACES = 200
 RUN: dict[str, Any] = {"n_pairs": 8, "n_tune": 8, "grid": "1/2x4/9", "negative": "hardest"}
 
 

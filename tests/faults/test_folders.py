@@ -16,8 +16,6 @@ from faults.commands import Commands
 from faults.counts import Count
 from faults.results import results_of
 
-pytestmark = pytest.mark.xdist_group("folders")
-
 MODEL_ARGS: dict[str, Any] = {"n_pairs": 12, "n_tune": 12, "grid": "1/2x4/9"}
 
 

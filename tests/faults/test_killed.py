@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from faults.commands import Commands
-from faults.counts import Count, share_of
+from faults.counts import Count
 from faults.results import results_of
 from sadi_lmeval.reports.record import load_record
 from sadi_lmeval.storage.atomic import read_checked
 from sadi_lmeval.storage.journal import Journal
 from sadi_lmeval.storage.mask import load_mask
 
-MOMENTS = share_of(25)
+MOMENTS = 25
 TASKS = "tiny_choice,tiny_folds,tiny_text"
 
 

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sadi_lmeval
-from faults.counts import Count, share_of
+from faults.counts import Count
 from sadi_lmeval.comparison.sweep import check_output
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.pairs import templates
@@ -30,7 +30,7 @@ from sadi_lmeval.pairs.static_sets import read_static_set
 from sadi_lmeval.reports.record import load_record
 from sadi_lmeval.storage.mask import load_mask
 
-EXAMPLES = share_of(2000)
+EXAMPLES = 2000
 AS_LONG_AS_IT_TAKES = settings(
     derandomize=True,
     database=None,
@@ -377,7 +377,7 @@ def test_generated_json_is_accepted_or_refused_in_one_line(
     told = Counter[str]()
     path = tmp_path / "file.jsonl"
 
-    @settings(AS_LONG_AS_IT_TAKES, max_examples=share_of(500))
+    @settings(AS_LONG_AS_IT_TAKES, max_examples=500)
     @given(st.lists(lines, max_size=3))
     def each(texts: list[str]) -> None:
         path.write_bytes("\n".join(texts).encode("utf-8", "surrogatepass"))
