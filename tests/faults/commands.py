@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import quick_host
 
 SERVER = """
-import faulthandler, gc, json, os, sys, threading, time
+import faulthandler, json, os, sys, threading, time
 import tqdm
 
 tqdm.tqdm.set_lock(threading.RLock())  # its own is shared with the forks: killed, they keep it
@@ -26,12 +26,10 @@ from sadi_lmeval import cli, model
 from sadi_lmeval.comparison import compare, sweep
 from sadi_lmeval.harness import host_options
 from sadi_lmeval.pairs import benchmark
-from sadi_lmeval.reports import report
 
 quick_host.hurry()
 AutoModelForCausalLM.from_pretrained(sys.argv[1])  # imports most of transformers
 benchmark.find_benchmark("none", [])  # parses the benchmark files
-gc.freeze()  # statsmodels collects garbage at every call, all of this included
 
 
 def run(program, arguments):
