@@ -236,7 +236,8 @@ def test_a_module_that_is_not_there_is_named_in_one_line(
     monkeypatch: pytest.MonkeyPatch, architecture: Architecture
 ) -> None:
     monkeypatch.setitem(sites.ARCHITECTURES, "llama", architecture)
-    with pytest.raises(UserError, match=r"'llama'.*\.architecture\.sites\.register") as caught:
+    says_where = r"'llama'.*sadi_lmeval\.architecture\.sites\.register"
+    with pytest.raises(UserError, match=says_where) as caught:
         find_site(tiny_llama(40), "head")
     assert "\n" not in str(caught.value)
 
