@@ -484,7 +484,7 @@ def dying(where, count, part):
     return add_or_die
 
 
-moments = [("notes", 2, 0.5), ("output", 1, 0.6), ("notes", 1, 0.9), ("output", 1, 1),
+moments = [("notes", 2, 0.5), ("output", 1, 1), ("notes", 1, 0.9), ("output", 1, 0.6),
            ("output", 1, 0.95)]
 for moment in moments:
     child = os.fork()

@@ -32,12 +32,13 @@ from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.packing import Continuation
 from sadi_lmeval.passes.scoring import log_likelihoods
 from sadi_lmeval.settings import SADI_GRIDS, UNSTEERED
-from sadi_lmeval.steering import steering
+from sadi_lmeval.steering import steering, tuning
 from sadi_lmeval.steering.measured import measured
 from sadi_lmeval.steering.methods import edits_of, grid, joined, options_of, site_of
 from sadi_lmeval.steering.outcome import Tuning
 from sadi_lmeval.steering.steering import prepare
 from sadi_lmeval.steering.tuning import Contender, Trial, tune
+from sadi_lmeval.storage.atomic import write_checked
 from sadi_lmeval.storage.journal import Journal
 from sadi_lmeval.storage.mask import load_mask
 
@@ -712,13 +713,74 @@ def test_an_interrupted_choice_of_several_methods_goes_on_where_it_was(
     monkeypatch.setattr(engine, "grid_log_likelihoods", Scored(6 * a_document))
     with pytest.raises(KeyboardInterrupt):
         tune(trial, contenders, model, tmp_path / "cache", "x")
-    [notes] = kept_in(tmp_path / "cache")
-    noted = len((tmp_path / "cache" / notes).read_text().splitlines())
+    notes = [tmp_path / "cache" / name for name in kept_in(tmp_path / "cache")]
+    [noted] = {len(path.read_text().splitlines()) for path in notes}
+    assert len(notes) == 4
     assert 0 < noted < 12
     spy = Scored()
     monkeypatch.setattr(engine, "grid_log_likelihoods", spy)
     found = tune(trial, contenders, model, tmp_path / "cache", "x")
     assert spy.requests == [a_document * (12 - noted)]
+    for one, other in zip(found, undisturbed, strict=True):
+        assert_alike(one, other)
+    assert kept_in(tmp_path / "cache") == kept_in(tmp_path / "other")
+
+
+def test_notes_of_interrupted_methods_serve_other_combinations_of_them(
+    contending: tuple[Trial, list[Contender]],
+    model: SADI,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trial, contenders = contending
+    undisturbed = tune(trial, contenders[:2], model, tmp_path / "other", "x")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "grid_log_likelihoods", Scored(6 * len(trial.texts[0])))
+        with pytest.raises(KeyboardInterrupt):
+            tune(trial, contenders[:3], model, tmp_path / "cache", "x")
+    notes = kept_in(tmp_path / "cache")
+    assert len(notes) == 3
+    spy = Scored()
+    monkeypatch.setattr(engine, "grid_log_likelihoods", spy)
+    found = tune(trial, contenders[:2], model, tmp_path / "cache", "x")
+    assert spy.requests[0] < len(trial.texts[0]) * 12
+    for one, other in zip(found, undisturbed, strict=True):
+        assert_alike(one, other)
+    [kept] = set(notes) & set(kept_in(tmp_path / "cache"))
+    tune(trial, contenders, model, tmp_path / "cache", "x")
+    assert spy.counts[1:] == [[1, 2]]
+    assert kept not in kept_in(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("outcomes", [0, 1, 3, 4])
+def test_killed_while_the_outcomes_are_written_nothing_is_done_again_or_left(
+    contending: tuple[Trial, list[Contender]],
+    model: SADI,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    outcomes: int,
+) -> None:
+    trial, contenders = contending
+    undisturbed = tune(trial, contenders, model, tmp_path / "other", "x")
+    saved: list[Path] = []
+
+    def killed(journal: Journal) -> None:
+        raise KeyboardInterrupt
+
+    def save(path: Path, content: Any) -> None:
+        if len(saved) == outcomes:
+            raise KeyboardInterrupt
+        saved.append(path)
+        write_checked(path, content)
+
+    monkeypatch.setattr(tuning, "write_checked", save)
+    monkeypatch.setattr(Journal, "remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tune(trial, contenders, model, tmp_path / "cache", "x")
+    assert len(saved) == outcomes
+    monkeypatch.undo()
+    monkeypatch.setattr(engine, "grid_log_likelihoods", None)
+    found = tune(trial, contenders, model, tmp_path / "cache", "x")
     for one, other in zip(found, undisturbed, strict=True):
         assert_alike(one, other)
     assert kept_in(tmp_path / "cache") == kept_in(tmp_path / "other")

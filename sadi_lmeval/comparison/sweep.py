@@ -239,14 +239,14 @@ def _lines(
     steered = {name: of for name, of in left.items() if name != "none" and of[1]}
     settings = [(name, setting) for name, of in steered.items() for setting in of[1]]
     for number, part in enumerate(parts):
-        families = []
+        families, journals = [], []
         for name, (options, mine) in steered.items():
             edits = edits_of(part.masks[name].measurement, mine, options)
             families.append(joined(model.engine.site(*site_of(options)), edits, options))
-        of_grid = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
-        journal = Journal(notes.with_name(f"{notes.name}{number}.{of_grid}"))
+            tried = hashlib.sha256(repr((name, mine)).encode()).hexdigest()[:8]
+            journals.append(Journal(notes.with_name(f"{notes.name}{number}.{tried}")))
         called = label if len(parts) == 1 else f"{label}, part {number + 1} of {len(parts)}"
-        judged += judge_settings(part.trial, families, model, journal, called)
+        judged += judge_settings(part.trial, families, model, journals, called)
     lines = []
     columns = list(zip(*judged, strict=True))
     for (name, setting), column in zip([("none", UNSTEERED), *settings], columns, strict=True):

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,7 +73,8 @@ def tune(
         trial: the held-out documents.
         contenders: the methods.
         model: scores.
-        folder: where outcomes are kept; the work is noted down there document by document.
+        folder: where outcomes are kept; the work of each method is noted down there document by
+            document.
         label: for the progress bar.
     """
     objective = resolved(trial.objective, trial.task)
@@ -87,6 +89,7 @@ def tune(
             known = _load(_path(folder, key), key) if key not in found else None
             if known is not None:
                 found[key] = known
+                _clear(folder, key)
         return [key for key in dict.fromkeys(keys) if key not in found]
 
     processes = model.processes
@@ -118,14 +121,13 @@ def _tried(
     label: str,
 ) -> dict[str, Tuning]:
     """The outcomes of methods by their keys; kept in the folder if there is one."""
-    path = None
-    if folder is not None:
-        keys = list(contenders)
-        path = _path(folder, keys[0] if len(keys) == 1 else cache_key({"keys": keys}))
     rank = f".{model.processes.rank}" if model.processes.rank else ""
-    notes = Journal(None if path is None else path.with_suffix(f"{rank}.jsonl"))
+    journals = [
+        Journal(None if folder is None else _path(folder, key).with_suffix(f"{rank}.jsonl"))
+        for key in contenders
+    ]
     families = [contender.edits for contender in contenders.values()]
-    columns = list(zip(*judge_settings(trial, families, model, notes, label), strict=True))
+    columns = list(zip(*judge_settings(trial, families, model, journals, label), strict=True))
     found, first = {}, 1
     for key, (parameters, settings, _, _) in contenders.items():
         mine = [columns[0], *columns[first : first + len(settings)]]
@@ -138,7 +140,8 @@ def _tried(
         found[key] = Tuning(outcomes, chosen, len(trial.documents), trial.objective, parameters)
         if folder is not None and model.processes.is_first:
             _save(found[key], _path(folder, key), key)
-    notes.remove()
+    for journal in journals:
+        journal.remove()
     return found
 
 
@@ -146,8 +149,19 @@ def _path(folder: Path, key: str) -> Path:
     return folder / f"{key}.tuning.json"
 
 
+def _clear(folder: Path, key: str) -> None:
+    """Take the journals of an outcome away that a process was killed before it could remove."""
+    with suppress(OSError):
+        for notes in folder.glob(f"{key}.tuning*.jsonl"):
+            notes.unlink(missing_ok=True)
+
+
 def judge_settings(
-    trial: Trial, families: Sequence[Edits], model: SteerableModel, journal: Journal, label: str
+    trial: Trial,
+    families: Sequence[Edits],
+    model: SteerableModel,
+    journals: Sequence[Journal],
+    label: str,
 ) -> list[list[Judged]]:
     """Judge every document under the unsteered model and every edit of every family.
 
@@ -155,19 +169,14 @@ def judge_settings(
         trial: the documents; its objective is not ``auto``.
         families: the edits.
         model: scores.
-        journal: documents that it knows are not scored again; the others are noted down. Of
-            several processes each scores its part of the documents and has a journal of its own.
+        journals: one a family: what each knows is not judged again, the rest is noted down. Of
+            several processes each judges its part of the documents and has journals of its own.
         label: for the progress bar.
 
     Returns:
         of each document, of each setting.
     """
-    count = 1 + sum(family.count for family in families)
-    found: dict[int, list[Judged]] = {}
-    for line in journal.lines:
-        index, rows = _noted(line, count)
-        if rows is not None and 0 <= index < len(trial.documents):
-            found[index] = rows
+    found = _known(journals, families, len(trial.documents))
     requests, owner = [], []
     mine = model.processes.mine(trial.texts)
     for index, texts in mine:
@@ -186,7 +195,7 @@ def judge_settings(
     ) as bar:
 
         def done(numbers: list[int], values: Tensor, greedy: Tensor) -> None:
-            lines = []
+            fresh = []
             for column, number in enumerate(numbers):
                 index = owner[number]
                 of_document = scores.setdefault(index, {})
@@ -194,10 +203,16 @@ def judge_settings(
                 if len(of_document) < len(trial.texts[index]):
                     continue
                 found[index] = _judged(trial, index, of_document, requests[first[index] :])
-                lines.append(_line(index, found[index]))
+                fresh.append(index)
                 del scores[index]
-            journal.add(*lines)
-            bar.update(len(lines))
+            first_column = 1
+            for journal, family in zip(journals, families, strict=True):
+                columns = slice(first_column, first_column + family.count)
+                lines = [_line(i, [found[i][0], *found[i][columns]]) for i in fresh]
+                if lines:
+                    journal.add(*lines)
+                first_column += family.count
+            bar.update(len(fresh))
 
         if requests:
             model.engine.score_grid(requests, families, done)
@@ -226,6 +241,18 @@ def _judged(
         )
         for each, flags in zip(zip(*values, strict=True), zip(*greedy, strict=True), strict=True)
     ]
+
+
+def _known(
+    journals: Sequence[Journal], families: Sequence[Edits], documents: int
+) -> dict[int, list[Judged]]:
+    """The documents that every journal knows, as :func:`judge_settings` returns them."""
+    every: list[dict[int, list[Judged]]] = []
+    for journal, family in zip(journals, families, strict=True):
+        noted = [_noted(line, 1 + family.count) for line in journal.lines]
+        every.append({index: rows for index, rows in noted if rows is not None})
+    known = [i for i in range(documents) if every and all(i in of for of in every)]
+    return {i: [every[0][i][0], *(j for of in every for j in of[i][1:])] for i in known}
 
 
 def _line(index: int, judged: Sequence[Judged]) -> dict[str, Any]:
