@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from sadi_lmeval.architecture.signature import cache_parameter
 from sadi_lmeval.architecture.sites import entries_in
 from sadi_lmeval.errors import UserError, show_user_errors_as_one_line
 from sadi_lmeval.harness.response_cache import ResponseCache
@@ -370,7 +371,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         if state.beginning and not several and fits and self.engine.can_share_beginning:
             prompts = with_shared_beginning(self.engine.forward, prompts, state.beginning)
         if prompts.cache is not None:
-            kwargs["past_key_values"] = prompts.cache
+            kwargs[cache_parameter(self.model)] = prompts.cache
         kwargs["attention_mask"] = prompts.attention_mask
         watch = FiniteLogits(len(context))
         kwargs["logits_processor"] = LogitsProcessorList([watch])

@@ -16,6 +16,7 @@ from test_sites import MIXTURES, tiny
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sadi_lmeval.architecture.signature import cache_parameter
 from sadi_lmeval.architecture.sites import decoder_blocks, find_site
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.interventions.edit import Edit, Edits
@@ -250,7 +251,7 @@ def test_generation_after_a_shared_beginning_is_that_of_the_prompts_as_they_came
             model.generate(  # type: ignore[operator]
                 input_ids=prompts.input_ids,
                 attention_mask=prompts.attention_mask,
-                past_key_values=prompts.cache,
+                **{cache_parameter(model): prompts.cache},
                 max_new_tokens=2,
                 min_new_tokens=2,
                 do_sample=False,

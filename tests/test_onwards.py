@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from sadi_lmeval import model as model_module
+from sadi_lmeval.architecture.signature import cache_parameter
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.interventions.edit import Edit, Edits, Scope
 from sadi_lmeval.options import Method, parse
@@ -646,7 +647,7 @@ def generate(
         found = model.generate(
             input_ids=given.input_ids,
             attention_mask=given.attention_mask,
-            **({} if given.cache is None else {"past_key_values": given.cache}),
+            **({} if given.cache is None else {cache_parameter(model): given.cache}),
             pad_token_id=2,
             return_dict_in_generate=True,
             output_logits=True,

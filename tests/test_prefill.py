@@ -11,6 +11,7 @@ from test_scoring import watching
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
+from sadi_lmeval.architecture.signature import cache_parameter
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.interventions.edit import Edit, Edits
 from sadi_lmeval.options import Element, HiddenSite, Steering
@@ -147,7 +148,7 @@ def test_only_masked_entries_of_the_last_prompt_token_are_touched(
                 model(
                     input_ids=seen[:, -1:] if use_cache and step else seen,
                     attention_mask=full[:, : seen.shape[1]],
-                    past_key_values=cache,
+                    **{cache_parameter(model): cache},
                     use_cache=use_cache,
                 )
 
@@ -215,7 +216,7 @@ def generate_after_a_beginning(
         found = model.generate(
             prompts.input_ids,
             attention_mask=prompts.attention_mask,
-            past_key_values=prompts.cache,
+            **{cache_parameter(model): prompts.cache},
             pad_token_id=2,
             return_dict_in_generate=True,
             output_logits=True,

@@ -453,79 +453,10 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
     assert not list(tmp_path.glob("out.jsonl.*"))
 
 
-KILLED = """
-import functools, json, os, signal, sys
-from pathlib import Path
-from lm_eval.tasks import TaskManager
-from sadi_lmeval import cli
-from sadi_lmeval.storage.journal import Journal
-import sadi_lmeval.comparison.sweep, sadi_lmeval.model
-
-TaskManager.__init__ = functools.partialmethod(TaskManager.__init__, include_defaults=False)
-output, arguments = Path(sys.argv[1]), sys.argv[2:]
-add = Journal.add
-
-
-def dying(where, count, part):
-    '''Killed while the count-th lines are written to the output or the notes, part of them.'''
-    left = count
-
-    def add_or_die(self, *lines):
-        nonlocal left
-        if lines and (self.path == output) == (where == "output"):
-            left -= 1
-            if not left:
-                text = "".join(json.dumps(line) + "\\n" for line in lines).encode()
-                with self.path.open("ab") as file:
-                    file.write(text[: int(len(text) * part)])
-                os.kill(os.getpid(), signal.SIGKILL)
-        add(self, *lines)
-
-    return add_or_die
-
-
-moments = [("notes", 2, 0.5), ("output", 1, 1), ("notes", 1, 0.9), ("output", 1, 0.6),
-           ("output", 1, 0.95)]
-for moment in moments:
-    child = os.fork()
-    if not child:
-        Journal.add = dying(*moment)
-        os._exit(cli.main(arguments))
-    _, status = os.waitpid(child, 0)
-    print(moment, os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
-"""
-
-
 def environment(tmp_path: Path) -> dict[str, str]:
     cache = str(tmp_path.parent / "datasets")
     own = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": cache, "OMP_NUM_THREADS": "1"}
     return {**os.environ, **own}
-
-
-@pytest.mark.slow
-def test_a_sweep_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
-    command: Command, sweep: Any, tmp_path: Path
-) -> None:
-    undisturbed = sweep("tiny_choice,tiny_folds", *SMALL)
-    output = tmp_path / "out.jsonl"
-    output.unlink()
-    arguments = command("tiny_choice,tiny_folds", *SMALL)
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(output), *arguments],
-        capture_output=True,
-        text=True,
-        env=environment(tmp_path),
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    killed = [line for line in lines if line.startswith("(")]
-    assert len(killed) == 5
-    assert all(line.endswith(" True") for line in killed), killed
-    assert output.stat().st_size > 0
-    assert not output.read_bytes().endswith(b"\n")
-    assert_same(sweep("tiny_choice,tiny_folds", *SMALL), undisturbed)
-    assert not list(tmp_path.glob("out.jsonl.*"))
 
 
 @pytest.mark.slow

@@ -157,7 +157,7 @@ _BEGINNING = '{"run": "'
 def _is_ours(line: str) -> bool:
     """Whether a sweep wrote a line, or began it and was killed."""
     if not line.endswith("\n"):
-        return line.startswith(_BEGINNING)
+        return line[: len(_BEGINNING)] == _BEGINNING[: len(line)]
     try:
         content = json.loads(line)
     except (ValueError, RecursionError):

@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from sadi_lmeval.architecture.hooks import keeping, passing_over
 from sadi_lmeval.architecture.positions import Points
+from sadi_lmeval.architecture.signature import cache_parameter
 from sadi_lmeval.architecture.sites import Site, decoder_blocks, input_device
 from sadi_lmeval.interventions.edit import Edits, reading
 from sadi_lmeval.passes.prefixes import shared_length
@@ -168,7 +169,7 @@ class Forward:
             cache = cache_of(batch.past, len(batch.input_ids))
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": cache is not None}
         if cache is not None:
-            inputs["past_key_values"] = cache
+            inputs[cache_parameter(self.model)] = cache
         if batch.attention_mask is not None:
             inputs["attention_mask"] = batch.attention_mask
             inputs["position_ids"] = batch.position_ids

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -11,10 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LogitsProcessor
+from transformers import Cache, DynamicCache, LogitsProcessor
 
 from sadi_lmeval.architecture.hooks import visiting
 from sadi_lmeval.architecture.positions import Points
+from sadi_lmeval.architecture.signature import cache_parameter, parameters
 from sadi_lmeval.architecture.sites import unwrapped
 from sadi_lmeval.errors import first_line
 from sadi_lmeval.interventions.edit import Edits, reading
@@ -57,7 +57,7 @@ def steered_generation(
         tokens = keywords.get("input_ids")
         if tokens is None:
             tokens = arguments[0] if arguments else keywords["inputs_embeds"]
-        past = keywords.get("past_key_values")
+        past = next((value for value in keywords.values() if isinstance(value, Cache)), None)
         start = int(past.get_seq_length()) if past is not None else 0
         length = tokens.shape[1]
         end = last - start + 1 if edits.scope == "prompt" else length
@@ -165,7 +165,7 @@ def can_share_beginning(model: Any) -> bool:
             model.generate(
                 input_ids=prompts.input_ids,
                 attention_mask=prompts.attention_mask,
-                past_key_values=prompts.cache,
+                **{cache_parameter(model): prompts.cache},
                 max_new_tokens=2,
                 min_new_tokens=2,
                 do_sample=False,
@@ -189,14 +189,10 @@ def _clean(model: nn.Module, edits: Edits, context: Tensor, attention_mask: Tens
     batch, width = context.shape
     points = Points.of([(row, width - 1) for row in range(batch)], batch, context.device)
     inputs: dict[str, Any] = {"input_ids": context, "attention_mask": attention_mask}
-    if "position_ids" in _parameters(model):
+    if "position_ids" in parameters(model):
         inputs["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    if "logits_to_keep" in _parameters(model):
+    if "logits_to_keep" in parameters(model):
         inputs["logits_to_keep"] = 1
     with torch.no_grad(), reading(edits.site, points) as collected:
         model(**inputs, use_cache=False)
     return torch.stack([values.to(collected[0].device) for values in collected], dim=1)
-
-
-def _parameters(model: nn.Module) -> set[str]:
-    return set(inspect.signature(unwrapped(model).forward).parameters)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import quick_host
 
 SERVER = """
-import faulthandler, json, os, sys, threading, time
+import faulthandler, gc, json, os, signal, sys, threading, time
 import tqdm
 
 tqdm.tqdm.set_lock(threading.RLock())  # its own is shared with the forks: killed, they keep it
@@ -26,10 +26,12 @@ from sadi_lmeval import cli, model
 from sadi_lmeval.comparison import compare, sweep
 from sadi_lmeval.harness import host_options
 from sadi_lmeval.pairs import benchmark
+from sadi_lmeval.reports import report
 
 quick_host.hurry()
 AutoModelForCausalLM.from_pretrained(sys.argv[1])  # imports most of transformers
 benchmark.find_benchmark("none", [])  # parses the benchmark files
+gc.freeze()  # statsmodels collects garbage at every call, in each fork
 
 
 def run(program, arguments):
@@ -40,6 +42,31 @@ def run(program, arguments):
     return 0
 
 
+def kill_at(count, folder):
+    '''Die before the count-th file in the folder is opened for writing, renamed or deleted, or
+    when it has been written.'''
+    left = count
+    fsync = os.fsync
+
+    def passed(path):
+        nonlocal left
+        left -= folder in str(path)
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def hook(event, arguments):
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes or event in ("os.rename", "os.remove", "os.truncate", "os.mkdir"):
+            passed(arguments[0])
+
+    def fsync_or_die(file):
+        fsync(file)
+        passed(os.readlink(f"/proc/self/fd/{file}"))
+
+    sys.addaudithook(hook)
+    os.fsync = fsync_or_die
+
+
 def begin(asked):
     child = os.fork()
     if child:
@@ -48,6 +75,8 @@ def begin(asked):
     os.dup2(output, 1)
     os.dup2(output, 2)
     faulthandler.dump_traceback_later(300, exit=True)  # a hang is a failure
+    if asked["kill_at"]:
+        kill_at(*asked["kill_at"])
     code = 1
     try:
         code = run(asked["program"], asked["arguments"])
@@ -126,17 +155,29 @@ class Commands:
         found += ["--device", "cpu", "--batch_size", "4", *options]
         return [*program.split()[1:], *found]
 
-    def together(self, *commands: Command, kill_after: float | None = None) -> list[Done]:
+    def together(
+        self,
+        *commands: Command,
+        kill_after: float | None = None,
+        kill_at: tuple[int, Path] | None = None,
+    ) -> list[Done]:
         """Commands that begin at once, until all have ended.
 
         Args:
             commands: program and arguments of each.
             kill_after: seconds after which the first of them is killed.
+            kill_at: how manieth step on a file in a folder kills each of them.
         """
         logs = [self._folder / f"{self._count + i}.log" for i, _ in enumerate(commands)]
         self._count += len(commands)
+        step = None if kill_at is None else (kill_at[0], str(kill_at[1]))
         asked = [
-            {"program": program.split()[0], "arguments": arguments, "log": str(log)}
+            {
+                "program": program.split()[0],
+                "arguments": arguments,
+                "log": str(log),
+                "kill_at": step,
+            }
             for (program, arguments), log in zip(commands, logs, strict=True)
         ]
         assert self._server.stdin is not None
@@ -153,9 +194,15 @@ class Commands:
             for log, (code, seconds) in zip(logs, ended, strict=True)
         ]
 
-    def run(self, program: str, arguments: list[str], kill_after: float | None = None) -> Done:
+    def run(
+        self,
+        program: str,
+        arguments: list[str],
+        kill_after: float | None = None,
+        kill_at: tuple[int, Path] | None = None,
+    ) -> Done:
         """One command, until it has ended or is killed."""
-        [found] = self.together((program, arguments), kill_after=kill_after)
+        [found] = self.together((program, arguments), kill_after=kill_after, kill_at=kill_at)
         return found
 
     def close(self) -> None:

@@ -19,3 +19,14 @@ def results_of(output: Path) -> tuple[Any, Any]:
     for mask in (mask for task in steering.values() for mask in task["masks"]):
         mask["file"] = mask["file"] and Path(mask["file"]).name
     return found["results"], steering
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Equal, numbers but for rounding: work that goes on has other batches."""
+    if isinstance(one, dict):
+        return set(one) == set(other) and all(alike(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(alike, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) <= 1e-5 * max(1.0, abs(one))
+    return bool(one == other)

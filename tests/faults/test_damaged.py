@@ -16,6 +16,7 @@ import torch
 from conftest import Evaluate
 
 from faults.counts import Count
+from faults.results import alike
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.storage.journal import Journal
 from sadi_lmeval.storage.mask import load_mask
@@ -31,17 +32,6 @@ def damaged(content: bytes, chosen: random.Random) -> bytes:
     flipped = bytearray(content)
     flipped[place] ^= 1 << chosen.randrange(8)
     return bytes(flipped)
-
-
-def alike(one: Any, other: Any) -> bool:
-    """Equal, numbers but for rounding: work that goes on has other batches."""
-    if isinstance(one, dict):
-        return set(one) == set(other) and all(alike(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(alike, one, other))
-    if isinstance(one, float) and isinstance(other, float):
-        return abs(one - other) <= 1e-5 * max(1.0, abs(one))
-    return bool(one == other)
 
 
 def results_of(found: dict[str, Any]) -> Any:

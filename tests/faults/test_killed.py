@@ -7,19 +7,21 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from faults.commands import Commands
 from faults.counts import Count
-from faults.results import results_of
+from faults.results import alike, results_of
 from sadi_lmeval.reports.record import load_record
 from sadi_lmeval.storage.atomic import read_checked
 from sadi_lmeval.storage.journal import Journal
 from sadi_lmeval.storage.mask import load_mask
 
 MOMENTS = 25
+FILES = 30
+"""A run opens, renames and deletes 40 (mask building) to 300 (compare) of them."""
 TASKS = "tiny_choice,tiny_folds,tiny_text"
 
 
@@ -31,11 +33,13 @@ def of_lm_eval(folder: Path) -> Any:
 
 
 def of_sweep(folder: Path) -> Any:
-    return (folder / "out.jsonl").read_text()
+    return [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
 
 
 def of_compare(folder: Path) -> Any:
-    records = {path.name: json.loads(path.read_text()) for path in folder.glob("out/records/*")}
+    records = {
+        path.name: json.loads(path.read_text()) for path in folder.glob("out/records/*.json")
+    }
     for record in records.values():
         for name in ("seconds", "command", "sha256"):
             del record[name]
@@ -44,32 +48,94 @@ def of_compare(folder: Path) -> Any:
     return records, (folder / "out/leaderboard.md").read_text()
 
 
-PROGRAMS: dict[str, tuple[str, list[str], dict[str, Any], Callable[[Path], Any]]] = {
-    "mask building": (
+class Phase(NamedTuple):
+    """A command that is killed, and how to tell what it has found."""
+
+    program: str
+    tasks: str
+    options: list[str]
+    model_args: dict[str, Any]
+    result: Callable[[Path], Any]
+
+    def command(self, commands: Commands, folder: Path) -> tuple[str, list[str]]:
+        """The command that keeps all its files in a folder."""
+        output = ["--output_path", f"{folder}/out"]
+        if self.result is of_sweep:
+            output = ["--output", f"{folder}/out.jsonl"]
+        given = {"cache_dir": folder / "cache", **self.model_args}
+        arguments = commands.arguments(self.program, self.tasks, *self.options, *output, **given)
+        return self.program, arguments
+
+    def after_a_kill(self, folder: Path) -> None:
+        """Each of the harness's runs has output files of its own."""
+        if self.result is of_lm_eval:
+            shutil.rmtree(folder / "out", ignore_errors=True)
+
+
+PHASES = {
+    "mask building": Phase(
         "lm_eval --model hf-sadi",
+        TASKS,
         ["--limit", "4", "--log_samples"],
         {"n_pairs": 12, "top_k": 2, "delta": 3},
         of_lm_eval,
     ),
-    "tuning": (
+    "tuning": Phase(
         "lm_eval --model hf-sadi",
+        TASKS,
         ["--limit", "4", "--log_samples"],
         {"n_pairs": 6, "n_tune": 8, "negative": "hardest", "grid": "1/2/3x4/9"},
         of_lm_eval,
     ),
-    "sweep": (
+    "sweep": Phase(
         "sadi-lmeval sweep",
+        "tiny_choice,tiny_folds",
         ["--limit", "8", "--methods", "sadi-head,sadi-hidden", "--top_k", "1,3", "--delta", "4,9"],
         {"n_pairs": 6},
         of_sweep,
     ),
-    "compare": (
+    "compare": Phase(
         "sadi-lmeval compare",
+        TASKS,
         ["--limit", "8", "--methods", "none,sadi-head,caa", "--settings", "4"],
         {"n_pairs": 6, "n_tune": 8},
         of_compare,
     ),
 }
+
+
+class Undisturbed(NamedTuple):
+    """A run that was not killed: what it has found, what it keeps, how long it took."""
+
+    result: Any
+    files: set[str]
+    seconds: float
+
+
+@pytest.fixture(scope="module", params=PHASES)
+def name(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    commands: Commands, tmp_path_factory: pytest.TempPathFactory, name: str
+) -> Undisturbed:
+    phase, folder = PHASES[name], tmp_path_factory.mktemp("undisturbed")
+    commands.run(*phase.command(commands, folder / "first"))  # the datasets' own cache is made here
+    done = commands.run(*phase.command(commands, folder / "second"))
+    assert done.code == 0, done.output[-3000:]
+    return Undisturbed(phase.result(folder / "second"), kept(folder / "second"), done.seconds)
+
+
+def kept(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "cache").iterdir() if path.suffix != ".partial"}
+
+
+def journals(folder: Path) -> list[Path]:
+    found = (path for path in folder.rglob("*.jsonl*") if path.suffix != ".lock")
+    return sorted(path for path in found if "samples_" not in path.name)
 
 
 def whole(folder: Path) -> int:
@@ -87,42 +153,25 @@ def whole(folder: Path) -> int:
             load_record(path)
         if path.name == "comparison.json":
             json.loads(path.read_text())
-        if path.name == "out.jsonl":
-            for line in path.read_text().splitlines():
-                json.loads(line)
-        elif path.suffix == ".jsonl" and "samples_" not in path.name:
-            copied = path.with_suffix(".copy")
-            copied.write_bytes(path.read_bytes())
-            Journal(copied)
-            assert copied.read_bytes() == path.read_bytes(), "a line is not whole"
-            copied.unlink()
+    for path in journals(folder):
+        content = path.read_bytes()
+        copied = path.with_name("copy")
+        copied.write_bytes(content)
+        Journal(copied, checked=path.name != "out.jsonl")
+        assert copied.read_bytes() == content[: content.rfind(b"\n") + 1], "only the last is cut"
+        copied.unlink()
     return len(list(folder.rglob("*.partial")))
 
 
-@pytest.mark.parametrize("phase", PROGRAMS)
 def test_the_run_after_a_killed_one_ends_as_an_undisturbed_one(
-    commands: Commands, tmp_path: Path, count: Count, phase: str
+    commands: Commands, tmp_path: Path, count: Count, name: str, undisturbed: Undisturbed
 ) -> None:
-    program, options, model_args, result = PROGRAMS[phase]
-
-    def command(folder: Path) -> list[str]:
-        output = ["--output", f"{folder}/out.jsonl"]
-        output = output if "sweep" in program else ["--output_path", f"{folder}/out"]
-        given = {"cache_dir": folder / "cache", **model_args}
-        tasks = TASKS if program != "sadi-lmeval sweep" else "tiny_choice,tiny_folds"
-        return commands.arguments(program, tasks, *options, *output, **given)
-
-    folder = tmp_path / "undisturbed"
-    commands.run(program, command(tmp_path / "first"))  # the datasets' own cache is made here
-    undisturbed = commands.run(program, command(folder))
-    assert undisturbed.code == 0, undisturbed.output[-3000:]
-    expected = result(folder)
-    files = {path.name for path in (folder / "cache").iterdir()}
-    chosen, killed, ended, abandoned = random.Random(phase), 0, 0, 0
+    phase, chosen = PHASES[name], random.Random(name)
+    killed, ended, abandoned = 0, 0, 0
     while killed < MOMENTS:
         folder = tmp_path / str(killed + ended)
         moment = chosen.uniform(0.05, 1.0) * undisturbed.seconds
-        found = commands.run(program, command(folder), kill_after=moment)
+        found = commands.run(*phase.command(commands, folder), kill_after=moment)
         if found.code == 0:
             ended += 1
             assert ended <= max(MOMENTS, 10), "most runs end before they are killed"
@@ -130,11 +179,36 @@ def test_the_run_after_a_killed_one_ends_as_an_undisturbed_one(
         assert found.code == -9, found.output[-3000:]
         killed += 1
         abandoned += whole(folder) if folder.exists() else 0
-        if result is of_lm_eval:  # each of the harness's runs has output files of its own
-            shutil.rmtree(folder / "out", ignore_errors=True)
-        again = commands.run(program, command(folder))
+        phase.after_a_kill(folder)
+        again = commands.run(*phase.command(commands, folder))
         assert again.code == 0, (moment, again.output[-3000:])
-        assert result(folder) == expected, moment
-        left = {p.name for p in (folder / "cache").iterdir() if p.suffix != ".partial"}
-        assert left == files, moment
-    count(f"{phase}, killed and run again", the_same_result=killed, files_given_up=abandoned)
+        assert phase.result(folder) == undisturbed.result, moment
+        assert kept(folder) == undisturbed.files, moment
+    count(f"{name}, killed and run again", the_same_result=killed, files_given_up=abandoned)
+
+
+def test_a_run_that_is_killed_at_one_file_after_another_ends_as_an_undisturbed_one(
+    commands: Commands, tmp_path: Path, count: Count, name: str, undisturbed: Undisturbed
+) -> None:
+    """In between the last lines of its notes are cut, as a machine that stops may leave them."""
+    phase, chosen = PHASES[name], random.Random(name)
+    killed, ended = 0, 0
+    while killed < MOMENTS or not ended:
+        assert killed < 10 * MOMENTS, "it does not go on"
+        folder = tmp_path / str(ended)
+        at = chosen.randint(1, FILES)
+        found = commands.run(*phase.command(commands, folder), kill_at=(at, folder))
+        if found.code == 0:
+            ended += 1
+            assert alike(phase.result(folder), undisturbed.result)
+            assert kept(folder) == undisturbed.files
+            continue
+        assert found.code == -9, found.output[-3000:]
+        killed += 1
+        whole(folder)
+        phase.after_a_kill(folder)
+        for path in journals(folder) if chosen.random() < 0.5 else ():
+            content = path.read_bytes()
+            last = content.rfind(b"\n", 0, -1) + 1
+            path.write_bytes(content[: chosen.randint(last, len(content))])
+    count(f"{name}, killed at its files", kills=killed, ended_with_the_same_result=ended)

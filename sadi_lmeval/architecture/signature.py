@@ -1,0 +1,19 @@
+"""What a model's forward pass takes, by the names that its release of transformers has for it."""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import nn
+
+from sadi_lmeval.architecture.sites import unwrapped
+
+
+def parameters(model: nn.Module) -> set[str]:
+    """The names of what the model's forward pass takes; a PEFT wrapper is looked through."""
+    return set(inspect.signature(unwrapped(model).forward).parameters)
+
+
+def cache_parameter(model: nn.Module) -> str:
+    """What the key/value cache is called: ``cache`` from transformers 5.24 on."""
+    return "cache" if "cache" in parameters(model) else "past_key_values"
