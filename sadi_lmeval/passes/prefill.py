@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, LogitsProcessor
+from transformers import DynamicCache, LogitsProcessor
 
 from sadi_lmeval.architecture.hooks import visiting
 from sadi_lmeval.architecture.positions import Points
@@ -57,7 +57,7 @@ def steered_generation(
         tokens = keywords.get("input_ids")
         if tokens is None:
             tokens = arguments[0] if arguments else keywords["inputs_embeds"]
-        past = next((value for value in keywords.values() if isinstance(value, Cache)), None)
+        past = next((each for each in keywords.values() if hasattr(each, "get_seq_length")), None)
         start = int(past.get_seq_length()) if past is not None else 0
         length = tokens.shape[1]
         end = last - start + 1 if edits.scope == "prompt" else length
