@@ -78,6 +78,10 @@ class Forward:
     def blocks(self) -> list[nn.Module]:
         return decoder_blocks(self.model)
 
+    @cached_property
+    def _cache_parameter(self) -> str:
+        return cache_parameter(self.model)
+
     def logits(
         self,
         batch: Batch,
@@ -169,7 +173,7 @@ class Forward:
             cache = cache_of(batch.past, len(batch.input_ids))
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": cache is not None}
         if cache is not None:
-            inputs[cache_parameter(self.model)] = cache
+            inputs[self._cache_parameter] = cache
         if batch.attention_mask is not None:
             inputs["attention_mask"] = batch.attention_mask
             inputs["position_ids"] = batch.position_ids

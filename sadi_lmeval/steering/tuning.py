@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,10 +129,10 @@ def _tried(
     ]
     families = [contender.edits for contender in contenders.values()]
     columns = list(zip(*judge_settings(trial, families, model, journals, label), strict=True))
-    found, first = {}, 1
-    for key, (parameters, settings, _, _) in contenders.items():
-        mine = [columns[0], *columns[first : first + len(settings)]]
-        first += len(settings)
+    found = {}
+    for (key, contender), own in zip(contenders.items(), _columns(families), strict=True):
+        parameters, settings, _, _ = contender
+        mine = [columns[0], *columns[own]]
         outcomes = [
             outcome(setting, column, columns[0])
             for setting, column in zip([UNSTEERED, *settings], mine, strict=True)
@@ -177,6 +178,7 @@ def judge_settings(
         of each document, of each setting.
     """
     found = _known(journals, families, len(trial.documents))
+    columns = _columns(families)
     requests, owner = [], []
     mine = model.processes.mine(trial.texts)
     for index, texts in mine:
@@ -205,13 +207,8 @@ def judge_settings(
                 found[index] = _judged(trial, index, of_document, requests[first[index] :])
                 fresh.append(index)
                 del scores[index]
-            first_column = 1
-            for journal, family in zip(journals, families, strict=True):
-                columns = slice(first_column, first_column + family.count)
-                lines = [_line(i, [found[i][0], *found[i][columns]]) for i in fresh]
-                if lines:
-                    journal.add(*lines)
-                first_column += family.count
+            for journal, own in zip(journals, columns, strict=True) if fresh else ():
+                journal.add(*(_line(i, [found[i][0], *found[i][own]]) for i in fresh))
             bar.update(len(fresh))
 
         if requests:
@@ -241,6 +238,12 @@ def _judged(
         )
         for each, flags in zip(zip(*values, strict=True), zip(*greedy, strict=True), strict=True)
     ]
+
+
+def _columns(families: Sequence[Edits]) -> list[slice]:
+    """Of each family the columns of its settings; column 0 is the unsteered model's."""
+    ends = accumulate((family.count for family in families), initial=1)
+    return [slice(first, end) for first, end in pairwise(ends)]
 
 
 def _known(

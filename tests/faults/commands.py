@@ -166,7 +166,8 @@ class Commands:
         Args:
             commands: program and arguments of each.
             kill_after: seconds after which the first of them is killed.
-            kill_at: how manieth step on a file in a folder kills each of them.
+            kill_at: a number and a folder: each of them is killed at its step of that number on a
+                file in the folder.
         """
         logs = [self._folder / f"{self._count + i}.log" for i, _ in enumerate(commands)]
         self._count += len(commands)
