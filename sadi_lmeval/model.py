@@ -306,7 +306,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
     def _tell_not_finite(self, found: dict[str, int]) -> None:
         """Note down for the results file on how many documents of each task there is no answer."""
         total: dict[str, int] = {}
-        for part in self.processes.gathered(found):
+        for part in self.processes.all_gather(found):
             for name, count in part.items():
                 total[name] = total.get(name, 0) + count
         self._not_finite |= total

@@ -1,4 +1,4 @@
-"""The processes of a run: who does what, and what they tell each other."""
+"""The processes of a run: how work is divided over them, and how results are collected."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ class Processes:
         """Whether this is the process that writes files and shows progress."""
         return self.rank == 0
 
-    def mine(self, items: Sequence[T]) -> list[tuple[int, T]]:
-        """This process's part of some items, each with its index among all of them."""
+    def shard(self, items: Sequence[T]) -> list[tuple[int, T]]:
+        """Take this process's part of some items, each with its index among all of them."""
         return list(enumerate(items))[self.rank :: self.count]
 
-    def told(self, answer: Callable[[], T]) -> T:
-        """What the first process finds, known to all of them; the others wait for it."""
+    def broadcast(self, answer: Callable[[], T]) -> T:
+        """Let the first process answer and send the answer to all; the others wait for it."""
         if self.count == 1:
             return answer()
         box: list[Any] = [answer() if self.is_first else None]
         distributed.broadcast_object_list(box, src=0, device=self._device)
         return box[0]  # type: ignore[no-any-return]
 
-    def gathered(self, part: T) -> list[T]:
-        """Every process's part, in order of rank."""
+    def all_gather(self, part: T) -> list[T]:
+        """Collect every process's part, in order of rank, on all of them."""
         if self.count == 1:
             return [part]
         parts: list[Any] = [None] * self.count
         distributed.all_gather_object(parts, part)
         return parts
 
-    def summed(self, tensor: Tensor) -> Tensor:
-        """The sum of every process's tensor, on the CPU, in the tensor's own type."""
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Sum every process's tensor, on the CPU, in the tensor's own type."""
         if self.count == 1:
             return tensor
         total = tensor.to(self._device)

@@ -250,8 +250,8 @@ def test_a_mask_of_several_processes_is_found_by_one(
 
 
 def test_alone_nothing_is_shared_or_waited_for() -> None:
-    assert ALONE.mine(["a", "b", "c"]) == [(0, "a"), (1, "b"), (2, "c")]
-    assert ALONE.told(lambda: "said") == "said"
-    assert ALONE.gathered("part") == ["part"]
-    assert ALONE.summed(torch.ones(2)).tolist() == [1.0, 1.0]
+    assert ALONE.shard(["a", "b", "c"]) == [(0, "a"), (1, "b"), (2, "c")]
+    assert ALONE.broadcast(lambda: "said") == "said"
+    assert ALONE.all_gather("part") == ["part"]
+    assert ALONE.all_reduce(torch.ones(2)).tolist() == [1.0, 1.0]
     assert ALONE.is_first

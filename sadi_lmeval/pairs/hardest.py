@@ -35,7 +35,7 @@ def hardest(model: SteerableModel, folder: Path) -> Likes:
         path = folder / f"{cache_key(found)}.hardest.json"
         sizes = [len(each) for each in wrongs]
         with locked(folder, [f"{path.name}.lock"], model.processes) as unwritable:
-            known = model.processes.told(lambda: _known(path, sizes))
+            known = model.processes.broadcast(lambda: _known(path, sizes))
             if known is None:
                 known = _likeliest(model, wrongs)
                 try:
@@ -67,7 +67,7 @@ def _known(path: Path, sizes: Sequence[int]) -> list[int] | None:
 
 def _likeliest(model: SteerableModel, wrongs: Sequence[Sequence[Text]]) -> list[int]:
     """The first of the answers with the highest log-likelihood, as a choice is scored."""
-    mine = model.processes.mine(wrongs)
+    mine = model.processes.shard(wrongs)
     asked = [(d, i) for d, each in mine for i in range(len(each)) if len(each) > 1]
     values = [[0.0] * len(each) for each in wrongs]
     continuations = [model.continuation(*wrongs[d][i]) for d, i in asked]
@@ -82,6 +82,6 @@ def _likeliest(model: SteerableModel, wrongs: Sequence[Sequence[Text]]) -> list[
 
         model.engine.score(continuations, None, done)
     found = {document: values[document].index(max(values[document])) for document, _ in mine}
-    for part in model.processes.gathered(found):
+    for part in model.processes.all_gather(found):
         found |= part
     return [found[document] for document in range(len(wrongs))]

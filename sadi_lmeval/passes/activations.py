@@ -63,7 +63,7 @@ class MeanDifference:
         self.total += torch.einsum("n,nlw->lw", weights, values.double())
 
     def join(self, processes: Processes) -> None:
-        self.total = processes.summed(self.total)
+        self.total = processes.all_reduce(self.total)
 
     def tensors(self, label: str) -> dict[str, Tensor]:
         site, mean = self.site, (self.total / self.pairs).float()
@@ -88,7 +88,7 @@ class HeadProbes:
         self.values[side, pairs] = values.float()
 
     def join(self, processes: Processes) -> None:
-        self.values = processes.summed(self.values)  # zero where another process has read
+        self.values = processes.all_reduce(self.values)  # zero where another process has read
 
     def tensors(self, label: str) -> dict[str, Tensor]:
         shape = *self.values.shape[:3], self.site.entries, self.site.entry_width
@@ -128,7 +128,7 @@ def read_pairs(
         label: for the progress bar.
         processes: of the run; each reads its part of the pairs, and gets the readings of all.
     """
-    mine = processes.mine(pairs)
+    mine = processes.shard(pairs)
     if mine:
         numbers, own = [index for index, _ in mine], [pair for _, pair in mine]
         shown = processes.is_first

@@ -94,7 +94,7 @@ def tune(
         return [key for key in dict.fromkeys(keys) if key not in found]
 
     processes = model.processes
-    left = processes.told(look)
+    left = processes.broadcast(look)
     if left:
         with locked(folder, [f"{key}.tuning.lock" for key in left], processes) as error:
             if error is not None and processes.is_first:
@@ -105,12 +105,12 @@ def tune(
                     error,
                     " and ".join(contenders[0].parameters),
                 )
-            left = processes.told(look)  # another run may have been at it
+            left = processes.broadcast(look)  # another run may have been at it
             if left:
-                kept = processes.told(lambda: folder if error is None else None)
+                kept = processes.broadcast(lambda: folder if error is None else None)
                 wanted = {key: contenders[keys.index(key)] for key in left}
                 found |= _tried(trial, wanted, model, kept, label)
-    found = processes.told(lambda: found)
+    found = processes.broadcast(lambda: found)
     return [found[key] for key in keys]
 
 
@@ -180,7 +180,7 @@ def judge_settings(
     found = _known(journals, families, len(trial.documents))
     columns = _columns(families)
     requests, owner = [], []
-    mine = model.processes.mine(trial.texts)
+    mine = model.processes.shard(trial.texts)
     for index, texts in mine:
         if index not in found:
             requests += [model.continuation(*text) for text in texts]
@@ -213,7 +213,7 @@ def judge_settings(
 
         if requests:
             model.engine.score_grid(requests, families, done)
-    for part in model.processes.gathered(found):
+    for part in model.processes.all_gather(found):
         found |= part
     return [found[index] for index in range(len(trial.documents))]
 

@@ -89,11 +89,11 @@ def cached_measurements(
                 found[key] = known, paths[key]
         return [key for key in keys if key not in found]
 
-    missing = processes.told(look)
+    missing = processes.broadcast(look)
     if not missing:
-        return processes.told(lambda: found)
+        return processes.broadcast(lambda: found)
     with locked(folder, [f"{key}.lock" for key in missing], processes) as error:
-        missing = processes.told(look)  # another run may have been at it
+        missing = processes.broadcast(look)  # another run may have been at it
         built = build(missing) if missing else {}
         for key, measurement in built.items() if processes.is_first else ():
             found[key] = measurement, paths[key]
@@ -106,7 +106,7 @@ def cached_measurements(
                 found[key] = measurement, None
         if built and error is not None and processes.is_first:
             _warn(folder, error)
-    return processes.told(lambda: found)
+    return processes.broadcast(lambda: found)
 
 
 @contextmanager
