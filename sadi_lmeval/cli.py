@@ -17,7 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = sys.argv[1:] if arguments is None else arguments
     given, rest = parser.parse_known_args(_joined(arguments))
-    if rest and given.command != "compare":  # which takes the harness's own options too
+    # compare takes the harness's own options too, sweep one for each number of a setting.
+    if rest and given.command not in ("compare", "sweep"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         given.run(given, rest, shlex.join(["sadi-lmeval", *arguments]))
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sadi-lmeval: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nsadi-lmeval: interrupted; the same command goes on from here", file=sys.stderr)
+        print("\nsadi-lmeval: interrupted; re-run the same command to resume", file=sys.stderr)
         return 130
     return 0
 
@@ -34,7 +35,8 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     """``--delta -2,9`` as ``--delta=-2,9``: a list may begin with a negative number."""
     joined: list[str] = []
     for argument in arguments:
-        if joined and joined[-1] in ("--delta", "--top_k", "--grid") and argument[:1] == "-":
+        negative = argument[:1] == "-" and argument[1:2] in set("0123456789.")
+        if joined and negative and joined[-1].startswith("--") and "=" not in joined[-1]:
             joined[-1] += f"={argument}"
         else:
             joined.append(argument)

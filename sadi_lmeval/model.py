@@ -1,14 +1,17 @@
-"""``hf-sadi``, ``hf-iti`` and ``hf-caa``: the harness's Hugging Face model, steered."""
+"""The harness's Hugging Face model, steered: ``hf-NAME`` for every installed method."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, NoReturn
+from functools import cache, cached_property
+from typing import Any, ClassVar, NoReturn
+from uuid import uuid4
 
 import torch
 import transformers
@@ -24,18 +27,23 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from sadi_lmeval.architecture.signature import cache_parameter
-from sadi_lmeval.architecture.sites import entries_in
+from sadi_lmeval.architecture.sites import size_in
+from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.edits.joined import joined
 from sadi_lmeval.errors import UserError, show_user_errors_as_one_line
 from sadi_lmeval.harness.response_cache import ResponseCache
 from sadi_lmeval.harness.run_task import LengthLimit
 from sadi_lmeval.harness.run_tasks import (
+    RunRank,
+    RunTasks,
     load_task,
-    note_tasks_of_the_run,
-    tasks_of_the_run,
+    note_tasks,
     with_all_metrics,
 )
-from sadi_lmeval.interventions.edit import Edit, Edits
-from sadi_lmeval.options import NAMES, REFERENCE_LENGTH, Method, Options, refuse_unknown
+from sadi_lmeval.identity.model import model_card, model_identity, tokenizer_digest
+from sadi_lmeval.methods.arm import Arm, own_arguments, read_arm, read_arms
+from sadi_lmeval.methods.registry import method_class, method_names
+from sadi_lmeval.options import REFERENCE_LENGTH, refuse_unknown
 from sadi_lmeval.pairs.plan import user_folders
 from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.passes.packing import UNSTEERED, Continuation
@@ -48,9 +56,8 @@ from sadi_lmeval.passes.prefill import (
 )
 from sadi_lmeval.passes.scoring import Score, truncated
 from sadi_lmeval.processes import ALONE, Processes
-from sadi_lmeval.steering.methods import check_where, joined, largest_where, options_of, site_of
 from sadi_lmeval.steering.steering import TaskSteering, prepare
-from sadi_lmeval.storage.cache import weights_digest
+from sadi_lmeval.versions import versions
 
 logger = logging.getLogger("lm_eval.sadi")
 
@@ -60,31 +67,54 @@ _AUTO_GENERATION_ROWS = {"cpu": 8}
 class SteeredModel(HFLM):  # type: ignore[misc]
     """A causal language model, steered from the last prompt token of every request.
 
-    Takes every argument of the harness's ``hf`` beside its own (see
-    :class:`sadi_lmeval.options.Options`). ``delta`` is SADI's strength; the delta weights that
-    ``hf`` calls ``delta`` are ``delta_weights`` here.
+    Takes every argument of the harness's ``hf`` beside its own: those that all methods share
+    (:class:`sadi_lmeval.options.Options`), the method's, and its axes. Where ``hf`` calls its delta
+    weights ``delta``, they are ``delta_weights`` here.
+
+    Attributes:
+        METHOD: the method's name; None: of a model that several arms steer.
+        arms: the ways of steering by name; the only one, unless several take turns.
+        arm: the one that answers.
+        options: what all of them share.
     """
 
-    METHOD: Method = "sadi"
+    METHOD: ClassVar[str | None] = None
 
     def __init__(self, pretrained: str | transformers.PreTrainedModel, **arguments: Any) -> None:
         show_user_errors_as_one_line()
-        ours = {name: arguments.pop(name) for name in list(arguments) if name in NAMES}
+        names = own_arguments(self.METHOD)
+        ours = {name: arguments.pop(name) for name in list(arguments) if name in names}
         delta_weights = arguments.pop("delta_weights", None)
-        self.options = options_of(ours, self.METHOD)
+        self.arms = self._read_arms(ours)
+        self.arm = next(iter(self.arms.values()))
+        self.options = self.arm.options
         if not isinstance(pretrained, str):
-            refuse_unknown(arguments, HFLM.__init__, None)
+            refuse_unknown(arguments, HFLM.__init__, None, names)
         self._arguments = arguments
         _refuse_tensor_parallel(arguments)
-        note_tasks_of_the_run(self.length_limit)
+        note_tasks()
+        self._run = RunTasks(self.length_limit)
         self._tasks: dict[str, TaskSteering] = {}
         self._edits: Edits | None = None
         self._first_edit: dict[str, int] = {}
         self._generation = _Generation()
         self._not_finite: dict[str, int] = {}
+        self._card: dict[str, Any] | None = None
+        self._unreadable = uuid4().hex
         super().__init__(pretrained, delta=delta_weights, **arguments)
         self.processes = self._join_processes()
         self.cache_hook: ResponseCache = ResponseCache(None)
+
+    def _read_arms(self, given: dict[str, Any]) -> dict[str, Arm]:
+        """Read our arguments, before anything is loaded."""
+        if self.METHOD is None:
+            raise UserError(f"name a method: {', '.join(f'hf-{name}' for name in method_names())}")
+        return {self.METHOD: read_arm(self.METHOD, given)}
+
+    @property
+    def rank(self) -> int:
+        """Of this process; the harness tells it to the tasks of the run, see ``run_tasks``."""
+        return RunRank(self._rank, self._run)
 
     # ------------------------------------------------------------------ loading
 
@@ -125,23 +155,44 @@ class SteeredModel(HFLM):  # type: ignore[misc]
                 f"model type {kind!r} ({named or 'architecture not named'}) is not a causal "
                 "language model; only decoder-only models are steered"
             )
-        refuse_unknown(self._arguments, HFLM.__init__, config)
-        entries = entries_in(config, site_of(self.options)[0])
-        if entries is not None:
-            check_where(largest_where(self.options), *entries, self.options)
+        refuse_unknown(self._arguments, HFLM.__init__, config, own_arguments(self.METHOD))
+        for arm in self.arms.values():
+            element = None if arm.method is None else arm.method.place[0]
+            size = None if element is None else size_in(config, element)
+            if element is not None and size is not None:
+                arm.axes.check(arm.largest(), size, element)
+
+    @property
+    def model_card(self) -> dict[str, Any]:
+        """What the model is now; taken anew for each call, as weights change in training loops."""
+        if self._card is None:
+            name = self.model.config.name_or_path or str(getattr(self, "pretrained", ""))
+            self._card = {
+                **model_card(self.model, name, self._arguments),
+                "mixed_precision": str(self.mixed_precision_dtype),
+            }
+        return self._card
+
+    def _begin_call(self) -> None:
+        """Forget what the model was at the last call of the harness."""
+        self._card, self._unreadable = None, uuid4().hex
+        self.__dict__.pop("_answers_by", None)
 
     @cached_property
-    def model_card(self) -> dict[str, Any]:
-        """What identifies the model on a mask's card."""
-        config = self.model.config
-        return {
-            "model": config.name_or_path or str(getattr(self, "pretrained", "")),
-            "revision": getattr(config, "_commit_hash", None) or str(self.revision),
-            "model_type": str(config.model_type),
-            "weights_digest": weights_digest(self.model),
-            "dtype": str(self.model.dtype),
-            "mixed_precision": str(self.mixed_precision_dtype),
+    def _answers_by(self) -> str:
+        """What answers depend on beside the request and its edit, as a digest."""
+        generation = getattr(self.model, "generation_config", None)
+        content = {
+            **model_identity(self.model_card),
+            "weights_digest": self.model_card["weights_digest"] or self._unreadable,
+            "tokenizer": tokenizer_digest(self.tokenizer),
+            "generation": None if generation is None else generation.to_dict(),
+            "lengths": [self.max_length, self.add_bos_token, self.prefix_token_id],
+            "types": [str(self.softmax_dtype), str(self.mixed_precision_dtype)],
+            "versions": versions(),
         }
+        text = json.dumps(content, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
     def engine(self) -> Engine:
@@ -176,7 +227,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             return None
         return LengthLimit(REFERENCE_LENGTH, lambda text: len(self.tok_encode(text)))
 
-    # ------------------------------------------------------------------ masks
+    # ------------------------------------------------------------------ fits
 
     def encode(self, context: str, continuation: str) -> list[int]:
         """Prompt and answer as scoring sees them, cut from the left to the model's length."""
@@ -197,39 +248,43 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         return Continuation(*truncated(*self._encode(context, continuation), self.max_length))
 
     def _prepare(self, requests: list[Instance]) -> None:
-        """Build the masks of every task of the run before the first request is answered."""
-        noted = tasks_of_the_run()
-        for task in noted.values() if self.options.method != "none" else []:
+        """Fit the method to every task of the run before the first request is answered."""
+        noted = self._run.by_name
+        for task in noted.values() if self.arm.method is not None else []:
             if task.output_type == "loglikelihood_rolling":
                 _refuse_rolling(task.name)
         names = list(dict.fromkeys([*noted, *(r.task_name for r in requests)]))
-        if names == list(self._tasks) and all(
-            name not in noted or noted[name] is self._tasks[name].task for name in names
+        identity = model_identity(self.model_card)
+        if (
+            names == list(self._tasks)
+            and all(n not in noted or noted[n] is self._tasks[n].task for n in names)
+            and identity == self._prepared_for
         ):
             return
         prepared = {}
         for name in names:
             if name is None:
-                raise UserError(
-                    "a request names no task, so there are no pairs to build a mask from"
-                )
-            task = noted.get(name) or load_task(name, user_folders(self.options), None)
-            [prepared[name]] = prepare(task, self, [self.options])
+                raise UserError("a request names no task, so there are no pairs to fit a method to")
+            task = noted.get(name) or load_task(name, user_folders(self.options, None), None)
+            [prepared[name]] = prepare(task, self, [self.arm])
         self._use(prepared)
+        self._prepared_for = identity
+
+    _prepared_for: dict[str, Any] | None = None
+    """The identity of the model that the fits are of."""
 
     def _use(self, prepared: dict[str, TaskSteering]) -> None:
         """Steer the tasks like that from now on."""
         self._tasks, self._first_edit, self._edits = prepared, {}, None
-        edits: list[Edit] = []
+        every: list[Edits] = []
         for name, steering in prepared.items():
-            self._first_edit[name] = len(edits)
-            edits += steering.edits
-        if edits:
-            site = self.engine.site(*site_of(self.options))
-            self._edits = joined(site, edits, self.options)
+            self._first_edit[name] = len(every)
+            every += steering.edits
+        if every:
+            self._edits = joined(every)
 
     def _steer(self, requests: list[Instance]) -> list[int]:
-        """The index of the edit for each request, or ``UNSTEERED``; refuses leaks."""
+        """Give the index of the edit for each request, or ``UNSTEERED``; refuse leaks."""
         self._prepare(requests)
         documents: dict[str, list[dict[str, Any]]] = {}
         of_document: dict[tuple[str, int], int] = {}
@@ -244,13 +299,12 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             self._tasks[name].guard(scored)
         return [of_document[request.task_name, id(request.doc)] for request in requests]
 
-    def steering_digest(self, options: Options, edits: Edits | None, edit: int) -> str:
-        """What a cached response depends on beside its request; unsteered, on no method."""
+    def steering_digest(self, arm: Arm, edits: Edits | None, edit: int) -> str:
+        """Digest what a response depends on beside its request; unsteered, on no method."""
         steering = None
-        if edits is not None and edit != UNSTEERED:
-            steering = edits.digest(edit), options
-        content = hashlib.sha256(repr((self.model_card, steering, self.max_length)).encode())
-        return content.hexdigest()
+        if arm.method is not None and edits is not None and edit != UNSTEERED:
+            steering = edits.digest(edit), arm.method.record(), arm.method.code
+        return hashlib.sha256(repr((self._answers_by, steering)).encode()).hexdigest()
 
     # ------------------------------------------------------------------ requests
 
@@ -264,8 +318,15 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         """
         if self.enable_thinking:
             return super().loglikelihood(requests, disable_tqdm)  # type: ignore[no-any-return]
+        self._begin_call()
+        try:
+            return self._loglikelihood(requests, disable_tqdm)
+        finally:
+            self._run.end()
+
+    def _loglikelihood(self, requests: list[Instance], disable_tqdm: bool) -> list[Score]:
         which = self._steer(requests)
-        digests = {e: self.steering_digest(self.options, self._edits, e) for e in set(which)}
+        digests = {e: self.steering_digest(self.arm, self._edits, e) for e in set(which)}
         scores: list[Score | None] = [None] * len(requests)
         left: list[int] = []
         continuations: list[Continuation] = []
@@ -286,13 +347,13 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             disable=disable_tqdm or self.rank != 0,
         )
 
-        def done(found: list[tuple[int, Score]]) -> None:
-            for position, score in found:
+        def done(scored: list[tuple[int, Score]]) -> None:
+            for position, score in scored:
                 index = left[position]
                 scores[index] = score
                 self.cache_hook.steering = digests[which[index]]
                 self.cache_hook.add_partial("loglikelihood", requests[index].args, score)
-            bar.update(len(found))
+            bar.update(len(scored))
 
         with bar:
             self.engine.score(continuations, self._edits, done)
@@ -300,13 +361,13 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         for request, score in zip(requests, scores, strict=True):
             if score is not None and not math.isfinite(score[0]):
                 odd[request.task_name].add(request.doc_id)
-        self._tell_not_finite({name: len(documents) for name, documents in odd.items()})
+        self._report_not_finite({name: len(documents) for name, documents in odd.items()})
         return [score for score in scores if score is not None]
 
-    def _tell_not_finite(self, found: dict[str, int]) -> None:
+    def _report_not_finite(self, counts: dict[str, int]) -> None:
         """Note down for the results file on how many documents of each task there is no answer."""
         total: dict[str, int] = {}
-        for part in self.processes.all_gather(found):
+        for part in self.processes.all_gather(counts):
             for name, count in part.items():
                 total[name] = total.get(name, 0) + count
         self._not_finite |= total
@@ -324,12 +385,20 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
         """Refused: a rolling log-likelihood has no prompt whose last token could be steered."""
-        if self.options.method != "none":
+        if self.arm.method is not None:
             _refuse_rolling(str(requests[0].task_name if requests else ""))
         return super().loglikelihood_rolling(requests, disable_tqdm)  # type: ignore[no-any-return]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generate after each prompt, steered from its last token."""
+        self._begin_call()
+        try:
+            return self._generate_until(requests, disable_tqdm)
+        finally:
+            self._run.end()
+            self.engine.forward.forget()
+
+    def _generate_until(self, requests: list[Instance], disable_tqdm: bool) -> list[str]:
         which = self._steer(requests)
         texts: list[str | None] = [None] * len(requests)
         alike: dict[tuple[str, int], list[int]] = {}
@@ -337,7 +406,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             alike.setdefault((request.task_name, edit), []).append(index)
         odd = {request.task_name: 0 for request in requests}
         for (name, edit), indices in alike.items():
-            digest = self.steering_digest(self.options, self._edits, edit)
+            digest = self.steering_digest(self.arm, self._edits, edit)
             self.cache_hook.steering = digest
             left = []
             for index in indices:
@@ -357,7 +426,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
                 self._generation = _Generation()
             for index, answer in zip(left, answers, strict=True):
                 texts[index] = answer
-        self._tell_not_finite(odd)
+        self._report_not_finite(odd)
         return [text for text in texts if text is not None]
 
     def _model_generate(
@@ -380,11 +449,11 @@ class SteeredModel(HFLM):  # type: ignore[misc]
                 stack.enter_context(
                     steered_generation(self.model, self._edits, state.edit, context, mask)
                 )
-            found = super()._model_generate(prompts.input_ids, max_length, stop, **kwargs)
+            generated = super()._model_generate(prompts.input_ids, max_length, stop, **kwargs)
         state.not_finite += watch.failed
         # What the harness is about to keep of this batch is not kept where a text means nothing.
         self.cache_hook.steering = "" if watch.failed else state.digest
-        return found
+        return generated
 
     # ------------------------------------------------------------------ results
 
@@ -392,7 +461,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         """The harness's facts about the model, and how each task was steered."""
         info: dict[str, Any] = super().get_model_info()
         info["sadi"] = {
-            name: {**steering.record, "not_finite": self._not_finite.get(name, 0)}
+            name: steering.record.with_not_finite(self._not_finite.get(name, 0)).to_json()
             for name, steering in self._tasks.items()
         }
         return info
@@ -415,22 +484,46 @@ class _Generation:
     not_finite: int = 0
 
 
-class SADI(SteeredModel):
-    """Scales the input's own activations at the last prompt token (Wang et al., ICLR 2025)."""
+class ManyArmsModel(SteeredModel):
+    """A model that several arms steer, as ``sweep`` and ``compare`` have it."""
 
-    METHOD = "sadi"
+    def __init__(
+        self,
+        pretrained: str | transformers.PreTrainedModel,
+        arm_names: Sequence[str],
+        **arguments: Any,
+    ) -> None:
+        """
+        Args:
+            arm_names: see :func:`sadi_lmeval.methods.registry.arm_names`.
+            arguments: of the harness's ``hf``, those that all methods share, and those of the arms'
+                methods, each of which counts for every arm that has it.
+        """
+        self._arm_names = list(arm_names)
+        super().__init__(pretrained, **arguments)
+
+    def _read_arms(self, given: dict[str, Any]) -> dict[str, Arm]:
+        return read_arms(self._arm_names, given)
 
 
-class ITI(SteeredModel):
-    """Shifts heads from the last prompt token onwards (Li et al. 2023)."""
+@cache
+def model_class(method: str) -> type[SteeredModel]:
+    """Make the harness model of a method.
 
-    METHOD = "iti"
+    Raises:
+        UserError: there is no such method, or it cannot be loaded.
+    """
+    kind = method_class(method)
+    doc = (kind.__doc__ or "").strip()
+    body = {"METHOD": method, "__doc__": doc, "__module__": __name__}
+    return type(kind.__name__, (SteeredModel,), body)
 
 
-class CAA(SteeredModel):
-    """Shifts the residual stream of a layer from the last prompt token on (Rimsky et al. 2023)."""
-
-    METHOD = "caa"
+def __getattr__(name: str) -> type[SteeredModel]:
+    """The model of a method by the method's name: where the harness looks for ``hf-NAME``."""
+    if name in method_names():
+        return model_class(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _refuse_tensor_parallel(arguments: dict[str, Any]) -> None:

@@ -1,136 +1,77 @@
-"""The model arguments of ``hf-sadi``, ``hf-iti`` and ``hf-caa``, checked before loading."""
+"""The arguments that every method shares: pairs, the choice of a setting, and where files are."""
 
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from sadi_lmeval.arguments import choice, declared, file, folder, read, text, whole
 from sadi_lmeval.errors import UserError, nearest
-from sadi_lmeval.settings import Grid, Parameters, read_grid
 
-Method = Literal["sadi", "iti", "caa", "none"]
-Element = Literal["head", "neuron", "hidden"]
-HiddenSite = Literal["mlp", "residual"]
-Selection = Literal["top", "top_abs", "bottom", "random"]
-Steering = Literal["dynamic", "fixed"]
-Activations = Literal["live", "clean"]
 Negative = Literal["random", "hardest", "all"]
 Protocol = Literal["default", "reference"]
-Direction = Literal["mass_mean", "probe"]
 Objective = Literal["auto", "metric", "likelihood", "exact_match"]
-Auto = Literal["auto"]
-
-PARAMETERS: dict[str, Parameters] = {
-    "sadi": Parameters("top_k", "delta"),
-    "iti": Parameters("top_k", "alpha"),
-    "caa": Parameters("layer", "multiplier"),
-}
-"""What each method calls its two numbers."""
-_OWN: dict[str, tuple[str, ...]] = {
-    "sadi": ("method", "element", "hidden_site", "selection", "steering", "activations"),
-    "iti": ("direction",),
-    "caa": (),
-}
-"""What else only that method takes."""
-OF_METHODS = tuple(
-    dict.fromkeys(
-        name
-        for method in PARAMETERS
-        for name in (*PARAMETERS[method], *_OWN[method])
-        if name in ("method", "element") or name in PARAMETERS[method]
-    )
-)
-"""What tells methods and settings apart: a command that tries several sets these itself."""
 
 DEFAULT_N_PAIRS = 150
-"""Contrastive pairs per mask; SADI's paper's figure 4 finds about 150 enough."""
+"""Contrastive pairs of a fit; SADI's paper's figure 4 finds about 150 enough."""
 DEFAULT_N_TUNE = 100
 """Held-out documents that a setting is chosen on."""
+REFERENCE_LENGTH = 700
+"""Tokens; SADI's reference code leaves out longer pairs, and longer prompts of what it steers."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to steer; ``None`` means that the benchmark's task config or the default decides."""
+    """What all methods share; ``None`` means that the benchmark's file or the default decides."""
 
-    method: Method = "sadi"
-    element: Element = "head"
-    hidden_site: HiddenSite = "mlp"
-    top_k: int | Auto | None = None
-    delta: float | Auto | None = None
-    alpha: float | Auto | None = None
-    layer: int | Auto | None = None
-    multiplier: float | Auto | None = None
-    direction: Direction = "mass_mean"
-    grid: Grid | None = None
-    max_settings: int = 1000
-    n_tune: int | None = None
-    objective: Objective = "auto"
-    selection: Selection = "top"
-    steering: Steering = "dynamic"
-    activations: Activations = "live"
-    n_pairs: int | None = None
-    negative: Negative = "random"
-    protocol: Protocol = "default"
-    pairs_num_fewshot: int | None = None
-    folds: int | None = None
-    seed: int = 0
-    recipe: str | None = None
-    mask: str | None = None
-    mask_from: str | None = None
-    cache_dir: str | None = None
-    include_path: str | None = None
+    n_tune: int | None = whole(
+        None, 1, "held-out documents that `auto` chooses on; without it, as many as there are up "
+        f"to {DEFAULT_N_TUNE}", shown=str(DEFAULT_N_TUNE),
+    )  # fmt: skip
+    objective: Objective = choice(
+        "auto", get_args(Objective), "what `auto` goes by: `metric`; for generated text "
+        "`likelihood` or `exact_match` of the target; `exact_match` of a right choice too",
+        shown="by task",
+    )  # fmt: skip
+    max_settings: int = whole(1000, 1, "the most settings that `auto` tries", shown="1000")
+    protocol: Protocol = choice(
+        "default", get_args(Protocol), "`reference`: what SADI's authors' code does, texts over "
+        f"{REFERENCE_LENGTH} tokens left out in every arm ([docs/paper.md](docs/paper.md))",
+    )  # fmt: skip
+    n_pairs: int | None = whole(
+        None, 1, "contrastive pairs of a fit; without it, as many as there are up to "
+        f"{DEFAULT_N_PAIRS}", shown=str(DEFAULT_N_PAIRS),
+    )  # fmt: skip
+    negative: Negative = choice(
+        "random", get_args(Negative), "which wrong choice a pair has: `random`, `all` of them in "
+        "pairs of their own, or the `hardest` for the unsteered model",
+    )  # fmt: skip
+    pairs_num_fewshot: int | None = whole(
+        None, 0, "few-shot examples in the pairs' prompts", shown="as the run"
+    )
+    folds: int | None = whole(None, 2, "folds of a cross-fitted task", shown="2")
+    recipe: str | None = text(
+        None, "how a pair is made: a name from `contrastive_sets/` (`truthfulness`, `politeness` "
+        "and `refusal_of_falsehoods` are hand-written pairs for any task) or a YAML file",
+        shown="by task",
+    )  # fmt: skip
+    mask: str | None = file(
+        "a saved fit (what was measured of pairs); one built from documents that are scored is "
+        "refused"
+    )
+    mask_from: str | None = text(None, "another task, on whose pairs the method is fitted")
+    cache_dir: str | None = text(
+        None, "where fits and choices are kept between runs", shown="the user's cache folder"
+    )
+    include_path: str | None = folder(
+        "a folder with your own recipe and benchmark files", shown="`--include_path`"
+    )
+    seed: int = whole(0, 0, "of the draw of pairs, wrong answers and random entries", shown="0")
 
-    @property
-    def parameters(self) -> Parameters:
-        """What the method calls the two numbers of a setting; of the unsteered model SADI's."""
-        return PARAMETERS.get(self.method, PARAMETERS["sadi"])
 
-    @property
-    def where(self) -> int | Auto | None:
-        """Where to steer: K, or the layer."""
-        found: int | Auto | None = getattr(self, self.parameters.where)
-        return found
-
-    @property
-    def strength(self) -> float | Auto | None:
-        """How strongly to steer."""
-        found: float | Auto | None = getattr(self, self.parameters.strength)
-        return found
-
-
-NAMES = frozenset(field.name for field in fields(Options))
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "method": ("sadi", "none"),
-    "element": get_args(Element),
-    "hidden_site": get_args(HiddenSite),
-    "selection": get_args(Selection),
-    "steering": get_args(Steering),
-    "activations": get_args(Activations),
-    "negative": get_args(Negative),
-    "protocol": get_args(Protocol),
-    "direction": get_args(Direction),
-    "objective": get_args(Objective),
-}
-_LEAST: dict[str, int] = {
-    "top_k": 1,
-    "layer": 0,
-    "max_settings": 1,
-    "n_pairs": 1,
-    "n_tune": 1,
-    "folds": 2,
-    "pairs_num_fewshot": 0,
-    "seed": 0,
-}
-_REFERENCE = {"activations": "clean", "selection": "top", "steering": "dynamic"}
-"""What SADI's reference code does; its grid is the usual one."""
-REFERENCE_LENGTH = 700
-"""Tokens; the reference code leaves out longer pairs, and longer prompts of what it steers."""
-_TEXTS = ("recipe", "mask", "mask_from", "cache_dir", "include_path")
+NAMES = frozenset(declared(Options))
 
 # What transformers' ``from_pretrained`` takes beside its signature; the harness hands unknown
 # arguments on to it, so these must not be taken for a spelling mistake.
@@ -175,91 +116,23 @@ _LOADING = frozenset(
 )
 
 
-def parse(arguments: dict[str, Any], method: Method = "sadi") -> Options:
-    """Check our arguments and freeze them.
+def read_options(given: Mapping[str, Any]) -> tuple[Options, list[str]]:
+    """Check the shared arguments among what a user gave.
 
-    Args:
-        arguments: what the user gave, of the names in ``NAMES`` only.
-        method: of the model that they were given to.
-
-    Raises:
-        UserError: naming every fault at once.
+    Returns:
+        the options, those that are faulty left out, and every fault.
     """
-    parameters = PARAMETERS[method]
-    foreign = {
-        name
-        for other in PARAMETERS
-        for name in (*PARAMETERS[other], *_OWN[other])
-        if other != method
-    } - {*parameters, *_OWN[method]}
-    numbers = {name for names in PARAMETERS.values() for name in names}
-    strengths = {names.strength for names in PARAMETERS.values()}
-    faults: list[str] = []
-    values: dict[str, Any] = {"method": method}
-    for name, value in arguments.items():
-        if value is None:
-            continue
-        if name in foreign:
-            faults.append(
-                f"{name}={value}: hf-{method} has no {name}; where and how strongly it steers are "
-                f"{parameters.where} and {parameters.strength}"
-            )
-        elif name in numbers and value == "auto":
-            values[name] = value
-        elif name == "grid":
-            try:
-                values[name] = read_grid(value, parameters)
-            except UserError as error:
-                faults.append(str(error))
-        elif name in _CHOICES:
-            if value in _CHOICES[name]:
-                values[name] = value
-            else:
-                faults.append(f"{name}={value}: {nearest(str(value), _CHOICES[name])}")
-        elif name in _LEAST:
-            number = _whole(value)
-            if number is None or number < _LEAST[name]:
-                auto = " or auto" if name in numbers else ""
-                faults.append(
-                    f"{name}={value}: must be a whole number of at least {_LEAST[name]}{auto}"
-                )
-            else:
-                values[name] = number
-        elif name in strengths:
-            number_or_none = _finite(value)
-            if number_or_none is None:
-                hint = (
-                    " (steering strength; for the harness's delta weights pass delta_weights=PATH)"
-                    if name == "delta"
-                    else ""
-                )
-                faults.append(f"{name}={value}: must be a finite number or auto{hint}")
-            else:
-                values[name] = number_or_none
-        elif name in _TEXTS:
-            values[name] = str(value)
-    if values.get("protocol") == "reference" and method == "sadi":
-        for name, value in _REFERENCE.items():
-            if values.setdefault(name, value) != value:
-                faults.append(
-                    f"{name}={values[name]}: protocol=reference means {name}={value}; pass either"
-                )
-    if "mask" in values:
-        if "mask_from" in values:
-            faults.append("mask= and mask_from= were both given: pass one of them")
-        if not Path(values["mask"]).is_file():
-            faults.append(f"mask={values['mask']}: no such file")
-    if "include_path" in values and not Path(values["include_path"]).is_dir():
-        faults.append(f"include_path={values['include_path']}: no such folder")
-    if "grid" in values and not {values.get(name, "auto") for name in parameters} & {"auto"}:
-        faults.append(f"grid= was given with a fixed {' and '.join(parameters)}: pass either")
-    if faults:
-        raise UserError("; ".join(faults))
-    return Options(**values)
+    values, faults = read(Options, given)
+    if values.get("mask") is not None and values.get("mask_from") is not None:
+        faults.append("mask= and mask_from= were both given: pass one of them")
+    return Options(**values), faults
 
 
 def refuse_unknown(
-    arguments: dict[str, Any], host: Callable[..., Any], config: object | None
+    arguments: Mapping[str, Any],
+    host: Callable[..., Any],
+    config: object | None,
+    ours: frozenset[str] = NAMES,
 ) -> None:
     """Refuse arguments that neither we, the harness's ``hf`` nor transformers know.
 
@@ -268,6 +141,7 @@ def refuse_unknown(
         host: the harness's ``HFLM.__init__``, whose signature lists its arguments.
         config: the model's configuration, whose attributes ``from_pretrained`` accepts;
             None where it is not known.
+        ours: names that we know, for the message.
 
     Raises:
         UserError: with the nearest valid names.
@@ -277,21 +151,5 @@ def refuse_unknown(
         if name in known or name in _LOADING or (config is not None and hasattr(config, name)):
             continue
         raise UserError(
-            f"unknown model argument {name!r}: {nearest(name, known | _LOADING | NAMES)}"
+            f"unknown model argument {name!r}: {nearest(name, known | _LOADING | ours)}"
         )
-
-
-def _whole(value: object) -> int | None:
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
-        return value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return None
-
-
-def _finite(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if math.isfinite(value) else None

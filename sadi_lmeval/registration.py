@@ -10,10 +10,11 @@ this package, and this module then waits, as a finder on ``sys.meta_path``, for 
 * ``lm_eval.tasks.manager``: once it has run, a task index that holds the harness's own tasks holds
   ours too, under names that nobody else has taken.
 
-Where the harness discovers plugins itself, nothing is added; models and tasks are judged apart,
-since that came to them at different times. Should a release do it under other names than those
-looked for here, both ways lead to the same classes and files, and a name is never given twice. An
-interpreter that never imports lm-eval pays one dictionary look-up an import.
+Where the harness discovers plugins itself, only the models of methods are added that no package
+declares for it; models and tasks are judged apart, since that came to them at different times.
+Should a release do it under other names than those looked for here, both ways lead to the same
+classes and files, and a name is never given twice. An interpreter that never imports lm-eval pays
+one dictionary look-up an import.
 
 Setting the environment variable ``SADI_LMEVAL_NO_BRIDGE=1`` switches all of this off.
 
@@ -37,12 +38,19 @@ if TYPE_CHECKING:  # type checkers know this name without the import of `typing`
 
 SWITCH = "SADI_LMEVAL_NO_BRIDGE"
 
-MODELS = {
-    "hf-sadi": "sadi_lmeval.model:SADI",
-    "hf-iti": "sadi_lmeval.model:ITI",
-    "hf-caa": "sadi_lmeval.model:CAA",
-}
-"""Name for ``--model`` to the class; the entry points in pyproject.toml say the same."""
+METHODS = "sadi_lmeval.methods"
+"""The group of entry points that name steering methods, ours and those of other packages."""
+
+
+def model_targets() -> dict[str, str]:
+    """Name the model of each installed method for ``--model``, and the class behind it.
+
+    Importing neither: the classes are made when they are asked for.
+    """
+    from importlib.metadata import entry_points
+
+    names = sorted({point.name for point in entry_points(group=METHODS)})
+    return {f"hf-{name}": f"sadi_lmeval.model:{name}" for name in names}
 
 
 def install() -> None:
@@ -119,13 +127,19 @@ class AfterImport:
 
 
 def _register_models(models: ModuleType) -> None:
-    """Register the models that lm-eval's registry lacks, unless it reads entry points itself."""
+    """Register the models that lm-eval's registry lacks.
+
+    Where it reads entry points itself, those that packages declare for it are left to it.
+    """
+    from importlib.metadata import entry_points
+
     from lm_eval.api import registry
 
+    native = set()
     if hasattr(registry, "load_plugins"):
-        return
-    for name, target in MODELS.items():
-        if name not in registry.model_registry:
+        native = {point.name for point in entry_points(group="lm_eval.models")}
+    for name, target in model_targets().items():
+        if name not in native and name not in registry.model_registry:
             registry.model_registry.register(name, target=target)
 
 

@@ -1,177 +1,282 @@
-"""Settings of a method, where it steers and how strongly, and the grids they are chosen from."""
+"""Settings of a method: the numbers that are chosen, their axes, and the space they come from."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NoReturn
 
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.types import Size
 
 
-class Parameters(NamedTuple):
-    """What a method calls the two numbers of a setting.
+@dataclass(frozen=True)
+class Axis:
+    """One of the numbers of a setting.
 
     Attributes:
-        where: ``top_k``, how many entries over all layers together, or ``layer``, which one.
-        strength: ``delta``, ``alpha`` or ``multiplier``.
+        name: of the model argument, and in every file.
+        doc: one line for the table of arguments.
+        whole: whether it is a whole number.
+        least, most: the smallest and the largest value, both allowed; None: no bound.
+        counts: what a whole number counts, which bounds it by the model's size: ``layer``, the
+            index of a decoder block; ``entries``, of all layers together (K); ``activations``,
+            single activations of all layers together.
+        strength: whether 0 means the unsteered model.
     """
 
-    where: str
-    strength: str
+    name: str
+    doc: str = ""
+    whole: bool = False
+    least: float | None = None
+    most: float | None = None
+    counts: Literal["layer", "entries", "activations"] | None = None
+    strength: bool = False
 
     @property
-    def least(self) -> int:
-        """The smallest ``where``."""
-        return 0 if self.where == "layer" else 1
+    def short(self) -> str:
+        """The name in a table or a message about a search space."""
+        return "K" if self.name == "top_k" else self.name
+
+    @property
+    def allowed(self) -> str:
+        """What values are allowed, in words."""
+        kind = "a whole number" if self.whole else "a finite number"
+        bounds = [f"of at least {self.least:g}"] if self.least is not None else []
+        bounds += [f"of at most {self.most:g}"] if self.most is not None else []
+        return " ".join([kind, " and ".join(bounds)]).strip()
+
+    def read(self, value: object) -> float | None:
+        """The number, whole if the axis is; None where it is not allowed."""
+        number = _number(value)
+        if (
+            number is None
+            or (self.whole and number != int(number))
+            or (self.least is not None and number < self.least)
+            or (self.most is not None and number > self.most)
+        ):
+            return None
+        return int(number) if self.whole else number
+
+    def bound(self, size: Size) -> int | None:
+        """The largest value that a model of a size has; None where nothing bounds it."""
+        if self.counts == "layer":
+            return size.layers - 1
+        if self.counts == "entries":
+            return size.layers * size.entries
+        if self.counts == "activations" and size.width is not None:
+            return size.layers * size.width
+        return None
 
 
-class Setting(NamedTuple):
-    """Where, and how strongly; a strength of 0 is the unsteered model."""
+class Setting(tuple[float, ...]):
+    """The numbers of a setting, in the order of the method's axes."""
 
-    where: int
-    strength: float
+    __slots__ = ()
 
-    def size(self, parameters: Parameters) -> float:
-        """How large an edit it is: of equally good settings the smallest is taken."""
-        entries = 1 if parameters.where == "layer" else self.where
-        return entries * abs(self.strength)
-
-    def named(self, parameters: Parameters) -> dict[str, Any]:
-        """For files and messages: the numbers under the method's own names."""
-        return dict(zip(parameters, self, strict=True))
+    def __new__(cls, *numbers: float) -> Setting:
+        return super().__new__(cls, numbers)
 
 
-UNSTEERED = Setting(0, 0.0)
+class Axes(tuple[Axis, ...]):
+    """The axes of a method's settings, one to four."""
+
+    __slots__ = ()
+
+    def __new__(cls, *axes: Axis) -> Axes:
+        return super().__new__(cls, axes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(axis.name for axis in self)
+
+    @property
+    def unsteered(self) -> Setting:
+        """The unsteered model, as a setting: every number is 0."""
+        return Setting(*(0 if axis.whole else 0.0 for axis in self))
+
+    def steers(self, setting: Setting) -> bool:
+        """Whether a setting is another one than the unsteered model."""
+        if setting == self.unsteered:
+            return False
+        strengths = [n for axis, n in zip(self, setting, strict=True) if axis.strength]
+        return not strengths or any(strengths)
+
+    def named(self, setting: Setting) -> dict[str, Any]:
+        """The numbers under the method's own names, for files and messages."""
+        return dict(zip(self.names, setting, strict=True))
+
+    def check(self, values: Mapping[str, float], size: Size, element: str) -> None:
+        """Refuse to steer more entries than a model has, or a layer that it has not.
+
+        Args:
+            values: the largest value of each axis that is to be checked.
+            size: of the model's site.
+            element: of that site, for the message.
+
+        Raises:
+            UserError: naming both numbers.
+        """
+        for axis in self:
+            most = axis.bound(size)
+            value = values.get(axis.name)
+            if most is None or value is None or value <= most:
+                continue
+            if axis.counts == "layer":
+                raise UserError(f"{axis.name}={value}: this model has layers 0 to {most}")
+            each = size.entries if axis.counts == "entries" else size.width
+            raise UserError(
+                f"{axis.name}={value}: this model has {most} {axis.counts} of element {element} "
+                f"({size.layers} layers of {each})"
+            )
 
 
-class Grid(NamedTuple):
-    """All combinations of some ``where`` and some strengths."""
+@dataclass(frozen=True)
+class SearchSpace:
+    """All combinations of some values of each axis.
 
-    where: tuple[int, ...]
-    strength: tuple[float, ...]
+    Attributes:
+        axes: of the method.
+        values: of each axis, in order.
+    """
+
+    axes: Axes
+    values: tuple[tuple[float, ...], ...]
 
     @property
     def settings(self) -> list[Setting]:
-        """Without those that steer nothing: the unsteered model is always compared with."""
-        return [Setting(w, s) for w in self.where for s in self.strength if s]
+        """Every setting that steers: the unsteered model is always compared with."""
+        every = (Setting(*numbers) for numbers in itertools.product(*self.values))
+        return [setting for setting in every if self.axes.steers(setting)]
 
-    def thinned(self, most: int) -> Grid:
-        """At most ``most`` settings of it, evenly spread over both axes, their ends included.
+    def with_values(self, name: str, *values: float) -> SearchSpace:
+        """The space with other values of an axis."""
+        place = self.axes.names.index(name)
+        return replace(self, values=(*self.values[:place], values, *self.values[place + 1 :]))
+
+    def within(self, size: Size | None) -> SearchSpace:
+        """The space without the counts that go beyond a model; if all do, with the largest."""
+        found = self
+        for axis, values in zip(self.axes, self.values, strict=True):
+            most = None if size is None else axis.bound(size)
+            if most is not None:
+                kept = [value for value in values if value <= most]
+                found = found.with_values(axis.name, *(kept or [most]))
+        return found
+
+    def largest(self) -> dict[str, float]:
+        """The largest value of each axis."""
+        return {a.name: max(v) for a, v in zip(self.axes, self.values, strict=True)}
+
+    def thinned(self, most: int) -> SearchSpace:
+        """At most ``most`` settings of it, evenly spread over all axes, their ends included.
 
         The same number of settings for every method is what makes a comparison fair.
         """
-        steering = tuple(strength for strength in self.strength if strength)
-        wheres, strengths = len(self.where), len(steering)
-        if wheres * strengths <= most:
+        steering = [
+            tuple(v for v in values if v) if axis.strength else values
+            for axis, values in zip(self.axes, self.values, strict=True)
+        ]
+        lengths = [len(values) for values in steering]
+        if math.prod(lengths) <= most:
             return self
-        sizes = [(a, min(strengths, most // a)) for a in range(1, min(wheres, most) + 1)]
 
-        def worth(size: tuple[int, int]) -> tuple[bool, int, float]:
-            """Both axes are there; then the most settings; then about their own proportion."""
-            a, b = size
-            both = a > 1 or wheres == 1, b > 1 or strengths == 1
-            return all(both), a * b, -abs(math.log(a * strengths / (b * wheres)))
+        def worth(sizes: Sequence[int]) -> tuple[bool, int, float]:
+            """All axes are there; then the most settings; then about their own proportion."""
+            there = [n > 1 or length == 1 for n, length in zip(sizes, lengths, strict=True)]
+            shares = [math.log(n / length) for n, length in zip(sizes, lengths, strict=True)]
+            return all(there), math.prod(sizes), min(shares) - max(shares)
 
-        a, b = max(sizes, key=worth)
-        return Grid(_spread(self.where, a), _spread(steering, b))
+        sizes = max(_sizes(lengths, most), key=worth)
+        kept = zip(steering, sizes, strict=True)
+        return replace(self, values=tuple(_spread(values, count) for values, count in kept))
 
 
-def _spread(values: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+def _sizes(lengths: Sequence[int], most: int) -> list[tuple[int, ...]]:
+    """How many values of each axis may be kept, so that there are at most ``most`` settings."""
+    if len(lengths) == 1:
+        return [(min(lengths[0], most),)]
+    return [
+        (count, *rest)
+        for count in range(1, min(lengths[0], most) + 1)
+        for rest in _sizes(lengths[1:], most // count)
+    ]
+
+
+def _spread(values: tuple[float, ...], count: int) -> tuple[float, ...]:
     """``count`` of some values, evenly spaced; of one, the middle."""
     if count == 1:
         return (values[len(values) // 2],)
     return tuple(values[round(i * (len(values) - 1) / (count - 1))] for i in range(count))
 
 
-_STEPS = tuple(range(5, 81, 5))
-
-
-def _strengths(*strengths: int) -> tuple[float, ...]:
-    return tuple(float(strength - 1) for strength in strengths)
-
-
-SADI_GRIDS: dict[str, Grid] = {
-    "head": Grid((1, 2, 4, 6, 8, 10), _strengths(*_STEPS)),
-    "neuron": Grid((3, 5, 10, 30, 50, 100, 200, 300, 400, 500), _strengths(10, 20, 30, 50, 70, 90)),
-    "hidden": Grid((1, *range(2, 21, 2)), _strengths(*_STEPS)),
-}
-"""The grids of SADI's reference code by element; its strength is 1 + delta."""
-ITI_GRID = Grid((48, 64, 80, 96), (10.0, 15.0, 20.0, 25.0, 30.0))
-"""The historic grid of ITI (Li et al. 2023, figure 6), for models of about 1,000 heads."""
-CAA_STRENGTHS = (0.5, 1.0, 1.5, 2.0)
-"""Multipliers of CAA; the authors go to 2 (Rimsky et al. 2023, section 4). Every layer is tried."""
-
-
-def read_grid(given: object, parameters: Parameters) -> Grid:
-    """A grid as the user writes it: ``1/2/4x4/9`` (where, then strength), or a mapping.
-
-    Raises:
-        UserError: naming every fault at once.
-    """
-    if isinstance(given, dict):
-        unknown = [str(key) for key in given if key not in parameters]
-        if unknown or len(given) != 2:
-            raise UserError(
-                f"grid={given}: must map {' and '.join(parameters)} to lists of numbers"
-            )
-        where, strength = (_listed(given[key]) for key in parameters)
-    else:
-        left, by, right = str(given).lower().partition("x")
-        if not by:
-            names = [_short(name) for name in parameters]
-            raise UserError(
-                f"grid={given}: write {' and '.join(names)} as 1/2/4x4/9 ({names[0]} before the x)"
-            )
-        where, strength = left.split("/"), right.split("/")
-    return grid_of(where, strength, f"grid={given}", parameters)
-
-
-def grid_of(
-    where: Sequence[Any], strength: Sequence[Any], source: str, parameters: Parameters
-) -> Grid:
-    """Check the numbers of a grid.
+def read_search_space(given: object, axes: Axes) -> SearchSpace:
+    """Read a search space as users write it.
 
     Args:
-        where, strength: numbers, or how they are written.
-        source: for messages: what the user gave.
-        parameters: what the method calls them.
+        given: ``1/2/4x4/9``, the values of each axis in the order of the axes;
+            ``top_k:1/2/4,delta:4/9``, by name; or a mapping of names to numbers.
+        axes: of the method.
 
     Raises:
         UserError: naming every fault at once.
     """
-    first, second = (_short(name) for name in parameters)
+    source = f"grid={given}"
+    if isinstance(given, Mapping):
+        return search_space_of(_by_name(given, source, axes), source, axes)
+    text = str(given).lower()
+    if ":" in text:
+        parts = (part.partition(":") for part in text.replace(";", ",").split(",") if part)
+        named = {name.strip(): values.split("/") for name, _, values in parts}
+        return search_space_of(_by_name(named, source, axes), source, axes)
+    lists = text.split("x", len(axes) - 1)
+    if len(lists) != len(axes):
+        _refuse_form(source, axes)
+    return search_space_of([values.split("/") for values in lists], source, axes)
+
+
+def _by_name(given: Mapping[Any, Any], source: str, axes: Axes) -> list[list[Any]]:
+    if set(given) != set(axes.names):
+        raise UserError(f"{source}: must map {' and '.join(axes.names)} to lists of numbers")
+    listed = (given[name] for name in axes.names)
+    return [list(v) if isinstance(v, (list, tuple)) else [v] for v in listed]
+
+
+def _refuse_form(source: str, axes: Axes) -> NoReturn:
+    names = [axis.short for axis in axes]
+    example = "x".join(["1/2/4", "4/9", ".5/1", "0/1"][: len(axes)])
+    raise UserError(f"{source}: write {' and '.join(names)} as {example} ({names[0]} before the x)")
+
+
+def search_space_of(values: Sequence[Sequence[Any]], source: str, axes: Axes) -> SearchSpace:
+    """Check the numbers of a search space.
+
+    Args:
+        values: of each axis: numbers, or how they are written.
+        source: what the user gave, for messages.
+        axes: of the method.
+
+    Raises:
+        UserError: naming every fault at once.
+    """
     faults: list[str] = []
-    whole: list[int] = []
-    for value in where:
-        number = _number(value)
-        if number is None or number < parameters.least or number != int(number):
-            faults.append(
-                f"{first} must be a whole number of at least {parameters.least}, not {value!r}"
-            )
-        else:
-            whole.append(int(number))
-    finite: list[float] = []
-    for value in strength:
-        number = _number(value)
-        if number is None:
-            faults.append(f"{second} must be a finite number, not {value!r}")
-        else:
-            finite.append(number)
+    found: list[tuple[float, ...]] = []
+    for axis, given in zip(axes, values, strict=True):
+        numbers = [(value, axis.read(value)) for value in given]
+        faults += [
+            f"{axis.short} must be {axis.allowed}, not {value!r}"
+            for value, number in numbers
+            if number is None
+        ]
+        found.append(tuple(dict.fromkeys(n for _, n in numbers if n is not None)))
     faults += [
-        f"no {name}" for name, values in ((first, where), (second, strength)) if not len(values)
+        f"no {axis.short}" for axis, given in zip(axes, values, strict=True) if not len(given)
     ]
     if faults:
         raise UserError(f"{source}: {'; '.join(faults)}")
-    return Grid(tuple(dict.fromkeys(whole)), tuple(dict.fromkeys(finite)))
-
-
-def _short(name: str) -> str:
-    return "K" if name == "top_k" else name
-
-
-def _listed(value: object) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+    return SearchSpace(axes, tuple(found))
 
 
 def _number(value: object) -> float | None:

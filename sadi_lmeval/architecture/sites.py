@@ -1,19 +1,21 @@
 """Where a model's attention heads, MLP neurons and hidden states are read and scaled.
 
 Architectures are the rows of ``ARCHITECTURES``; an unlisted one that is built like Llama is
-found by looking. :func:`register` adds a row.
+found by looking. :func:`register_architecture` adds a row, and so does an installed package with an
+entry point of the group ``sadi_lmeval.architectures``.
 """
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sadi_lmeval.architecture.hooks import Side, visiting
-from sadi_lmeval.errors import UserError
-from sadi_lmeval.options import Element, HiddenSite
+from sadi_lmeval.errors import UserError, first_line
+from sadi_lmeval.types import Element, HiddenSite, Size
 
 
 class Architecture(NamedTuple):
@@ -65,7 +67,11 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-def register(model_type: str, architecture: Architecture) -> None:
+GROUP = "sadi_lmeval.architectures"
+"""Entry points: a ``config.model_type`` as the name, an :class:`Architecture` as the object."""
+
+
+def register_architecture(model_type: str, architecture: Architecture) -> None:
     """Say where the sites of an architecture are.
 
     Args:
@@ -100,6 +106,15 @@ class Site(NamedTuple):
     def width(self) -> int:
         """Activations a layer and position."""
         return self.entries * self.entry_width
+
+    @property
+    def size(self) -> Size:
+        return Size(self.layers, self.entries, self.width)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``[layers, entries, entry_width]``."""
+        return self.layers, self.entries, self.entry_width
 
 
 def find_site(model: nn.Module, element: Element, hidden_site: HiddenSite = "mlp") -> Site:
@@ -138,8 +153,8 @@ def find_site(model: nn.Module, element: Element, hidden_site: HiddenSite = "mlp
         modules = tuple(block.get_submodule(name) for block in blocks)
     except AttributeError as error:
         raise UserError(
-            f"model type {kind!r}: {error}; sadi_lmeval.architecture.sites.register says where its "
-            "sites are"
+            f"model type {kind!r}: {error}; sadi_lmeval.register_architecture says where its sites "
+            "are"
         ) from None
     side: Side = "input" if element == "head" else "output"
     width = _measure(base, modules, side, kind, element)
@@ -171,26 +186,45 @@ def decoder_blocks(model: nn.Module) -> list[nn.Module]:
 def _architecture(base: Any) -> Architecture:
     kind = str(base.config.model_type)
     layers = base.config.get_text_config().num_hidden_layers
-    architecture = ARCHITECTURES.get(kind) or _look(base, layers)
+    architecture = ARCHITECTURES.get(kind) or _installed(kind) or _look(base, layers)
     if architecture is None:
         raise UserError(
             f"model type {kind!r}: its attention heads and MLPs were not found; known are "
-            f"{', '.join(sorted(ARCHITECTURES))}; sadi_lmeval.architecture.sites.register adds one"
+            f"{', '.join(sorted(ARCHITECTURES))}; sadi_lmeval.register_architecture adds one"
         )
     return architecture
 
 
-def entries_in(config: Any, element: Element) -> tuple[int, int] | None:
-    """Layers, and entries a layer, as the configuration tells before a model is loaded.
+def _installed(kind: str) -> Architecture | None:
+    """Load the row of an installed package, if one has it.
 
-    None where it does not tell.
+    Raises:
+        UserError: the package's entry point cannot be loaded, or is something else.
+    """
+    for point in entry_points(group=GROUP, name=kind):
+        try:
+            found = point.load()
+        except Exception as error:  # a stranger's code: say which, in one line
+            raise UserError(
+                f"architecture {kind!r} of {point.value} cannot be loaded ({first_line(error)})"
+            ) from error
+        if not isinstance(found, Architecture):
+            raise UserError(f"architecture {kind!r}: {point.value} is no sadi_lmeval.Architecture")
+        return found
+    return None
+
+
+def size_in(config: Any, element: Element) -> Size | None:
+    """Read a site's size off a configuration, before a model is loaded.
+
+    None where it does not say.
     """
     text = config.get_text_config()
     name = {"head": "num_attention_heads", "hidden": "hidden_size", "neuron": "intermediate_size"}
     layers, entries = (getattr(text, n, None) for n in ("num_hidden_layers", name[element]))
     if not isinstance(layers, int) or not isinstance(entries, int):
         return None
-    return layers, entries
+    return Size(layers, entries)
 
 
 def unwrapped(model: Any) -> Any:

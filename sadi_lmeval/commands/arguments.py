@@ -29,6 +29,7 @@ def add_host_options(parser: argparse.ArgumentParser) -> None:
 
 
 def listed(name: str, text: str) -> list[str]:
+    """Split a comma-separated list, none of it empty or named twice."""
     values = [part.strip() for part in text.split(",") if part.strip()]
     if not values:
         raise UserError(f"--{name}: an empty list; name at least one, separated by commas")
@@ -39,18 +40,28 @@ def listed(name: str, text: str) -> list[str]:
 
 
 def model_arguments(
-    arguments: dict[str, Any], instead: Sequence[str], also: Sequence[str] = ()
+    arguments: dict[str, Any], names: Sequence[str], instead: Sequence[str], every: bool
 ) -> dict[str, Any]:
     """Refuse model arguments that a command sets itself.
 
     Args:
         arguments: of ``--model_args``.
+        names: of the arms.
         instead: the command's options to name.
-        also: what this command refuses beside what all do.
+        every: whether what any arm of their methods sets is refused, or only what these set.
     """
-    from sadi_lmeval.options import OF_METHODS
+    from sadi_lmeval.methods.arm import SETTING_NAMES
+    from sadi_lmeval.methods.registry import arm_names, methods
 
-    refused = (*OF_METHODS, "grid", "max_settings", *also)
+    axes = [name for method in methods().values() for name in method.axes.names]
+    kinds = {arm_names()[name].method for name in names}
+    set_by_name = [
+        key
+        for name, (kind, sets, _) in arm_names().items()
+        if name in names or (every and kind in kinds)
+        for key in sets
+    ]
+    refused = dict.fromkeys(["method", *axes, *set_by_name, *SETTING_NAMES])
     ours = [name for name in refused if name in arguments]
     if ours:
         raise UserError(
@@ -58,14 +69,14 @@ def model_arguments(
             + ", ".join(f"--{name}" for name in instead)
         )
     if "mask" in arguments:
-        raise UserError("--model_args mask: masks are made here; use mask_from=TASK")
+        raise UserError("--model_args mask: fits are made here; use mask_from=TASK")
     if "pretrained" not in arguments:
         raise UserError("--model_args: pretrained=MODEL is missing")
     return dict(arguments)
 
 
 def loaded_model(kind: Any, arguments: dict[str, Any]) -> Any:
-    """The model; what cannot be loaded is told in one line."""
+    """Load the model; what cannot be loaded is a user's error in one line."""
     import torch
 
     if not torch.cuda.is_available():

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +48,8 @@ def run(given: argparse.Namespace, rest: object, command: object) -> None:
     from lm_eval.utils import simple_parse_args_string
 
     from sadi_lmeval.harness.run_tasks import limited, load_tasks, task_manager
-    from sadi_lmeval.options import NAMES
+    from sadi_lmeval.options import NAMES, read_options
     from sadi_lmeval.pairs.plan import draw, find_plan
-    from sadi_lmeval.steering.methods import options_of, tuned
 
     if given.examples < 0:
         raise UserError(f"--examples {given.examples}: must be at least 0")
@@ -62,7 +62,9 @@ def run(given: argparse.Namespace, rest: object, command: object) -> None:
         arguments["recipe"] = given.recipe
     if given.include_path is not None:
         arguments.setdefault("include_path", str(given.include_path))
-    options = options_of({name: arguments[name] for name in arguments if name in NAMES})
+    options, faults = read_options({name: arguments[name] for name in arguments if name in NAMES})
+    if faults:
+        raise UserError("; ".join(faults))
     needs_model = (
         options.negative == "hardest"
         or options.protocol == "reference"
@@ -92,7 +94,7 @@ def run(given: argparse.Namespace, rest: object, command: object) -> None:
     said = f"task {task.name}" + (f", pairs of {origin}" if origin != task.name else "")
     print(f"{said}, recipe {plan.recipe.recipe} ({plan.recipe.contrast})")
     for number, source in enumerate(plan.sources.sources):
-        drawn = draw(plan, source, options, tuned(options), model)
+        drawn = draw(plan, source, options, ("a setting",), model)
         lines += _shown(plan, source, drawn, 0 if number else given.examples)
         if plan.is_static:
             break  # the same for every fold
@@ -123,7 +125,7 @@ def _refuse_misspelt(names: Sequence[str]) -> None:
 
 
 def _model(given: argparse.Namespace, arguments: dict[str, Any]) -> Any:
-    from sadi_lmeval.model import SADI
+    from sadi_lmeval.model import ManyArmsModel
 
     if "pretrained" not in arguments:
         raise UserError(
@@ -132,11 +134,11 @@ def _model(given: argparse.Namespace, arguments: dict[str, Any]) -> Any:
         )
     if given.device:
         arguments["device"] = given.device
-    return loaded_model(SADI, arguments)
+    return loaded_model(partial(ManyArmsModel, arm_names=["none"]), arguments)
 
 
 def _shown(plan: Any, source: Any, drawn: Any, examples: int) -> list[dict[str, Any]]:
-    """Print what one mask's pairs are like; their lines for the file."""
+    """Print what one fit's pairs are like, and make their lines for the file."""
     from sadi_lmeval.pairs.pair_report import balance, line_of, marked, warnings
 
     origin = plan.pairs_from(source)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sadi_lmeval.commands.arguments import (
     add_host_options,
@@ -15,6 +16,10 @@ from sadi_lmeval.commands.arguments import (
 )
 from sadi_lmeval.errors import UserError
 
+if TYPE_CHECKING:
+    from sadi_lmeval.methods.arm import Arm
+    from sadi_lmeval.settings import SearchSpace
+
 
 def add(commands: Any) -> None:
     """Describe the command's options."""
@@ -22,17 +27,19 @@ def add(commands: Any) -> None:
         "sweep",
         help="try grids of settings on tasks; one JSON line a setting and task",
         description="Try every setting of a grid on tasks, all from one pass over the prompts. An "
-        "interrupted sweep goes on where it was when the command is given again.",
+        "interrupted sweep is resumed by the same command.",
     )
     add_host_options(sweep)
     sweep.add_argument(
         "--methods",
-        default="sadi-head,sadi-neuron,sadi-hidden",
-        help="comma-separated, iti and caa too (default: %(default)s)",
+        help="comma-separated arms (default: those of every method of this package; an unknown "
+        "name lists all)",
     )
-    sweep.add_argument("--top_k", help="comma-separated K of SADI (default: the reference code's)")
-    sweep.add_argument("--delta", help="comma-separated delta (default: the reference code's)")
-    sweep.add_argument("--grid", help="of any method: K or layer, then strength, as 1/2x4/9")
+    sweep.add_argument(
+        "--grid",
+        help="what is tried instead of each method's own: 1/2x4/9, the values of its numbers in "
+        "order; or one option a number, as --top_k 1,2 --delta 4,9",
+    )
     sweep.add_argument(
         "--split",
         choices=("dev", "test"),
@@ -46,24 +53,28 @@ def add(commands: Any) -> None:
     sweep.set_defaults(run=run)
 
 
-def run(given: argparse.Namespace, rest: object, command: object) -> None:
-    # Here, so that --help and a faulty line cost no import of torch.
-    from sadi_lmeval.arms import arm, check_arms
-    from sadi_lmeval.options import Options
+def run(given: argparse.Namespace, rest: Sequence[str], command: object) -> None:
+    # Here, so that --help costs no import of torch.
+    from sadi_lmeval.methods.arm import read_arms
+    from sadi_lmeval.methods.registry import UNSTEERED, arm_names, check_arm_names
     from sadi_lmeval.reports.heatmap import check_can_draw, check_folder, draw_heatmaps
-    from sadi_lmeval.steering.methods import grid as usual_grid
 
-    methods = [name for name in listed("methods", given.methods) if name != "none"]
-    check_arms(methods)
+    if given.methods is None:
+        methods = [name for name, arm in arm_names().items() if arm.usual]
+    else:
+        methods = listed("methods", given.methods)
+    methods = [name for name in methods if name != UNSTEERED]
+    check_arm_names(methods)
     names = listed("tasks", given.tasks)
-    grid = _grid(given, methods)
-    count = sum(len((grid or usual_grid(arm(m, Options()))).settings) for m in methods)
+    plain = read_arms(methods, {})
+    spaces = _spaces(given, _of_axes(rest, plain), plain)
+    count = sum(len((spaces.get(m) or plain[m].search_space()).settings) for m in methods)
     if count > given.max_settings:
         raise UserError(
             f"{count} settings: at most --max_settings {given.max_settings} are tried; name a "
             "smaller grid, fewer methods, or a larger --max_settings"
         )
-    if grid is not None and not grid.settings:
+    if any(not space.settings for space in spaces.values()):
         raise UserError(
             "grid: strength 0 alone steers nothing; the unsteered model is always tried"
         )
@@ -77,60 +88,75 @@ def run(given: argparse.Namespace, rest: object, command: object) -> None:
     from sadi_lmeval.storage.journal import held
 
     check_output(given.output)
-    largest = dict.fromkeys(methods, max(grid.where)) if grid is not None else {}
-    model, tasks = _load(given, names, largest)
-    what = Sweep(tuple(methods), grid, given.split, given.limit)
+    model, tasks = _load(given, names, methods, spaces)
+    what = Sweep({name: model.arms[name] for name in methods}, spaces, given.split, given.limit)
     with held(given.output):
         lines = sweep(tasks, what, model.options, model, given.output)
-    _print_best(lines, given.split)
+    _print_best(lines, plain, given.split)
     print(f"{len(lines)} settings: {given.output}")
     if given.heatmaps is not None:
-        for path in draw_heatmaps(lines, given.heatmaps):
+        axes = {name: arm.axes for name, arm in plain.items()}
+        for path in draw_heatmaps(lines, axes, given.heatmaps):
             print(f"heatmap: {path}")
 
 
-def _grid(given: argparse.Namespace, methods: list[str]) -> Any:
-    """The user's grid, or None."""
-    from sadi_lmeval.arms import parameters_of
-    from sadi_lmeval.settings import SADI_GRIDS, grid_of, read_grid
+def _of_axes(rest: Sequence[str], arms: Mapping[str, Arm]) -> dict[str, str]:
+    """Read the options that are called like a number of some arm's settings."""
+    parser = argparse.ArgumentParser(prog="sadi-lmeval sweep", add_help=False, allow_abbrev=False)
+    for name in dict.fromkeys(axis.name for arm in arms.values() for axis in arm.axes):
+        parser.add_argument(f"--{name}")
+    found, unknown = parser.parse_known_args(rest)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return {name: text for name, text in vars(found).items() if text is not None}
 
-    if given.top_k is None and given.delta is None and given.grid is None:
-        return None
-    parameters = {name: parameters_of(name) for name in methods}
-    if len(set(parameters.values())) > 1:
+
+def _spaces(
+    given: argparse.Namespace, by_axis: Mapping[str, str], arms: Mapping[str, Arm]
+) -> dict[str, SearchSpace]:
+    """Read the user's search space for each arm; none where the user gives nothing."""
+    from sadi_lmeval.settings import read_search_space, search_space_of
+
+    if given.grid is None and not by_axis:
+        return {}
+    names = {name: arm.axes.names for name, arm in arms.items()}
+    if len(set(names.values())) > 1:
         raise UserError(
             "a grid is of one kind of method: "
-            + "; ".join(f"{name} has {' and '.join(p)}" for name, p in parameters.items())
+            + "; ".join(f"{name} has {' and '.join(own)}" for name, own in names.items())
         )
-    [of_all] = set(parameters.values())
+    options = " and ".join(f"--{name}" for name in next(iter(names.values())))
     if given.grid is not None:
-        if given.top_k is not None or given.delta is not None:
-            raise UserError("--grid was given with --top_k or --delta: pass either")
-        return read_grid(given.grid, of_all)
-    if of_all != ("top_k", "delta"):
-        raise UserError(f"--top_k and --delta: {methods[0]} has {' and '.join(of_all)}; use --grid")
-    if len(methods) > 1 and (given.top_k is None or given.delta is None):
-        raise UserError("--top_k and --delta: with several methods give both, or neither")
-    usual = SADI_GRIDS[methods[0].rpartition("-")[2]] if "-" in methods[0] else SADI_GRIDS["head"]
-    return grid_of(
-        usual.where if given.top_k is None else listed("top_k", given.top_k),
-        usual.strength if given.delta is None else listed("delta", given.delta),
-        "grid",
-        of_all,
-    )
+        if by_axis:
+            raise UserError(f"--grid was given with {options}: pass either")
+        return {name: read_search_space(given.grid, arm.axes) for name, arm in arms.items()}
+    if len(arms) > 1 and len(by_axis) < len(next(iter(names.values()))):
+        raise UserError(f"{options}: with several methods give all of them, or none")
+    lists = {name: listed(name, text) for name, text in by_axis.items()}
+    found = {}
+    for name, arm in arms.items():
+        own = arm.search_space()
+        values = zip(arm.axes.names, own.values, strict=True)
+        found[name] = search_space_of([lists.get(n, v) for n, v in values], "grid", arm.axes)
+    return found
 
 
 def _load(
-    given: argparse.Namespace, names: list[str], largest: Mapping[str, int]
+    given: argparse.Namespace,
+    names: list[str],
+    methods: list[str],
+    spaces: Mapping[str, SearchSpace],
 ) -> tuple[Any, list[Any]]:
-    """The tasks and the model; a faulty argument is refused before the model is loaded."""
+    """Load the tasks and the model; a faulty argument is refused before the model is loaded."""
     from lm_eval.utils import simple_parse_args_string
 
     from sadi_lmeval.harness.run_tasks import limited, load_tasks
-    from sadi_lmeval.model import SADI
+    from sadi_lmeval.methods.arm import own_arguments, read_arms
+    from sadi_lmeval.model import ManyArmsModel
 
+    instead = ("methods", *dict.fromkeys(n for s in spaces.values() for n in s.axes.names), "grid")
     arguments = model_arguments(
-        simple_parse_args_string(given.model_args), ("methods", "top_k", "delta", "grid")
+        simple_parse_args_string(given.model_args), methods, instead, every=False
     )
     arguments |= {
         name: getattr(given, name)
@@ -139,7 +165,8 @@ def _load(
     }
     if given.include_path is not None:
         arguments.setdefault("include_path", str(given.include_path))
-    _check_where(arguments, largest)
+    arms = read_arms(methods, {k: v for k, v in arguments.items() if k in own_arguments(None)})
+    _check_sizes(arguments, arms, spaces)
     include = [given.include_path] if given.include_path else []
     settings: dict[str, Any] = {
         "system_instruction": given.system_instruction,
@@ -147,21 +174,20 @@ def _load(
         "fewshot_as_multiturn": given.fewshot_as_multiturn,
     }
     tasks = load_tasks(names, include, given.num_fewshot, settings)
-    model = loaded_model(SADI, arguments)
+    model = loaded_model(partial(ManyArmsModel, arm_names=methods), arguments)
     if given.apply_chat_template:
         settings["chat_template"] = model.apply_chat_template
         model.chat_template(given.apply_chat_template)
     return model, [limited(task, model.length_limit) for task in tasks]
 
 
-def _check_where(arguments: dict[str, Any], largest: Mapping[str, int]) -> None:
-    """Refuse a K or layer that the model's configuration rules out, where that is to be had."""
+def _check_sizes(
+    arguments: Mapping[str, Any], arms: Mapping[str, Arm], spaces: Mapping[str, SearchSpace]
+) -> None:
+    """Refuse a K or layer that the model's configuration rules out, where that can be read."""
     from transformers import AutoConfig
 
-    from sadi_lmeval.architecture.sites import entries_in
-    from sadi_lmeval.arms import arm
-    from sadi_lmeval.options import Options
-    from sadi_lmeval.steering.methods import check_where, site_of
+    from sadi_lmeval.architecture.sites import size_in
 
     names = ("revision", "trust_remote_code", "subfolder", "gguf_file")
     try:
@@ -170,35 +196,36 @@ def _check_where(arguments: dict[str, Any], largest: Mapping[str, int]) -> None:
         )
     except (OSError, ValueError):
         return  # loading the model will say what is wrong
-    for name, number in largest.items():
-        options = arm(name, Options())
-        entries = entries_in(config, site_of(options)[0])
-        if entries is not None:
-            check_where(number, *entries, options)
+    for name, space in spaces.items():
+        method = arms[name].method
+        size = None if method is None else size_in(config, method.place[0])
+        if method is not None and size is not None:
+            space.axes.check(space.largest(), size, method.place[0])
 
 
-def _print_best(lines: list[dict[str, Any]], split: str) -> None:
-    """The best setting of each task and method, named for what it is."""
-    from sadi_lmeval.arms import parameters_of
+def _print_best(lines: list[dict[str, Any]], arms: Mapping[str, Arm], split: str) -> None:
+    """Print the best setting of each task and arm, named for what it is."""
     from sadi_lmeval.settings import Setting
 
     name = "best" if split == "dev" else "oracle: best on the scored documents"
-    found = [line for line in lines if line["score"] is not None]
-    for task, method in dict.fromkeys((line["task"], line["method"]) for line in found):
-        parameters = parameters_of(method)
+    known = [line for line in lines if line["score"] is not None]
+    for task, method in dict.fromkeys((line["task"], line["method"]) for line in known):
+        of_method = arms[method].method if method in arms else None
 
-        def rank(line: dict[str, Any], names: Any = parameters) -> tuple[float, float, float]:
-            """Ties go to the larger margin, then to the smaller edit, as they do while tuning."""
-            size = Setting(*(line[name] for name in names)).size(names)
+        def rank(line: dict[str, Any], of: Any = of_method) -> tuple[float, float, float]:
+            """Ties go to the larger margin, then to the smaller edit, as where one is chosen."""
+            size = of.edit_size(Setting(*(line[n] for n in of.axes.names))) if of else 0.0
             return round(line["score"], 9), round(line["margin"], 9), -size
 
         best = max(
-            (line for line in found if (line["task"], line["method"]) == (task, method)), key=rank
+            (line for line in known if (line["task"], line["method"]) == (task, method)), key=rank
         )
-        chosen = ", ".join(f"{'K' if key == 'top_k' else key}={best[key]:g}" for key in parameters)
-        said = "unsteered" if method == "none" else f"{method} {name}: {chosen}"
-        compared = method != "none" and best["difference"] is not None
-        gain = "" if not compared else (
-            f", {best['difference']:+.4f} ± {best['difference_stderr']:.4f} from unsteered"
-        )  # fmt: skip
+        said, gain = "unsteered", ""
+        if of_method is not None:
+            chosen = ", ".join(f"{axis.short}={best[axis.name]:g}" for axis in of_method.axes)
+            said = f"{method} {name}: {chosen}"
+            if best["difference"] is not None:
+                gain = (
+                    f", {best['difference']:+.4f} ± {best['difference_stderr']:.4f} from unsteered"
+                )
         print(f"{task}: {said}: {best['score']:.4f} ± {best['stderr']:.4f}{gain}")

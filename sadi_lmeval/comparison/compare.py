@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -11,22 +12,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import lm_eval
 from lm_eval.loggers import EvaluationTracker
 
-from sadi_lmeval.arms import arm as arm_of
-from sadi_lmeval.comparison.compared import Answers, Arm, ComparedModel
+from sadi_lmeval.comparison.compared import Answers, ComparedModel, Row
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import RunTask, digest
-from sadi_lmeval.harness.run_tasks import load_tasks, tasks_of_the_run
-from sadi_lmeval.options import NAMES, Options
+from sadi_lmeval.harness.run_tasks import load_tasks
+from sadi_lmeval.identity.key import differing, key_of
+from sadi_lmeval.identity.model import OF_THE_MACHINE, model_identity
+from sadi_lmeval.identity.task import task_digest
+from sadi_lmeval.methods.arm import Arm, own_arguments
+from sadi_lmeval.methods.registry import UNSTEERED
+from sadi_lmeval.options import Options
 from sadi_lmeval.pairs.contrasts import gold_and_wrong
 from sadi_lmeval.pairs.plan import recipe_of
-from sadi_lmeval.reports.record import FOLDER, Record, file_name, load_record, save_record
-from sadi_lmeval.steering.methods import grid, is_unsteered, site_of
+from sadi_lmeval.records.record import FOLDER, Record, file_name, load_record, save_record
+from sadi_lmeval.steering.fitting import method_of
 from sadi_lmeval.storage.atomic import write_atomically
-from sadi_lmeval.storage.cache import cache_key
 from sadi_lmeval.storage.journal import Journal
 from sadi_lmeval.versions import versions
 
@@ -36,11 +41,6 @@ _IDENTITY = "comparison.json"
 _ANSWERS = "answers.jsonl"
 _NOT_OURS = ("task_manager", "model_args", "verbosity", "write_out", "check_integrity")
 """Arguments of the harness that results do not depend on, or that are told apart."""
-_OF_THE_MACHINE = frozenset(
-    "batch_size max_batch_size device device_map parallelize max_memory_per_gpu max_cpu_memory "
-    "offload_folder trust_remote_code".split()
-)
-"""Model arguments that results do not depend on."""
 _ON_THE_CARD = frozenset(["pretrained", "revision", "dtype"])
 """Model arguments of which the model's card tells what came of them."""
 
@@ -50,8 +50,8 @@ class Comparison:
     """What is compared.
 
     Attributes:
-        methods: names of ways of steering, see :mod:`sadi_lmeval.arms`.
-        tasks: names as the harness knows them: leaves, not groups.
+        methods: names of arms, see :func:`sadi_lmeval.methods.registry.arm_names`.
+        tasks: leaves, not groups.
         settings: how many settings each method may try while tuning, the same for all.
         transfer: whether each task's masks are tried on every other task too.
         host: arguments of the harness's ``simple_evaluate``, the same for every method.
@@ -60,7 +60,7 @@ class Comparison:
     """
 
     methods: tuple[str, ...]
-    tasks: tuple[str, ...]
+    tasks: tuple[RunTask, ...]
     settings: int
     transfer: bool
     host: Mapping[str, Any]
@@ -68,10 +68,15 @@ class Comparison:
     log_samples: bool = False
 
     @property
-    def arms(self) -> list[Arm]:
-        found = [Arm(method) for method in self.methods]
+    def task_names(self) -> list[str]:
+        return [task.name for task in self.tasks]
+
+    @property
+    def rows(self) -> list[Row]:
+        found = [Row(method) for method in self.methods]
         if self.transfer:
-            found += [Arm(m, task) for m in self.methods if m != "none" for task in self.tasks]
+            steered = [method for method in self.methods if method != UNSTEERED]
+            found += [Row(method, task) for method in steered for task in self.task_names]
         return found
 
 
@@ -87,33 +92,39 @@ def compare(model: ComparedModel, what: Comparison, folder: Path) -> list[Path]:
     Raises:
         UserError: the folder holds the records of another run.
     """
-    shared = model.options
-    identity = {
-        **_asked(what),
-        **{key: value for key, value in vars(shared).items() if key != "cache_dir"},
-        "model": model.model_card,
-    }
-    run = _claim(folder, identity, what.command)
-    options = {arm: _options(arm, what, model, shared) for arm in what.arms}
-    wanted = {arm: [task for task in what.tasks if task != arm.mask_from] for arm in options}
+    shared, card = model.options, model_identity(model.model_card)
+    if card["weights_digest"] is None:
+        card["weights_digest"] = f"unreadable {uuid4().hex}"  # so that nothing is taken for it
+    claim = _Claim(
+        {
+            **_asked(what),
+            **{k: v for k, v in vars(shared).items() if k not in ("cache_dir", "include_path")},
+            "model": card,
+        },
+        {name: model.arms[name].record() for name in what.methods},
+        {task.name: _definition(task, shared) for task in what.tasks},
+    )
+    run = claim.claim(folder, what.command)
+    arms = {row: _arm(row, what, model) for row in what.rows}
+    needed = {row: [t for t in what.task_names if t != row.mask_from] for row in arms}
     paths = {
-        (arm, task): folder / FOLDER / file_name(task, *arm)
-        for arm, tasks in wanted.items()
+        (row, task): folder / FOLDER / file_name(task, *row)
+        for row, tasks in needed.items()
         for task in tasks
     }
     left = {
-        arm: options[arm]
-        for arm, tasks in wanted.items()
-        if not all(paths[arm, task].is_file() for task in tasks)
+        row: arms[row]
+        for row, tasks in needed.items()
+        if not all(paths[row, task].is_file() for task in tasks)
     }
     answers = folder / _ANSWERS
     if left:
         model.compare(left, Answers(Journal(answers, required=True)))
         if what.transfer:
             _note_tasks(model, what)
-        for number, arm in enumerate(left):
+        for number, row in enumerate(left):
             with _without_repetition(number):
-                _run(model, arm, wanted[arm], what, run, folder)
+                _run(model, row, needed[row], what, run, folder)
     else:
         logger.info("All %d records are in %s", len(paths), folder)
     answers.unlink(missing_ok=True)
@@ -133,20 +144,35 @@ def check_folder(folder: Path, what: Comparison) -> None:
     for path in sorted((folder / FOLDER).glob("*.json")):
         record = load_record(path)
         if known is not None and record.run != known["run"]:
-            raise UserError(f"record {path}: is not of the run of {_IDENTITY}; take it away")
+            raise UserError(f"record {path}: is not of the run of {_IDENTITY}; delete it")
     if known is not None:
-        _refuse_another(folder, known, _asked(what), whole=False)
+        asked = _asked(what)
+        before = {name: known["identity"].get(name) for name in asked}
+        _refuse_another(folder, _differing(asked, before))
 
 
 def _asked(what: Comparison) -> dict[str, Any]:
     """What a comparison's records have in common, as far as is known before the model is."""
-    told_apart = NAMES | _OF_THE_MACHINE | _ON_THE_CARD
+    told_apart = own_arguments(None) | OF_THE_MACHINE | _ON_THE_CARD
     model_args = what.host.get("model_args") or {}
     return {
         **{f"lm_eval's {key}": value for key, value in what.host.items() if key not in _NOT_OURS},
         "--model_args": {k: v for k, v in model_args.items() if k not in told_apart},
         "versions": versions(),
         "settings": what.settings,
+    }
+
+
+def _definition(task: RunTask, options: Options) -> dict[str, Any]:
+    """What a task's records depend on beside the run: its definition, and its pairs' recipe."""
+    chooses = task.task.config.doc_to_choice is not None
+    asks = task.output_type in ("generate_until", "loglikelihood")
+    recipe = recipe_of(task, options) if chooses or asks else None
+    pairs = None if recipe is None or recipe.pairs is None else Path(recipe.pairs).read_bytes()
+    return {
+        "task": task_digest(task),
+        "recipe": None if recipe is None else recipe.digest,
+        "pairs file": None if pairs is None else hashlib.sha256(pairs).hexdigest(),
     }
 
 
@@ -162,9 +188,9 @@ def _known(folder: Path) -> dict[str, Any] | None:
             known = json.loads(path.read_text(encoding="utf-8"))
             if not (
                 isinstance(known, dict)
-                and isinstance(known.get("run"), str)
-                and isinstance(known.get("identity"), dict)
-                and known["run"] == cache_key(known["identity"])
+                and all(isinstance(known.get(k), dict) for k in ("identity", "arms", "tasks"))
+                and known.get("run") == key_of(known["identity"])
+                and known.get("check") == key_of({k: known[k] for k in ("arms", "tasks")})
             ):
                 raise ValueError("not as it was written")
             return known
@@ -182,23 +208,20 @@ def _known(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _refuse_another(
-    folder: Path, known: dict[str, Any], identity: dict[str, Any], whole: bool
-) -> None:
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return differing(json.loads(json.dumps(one, default=str)), other)
+
+
+def _refuse_another(folder: Path, differ: Sequence[str]) -> None:
     """Refuse what does not belong to the run that a folder holds.
 
     Args:
         folder: for the message.
-        known: what :func:`_known` has found.
-        identity: of this run, or a part of it.
-        whole: whether it is all.
+        differ: what is not the same.
 
     Raises:
-        UserError: naming what differs.
+        UserError: naming it.
     """
-    identity, before = json.loads(json.dumps(identity, default=str)), known["identity"]
-    names = {**identity, **before} if whole else identity
-    differ = [name for name in names if before.get(name) != identity.get(name)]
     noted = folder / _ANSWERS
     if not differ or not (any((folder / FOLDER).glob("*.json")) or _size(noted)):
         return
@@ -208,43 +231,76 @@ def _refuse_another(
     )
 
 
+@dataclass(frozen=True)
+class _Claim:
+    """What the records of a folder are of.
+
+    Attributes:
+        identity: what all of them have in common; records of one identity may be compared.
+        arms: of each arm's name its method's own arguments.
+        tasks: of each task what its definition is.
+    """
+
+    identity: dict[str, Any]
+    arms: dict[str, dict[str, Any]]
+    tasks: dict[str, dict[str, Any]]
+
+    def claim(self, folder: Path, command: str) -> str:
+        """Note down what a folder's records are of, or see that it is the same.
+
+        A folder where nothing has been scored yet, as a first attempt leaves it that was refused
+        for an option, belongs to nobody.
+
+        Returns:
+            the run.
+
+        Raises:
+            UserError: the folder holds another run, or cannot be written.
+        """
+        identity, arms, tasks = json.loads(
+            json.dumps([self.identity, self.arms, self.tasks], default=str)
+        )
+        run, known = key_of(identity), _known(folder)
+        if known is not None:
+            differ = _differing(identity, known["identity"])
+            for name, before in known["arms"].items():
+                differ += _differing(arms[name], before) if name in arms else []
+            for name, before in known["tasks"].items():
+                changed = _differing(tasks[name], before) if name in tasks else []
+                differ += [f"the {what} of {name}" for what in changed]
+            _refuse_another(folder, list(dict.fromkeys(differ)))
+            if not differ:
+                arms, tasks = {**known["arms"], **arms}, {**known["tasks"], **tasks}
+                if (arms, tasks) == (known["arms"], known["tasks"]):
+                    return run
+        content = {
+            "run": run,
+            "identity": identity,
+            "arms": arms,
+            "tasks": tasks,
+            "check": key_of({"arms": arms, "tasks": tasks}),
+            "command": command,
+        }
+        try:
+            write_atomically(folder / _IDENTITY, (json.dumps(content, indent=1) + "\n").encode())
+        except OSError as error:
+            raise UserError(f"--output_path {folder}: cannot be written ({error})") from None
+        return run
+
+
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _claim(folder: Path, identity: dict[str, Any], command: str) -> str:
-    """Note down what a folder's records have in common, or see that it is the same.
-
-    A folder where nothing has been scored yet, as a first attempt leaves it that was refused for
-    an option, belongs to nobody.
-
-    Raises:
-        UserError: the folder holds another run, or cannot be written.
-    """
-    identity = json.loads(json.dumps(identity, default=str))
-    run, known = cache_key(identity), _known(folder)
-    if known is not None:
-        _refuse_another(folder, known, identity, whole=True)
-        if known["run"] == run:
-            return run
-    content = {"run": run, "identity": identity, "command": command}
-    try:
-        write_atomically(folder / _IDENTITY, (json.dumps(content, indent=1) + "\n").encode())
-    except OSError as error:
-        raise UserError(f"--output_path {folder}: cannot be written ({error})") from None
-    return run
-
-
-def _options(arm: Arm, what: Comparison, model: ComparedModel, shared: Options) -> Options:
-    """The options of an arm, its grid no larger than any other's."""
-    options = arm_of(arm.method, shared)
-    if arm.mask_from is not None:
-        options = replace(options, mask_from=arm.mask_from)
-    if is_unsteered(options):
-        return options
-    site = model.engine.site(*site_of(options))
-    usual = grid(options, (site.layers, site.entries))
-    return replace(options, grid=usual.thinned(what.settings))
+def _arm(row: Row, what: Comparison, model: ComparedModel) -> Arm:
+    """The arm of a row, its search space no larger than any other's."""
+    arm = model.arms[row.arm]
+    if row.mask_from is not None:
+        arm = replace(arm, options=replace(arm.options, mask_from=row.mask_from))
+    if arm.is_unsteered:
+        return arm
+    site = model.engine.site(*method_of(arm).place)
+    return replace(arm, space=arm.search_space(site.size).thinned(what.settings))
 
 
 def _note_tasks(model: ComparedModel, what: Comparison) -> None:
@@ -262,16 +318,16 @@ def _note_tasks(model: ComparedModel, what: Comparison) -> None:
     if chat:
         model.chat_template(host["apply_chat_template"])
     manager, shots = host.get("task_manager"), host.get("num_fewshot")
-    for task in load_tasks(list(what.tasks), [], shots, settings, manager):
-        task.task.build_all_requests(limit=1, rank=0, world_size=1, **settings)
+    for task in load_tasks(what.task_names, [], shots, settings, manager):
+        task.task.build_all_requests(limit=1, rank=model.rank, world_size=1, **settings)
 
 
 def _run(
-    model: ComparedModel, arm: Arm, tasks: list[str], what: Comparison, run: str, folder: Path
+    model: ComparedModel, row: Row, tasks: list[str], what: Comparison, run: str, folder: Path
 ) -> None:
-    """Let the harness score the tasks under one arm, and write its results and our records."""
-    model.turn(arm)
-    name = arm.method if arm.mask_from is None else f"{arm.method}@{arm.mask_from}"
+    """Let the harness score the tasks of a row, and write its results and our records."""
+    model.turn(row)
+    name = row.arm if row.mask_from is None else f"{row.arm}@{row.mask_from}"
     tracker = EvaluationTracker(output_path=str(folder / "harness" / name))
     start = time.perf_counter()
     results = lm_eval.simple_evaluate(
@@ -279,10 +335,9 @@ def _run(
     )
     seconds = time.perf_counter() - start
     samples = results.pop("samples")
-    noted = tasks_of_the_run()
-    # Made first, as saving samples changes them; saved last, as an arm with records is not run.
+    # Made first, as saving samples changes them; saved last, as a row with records is not run.
     records = [
-        _record(noted[task], arm, results, samples[task], model, what, run, seconds / len(tasks))
+        _record(task, row, results, samples[task], model, what, run, seconds / len(tasks))
         for task in tasks
     ]
     kept = samples if what.log_samples else None
@@ -310,8 +365,8 @@ def _without_repetition(number: int) -> Iterator[None]:
 
 
 def _record(
-    task: RunTask,
-    arm: Arm,
+    name: str,
+    row: Row,
     results: dict[str, Any],
     samples: Sequence[dict[str, Any]],
     model: ComparedModel,
@@ -319,7 +374,8 @@ def _record(
     run: str,
     seconds: float,
 ) -> Record:
-    name = task.name
+    prepared = model.steering_of(row, name)
+    task = prepared.task
     first = samples[0]["filter"]
     samples = [sample for sample in samples if sample["filter"] == first]
     better = results["higher_is_better"].get(name, {})
@@ -330,9 +386,9 @@ def _record(
         for key, value in found.items()
         if key.endswith(f",{first}") and "_stderr" not in key
     }
-    steering = results["config"]["sadi"][name]
+    not_finite = int(results["config"]["sadi"][name]["not_finite"])
     # Which of the generated texts they are is not known.
-    texts = task.output_type == "generate_until" and steering["not_finite"] > 0
+    texts = task.output_type == "generate_until" and not_finite > 0
     finite = [_all_finite(sample) and not texts for sample in samples]
     if not all(finite):  # the harness takes the first of such scores for the highest
         metrics = {key: [None, None] for key in metrics}
@@ -351,8 +407,8 @@ def _record(
         num_fewshot=task.num_fewshot,
         task=name,
         task_version=str(results["versions"].get(name)),
-        method=arm.method,
-        mask_from=arm.mask_from,
+        method=row.arm,
+        mask_from=row.mask_from,
         metric=metric,
         higher_is_better=bool(better.get(metric, True)),
         metrics=metrics,
@@ -367,7 +423,9 @@ def _record(
             for sample in samples
         ],
         labels=choices[0] if same else None,
-        steering=steering,
+        steering=prepared.record.with_not_finite(not_finite),
+        task_digest=prepared.record.task_digest,
+        pairs_digests=prepared.pairs_digests,
         seconds=seconds,
     )
 

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from lm_eval.api.instance import Instance
 from torch import Tensor
 from tqdm import tqdm
 
+from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.edits.joined import joined
 from sadi_lmeval.harness.response_cache import ResponseCache
-from sadi_lmeval.harness.run_tasks import tasks_of_the_run
-from sadi_lmeval.interventions.edit import Edit, Edits
-from sadi_lmeval.model import SteeredModel
-from sadi_lmeval.options import Options, parse
+from sadi_lmeval.methods.arm import Arm
+from sadi_lmeval.model import ManyArmsModel
 from sadi_lmeval.passes.packing import UNSTEERED
 from sadi_lmeval.passes.scoring import Score
-from sadi_lmeval.steering.methods import joined, site_of
 from sadi_lmeval.steering.steering import TaskSteering, prepare
 from sadi_lmeval.storage.journal import Journal
 
 
-class Arm(NamedTuple):
-    """A method, and the task whose documents it is fitted and tuned on; None: the scored one."""
+class Row(NamedTuple):
+    """A row of the table: an arm, and the task that it is fitted to; None: the scored one."""
 
-    method: str
+    arm: str
     mask_from: str | None = None
 
 
@@ -57,63 +55,63 @@ class Answers(dict[str, Any]):
         self._journal.add(*lines)
 
 
-class ComparedModel(SteeredModel):
+class ComparedModel(ManyArmsModel):
     """A model whose arms take turns at answering the same requests.
 
     The first arm that is asked has every other arm answer too, as they share the pass over the
     prompts; the others then find their answers.
     """
 
-    def __init__(self, pretrained: Any, **arguments: Any) -> None:
-        # The one argument that a single method other than SADI has.
-        direction = parse({"direction": arguments.pop("direction", None)}, "iti").direction
-        super().__init__(pretrained, **arguments)
-        self.options = replace(self.options, direction=direction)
-
-    def compare(self, arms: Mapping[Arm, Options], answers: Answers) -> None:
+    def compare(self, rows: Mapping[Row, Arm], answers: Answers) -> None:
         """Set what is compared, before the first turn.
 
         Args:
-            arms: their options.
+            rows: with their arms.
             answers: what has been answered before.
         """
-        self._arms = dict(arms)
-        self._prepared: dict[str, dict[Arm, TaskSteering]] = {}
+        self._rows = dict(rows)
+        self._prepared: dict[str, dict[Row, TaskSteering]] = {}
         self._answers = answers
 
-    def turn(self, arm: Arm) -> None:
-        """Let an arm answer from now on."""
-        self._arm, self.options = arm, self._arms[arm]
+    def turn(self, row: Row) -> None:
+        """Let a row's arm answer from now on."""
+        self._row, self.arm = row, self._rows[row]
+
+    def steering_of(self, row: Row, task: str) -> TaskSteering:
+        """How a task is steered in a row."""
+        return self._prepared[task][row]
+
+    def _begin_call(self) -> None:
+        """The model belongs to the comparison: it stays what it was."""
 
     def _prepare(self, requests: list[Instance]) -> None:
         self.cache_hook = ResponseCache(None)
         self.cache_hook.database = self._answers
-        noted = tasks_of_the_run()
+        noted = self._run.by_name
         for name, task in noted.items():
             if name not in self._prepared:
-                arms = [arm for arm in self._arms if arm.mask_from != name]
-                steering = prepare(task, self, [self._arms[arm] for arm in arms])
-                self._prepared[name] = dict(zip(arms, steering, strict=True))
-        mine = {name: self._prepared[name].get(self._arm) for name in noted}
+                rows = [row for row in self._rows if row.mask_from != name]
+                steering = prepare(task, self, [self._rows[row] for row in rows])
+                self._prepared[name] = dict(zip(rows, steering, strict=True))
+        mine = {name: self._prepared[name].get(self._row) for name in noted}
         self._use({name: steering for name, steering in mine.items() if steering is not None})
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Score]:
-        """Log-likelihood of each continuation under the arm whose turn it is."""
+    def _loglikelihood(self, requests: list[Instance], disable_tqdm: bool) -> list[Score]:
         self._steer(requests)  # prepares every arm
         groups: dict[tuple[str, tuple[int, ...]], list[Instance]] = {}
         for request in requests:
             steering = self._prepared[request.task_name].values()
             edits = tuple(each.edit_of(request.doc) for each in steering)
             groups.setdefault((request.task_name, edits), []).append(request)
-        label = f"Scoring under {len(self._arms)} methods at once"
+        label = f"Scoring under {len(self._rows)} methods at once"
         with tqdm(total=len(requests), desc=label, disable=disable_tqdm) as bar:
             for (name, edits), alike in groups.items():
-                self._answer(self._prepared[name], edits, alike, bar)
-        return super().loglikelihood(requests, True)
+                self._answer(list(self._prepared[name].values()), edits, alike, bar)
+        return super()._loglikelihood(requests, True)
 
     def _answer(
         self,
-        arms: Mapping[Arm, TaskSteering],
+        rows: Sequence[TaskSteering],
         chosen: Sequence[int],
         requests: Sequence[Instance],
         bar: Any,
@@ -121,30 +119,29 @@ class ComparedModel(SteeredModel):
         """Answer, under all arms at once, what some arm has not answered yet.
 
         Args:
-            arms: with their edits.
-            chosen: of each arm the index of its edit for these requests.
+            rows: of the table, as they steer the task.
+            chosen: of each row the index of its edit for these requests.
             requests: alike in that.
             bar: shows how far it is.
         """
-        families: dict[Any, tuple[Options, list[Edit]]] = {}
+        families: dict[Any, list[Edits]] = {}
         places: list[tuple[Any, int] | None] = []
         digests = []
-        for (arm, steering), index in zip(arms.items(), chosen, strict=True):
-            options = self._arms[arm]
-            edit = None if index == UNSTEERED else steering.edits[index]
-            digests.append(self._digest(options, edit))
-            if edit is None:
+        for steering, index in zip(rows, chosen, strict=True):
+            edits = None if index == UNSTEERED else steering.edits[index]
+            digests.append(self.steering_digest(steering.arm, edits, 0))
+            if edits is None:
                 places.append(None)
                 continue
-            alike = (options.method, site_of(options), options.activations)
-            edits = families.setdefault(alike, (options, []))[1]
-            places.append((alike, len(edits)))
-            edits.append(edit)
-        joint = [self._joined(options, edits) for options, edits in families.values()]
+            alike = edits.site.modules, edits.site.side, edits.scope, edits.clean
+            of_family = families.setdefault(alike, [])
+            places.append((alike, len(of_family)))
+            of_family.append(edits)
+        joint = [joined(of_family) for of_family in families.values()]
         first, offsets = 1, {}
         for alike, family in zip(families, joint, strict=True):
             offsets[alike], first = first, first + family.count
-        rows = [0 if place is None else offsets[place[0]] + place[1] for place in places]
+        columns = [0 if place is None else offsets[place[0]] + place[1] for place in places]
 
         cache = ResponseCache(None)
         keys: list[list[str]] = [[] for _ in requests]
@@ -155,11 +152,11 @@ class ComparedModel(SteeredModel):
         bar.update(len(requests) - len(left))
 
         def done(numbers: list[int], values: Tensor, greedy: Tensor) -> None:
-            found = zip(values[rows].T.tolist(), greedy[rows].T.tolist(), strict=True)
+            scores = zip(values[columns].T.tolist(), greedy[columns].T.tolist(), strict=True)
             self._answers.note(
                 {
                     key: (value, flag)
-                    for number, (sums, flags) in zip(numbers, found, strict=True)
+                    for number, (sums, flags) in zip(numbers, scores, strict=True)
                     for key, value, flag in zip(keys[left[number]], sums, flags, strict=True)
                 }
             )
@@ -168,10 +165,3 @@ class ComparedModel(SteeredModel):
         if left:
             continuations = [self.continuation(*requests[i].args) for i in left]
             self.engine.score_grid(continuations, joint, done)
-
-    def _digest(self, options: Options, edit: Edit | None) -> str:
-        edits = None if edit is None else self._joined(options, [edit])
-        return self.steering_digest(options, edits, 0)
-
-    def _joined(self, options: Options, edits: list[Edit]) -> Edits:
-        return joined(self.engine.site(*site_of(options)), edits, options)

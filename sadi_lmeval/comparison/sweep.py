@@ -7,28 +7,28 @@ import json
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sadi_lmeval.arms import arm
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.harness.run_task import Document, RunTask, task_digest
+from sadi_lmeval.harness.run_task import Document, RunTask
+from sadi_lmeval.identity.key import key_of
+from sadi_lmeval.methods.arm import Arm
+from sadi_lmeval.methods.registry import UNSTEERED
 from sadi_lmeval.options import Options
 from sadi_lmeval.pairs.pairs import scored_texts
 from sadi_lmeval.pairs.plan import draw, find_plan, num_fewshot, recipe_of
 from sadi_lmeval.pairs.sources import refuse_scored_documents
 from sadi_lmeval.passes.steerable import SteerableModel
-from sadi_lmeval.settings import UNSTEERED, Grid, Setting
-from sadi_lmeval.steering.measured import Measured, measured
-from sadi_lmeval.steering.methods import check_where, edits_of, grid, joined, site_of
+from sadi_lmeval.settings import SearchSpace, Setting
+from sadi_lmeval.steering.fitting import Fitted, fits_of, method_of
 from sadi_lmeval.steering.objective import Judged, resolved
 from sadi_lmeval.steering.outcome import outcome
-from sadi_lmeval.steering.tuning import Trial, judge_settings
-from sadi_lmeval.storage.cache import cache_key
+from sadi_lmeval.steering.steering import candidates_of
+from sadi_lmeval.steering.tuning import Trial, judge_settings, trial_identity
 from sadi_lmeval.storage.journal import LARGEST, Journal
-from sadi_lmeval.versions import versions
 
 logger = logging.getLogger("lm_eval.sadi")
 
@@ -40,40 +40,42 @@ class Sweep:
     """What is tried.
 
     Attributes:
-        methods: names of ways of steering, see :mod:`sadi_lmeval.arms`.
-        grid: where and how strongly, of all methods; None: each method's own.
+        arms: by name; the unsteered one is always tried.
+        spaces: of arms the search space that the user gave; without one an arm has its method's.
         split: ``dev``: held-out documents, from which a setting may be chosen; ``test``: those
             that the task scores, from which none may.
         limit: the most documents a task, or the part of them if below 1.
     """
 
-    methods: tuple[str, ...]
-    grid: Grid | None
+    arms: Mapping[str, Arm]
+    spaces: Mapping[str, SearchSpace]
     split: Split
     limit: float | None
 
-    def settings(self, options: Options, model: SteerableModel) -> list[Setting]:
-        """The settings of a method; its own grid goes no further than the model's entries.
+    def settings(self, name: str, model: SteerableModel) -> list[Setting]:
+        """List the settings of an arm; its method's own space goes no further than the model.
 
         Raises:
             UserError: more entries are to be steered than there are.
         """
-        site = model.engine.site(*site_of(options))
-        if self.grid is not None:
-            check_where(max(self.grid.where), site.layers, site.entries, options)
-            return self.grid.settings
-        return grid(options, (site.layers, site.entries)).settings
+        arm = self.arms[name]
+        site = model.engine.site(*method_of(arm).place)
+        if name in self.spaces:
+            arm.axes.check(self.spaces[name].largest(), site.size, site.element)
+            return self.spaces[name].settings
+        return arm.search_space(site.size).settings
 
 
-_Every = dict[str, tuple[Options, list[Setting]]]
-"""Of each method its options and settings."""
+_Every = dict[str, list[Setting]]
+"""Of each arm its settings; the unsteered one has the empty one."""
+_NOTHING = Setting()
 
 
 class _Part(NamedTuple):
-    """Documents that share masks: all of a task, or those of one fold."""
+    """Documents that share fits: all of a task, or those of one fold."""
 
     trial: Trial
-    masks: dict[str, Measured]  # of each method
+    fits: dict[str, Fitted]  # of each arm
 
 
 def sweep(
@@ -93,42 +95,56 @@ def sweep(
     """
     check_output(output)
     file = Journal(output, required=True, checked=False)
-    found: list[dict[str, Any]] = []
-    arms = {name: arm(name, options) for name in what.methods}
-    every: _Every = {"none": (arm("none", options), [UNSTEERED])}
-    every |= {name: (each, what.settings(each, model)) for name, each in arms.items()}
-    wanted = [(name, setting) for name, (_, settings) in every.items() for setting in settings]
+    lines: list[dict[str, Any]] = []
+    every: _Every = {UNSTEERED: [_NOTHING]}
+    every |= {name: what.settings(name, model) for name in what.arms}
+    wanted = [(name, setting) for name, settings in every.items() for setting in settings]
     for number, task in enumerate(tasks, start=1):
         parts = parts_of(task, what, options, model)
         run = _identity(parts, what, options, model)
         done = {
-            _key(line, every): line
+            (line["method"], _setting(line, what)): line
             for line in file.lines
-            if line["run"] == run and line["method"] in every
+            if line["run"] == run and _is_of(line, what)
         }
-        left: _Every = {
-            name: (each, [s for s in settings if (name, s) not in done])
-            for name, (each, settings) in every.items()
+        left = {
+            name: [setting for setting in settings if (name, setting) not in done]
+            for name, settings in every.items()
         }
-        count = sum(len(settings) for _, settings in left.values())
+        count = sum(map(len, left.values()))
         notes = output.with_name(f"{output.name}.{run[:12]}.part")
         if count:
             label = f"{task.name} ({number} of {len(tasks)}), {count} settings"
-            lines = _lines(parts, left, model, notes, label)
-            fresh = [{"run": run, "task": task.name, "split": what.split, **line} for line in lines]
+            of_task = _lines(parts, left, what, model, notes, label)
+            fresh = [{"run": run, "task": task.name, "split": what.split, **o} for o in of_task]
             file.add(*fresh)
-            done |= {_key(line, every): line for line in fresh}
+            done |= {(line["method"], _setting(line, what)): line for line in fresh}
         else:
             logger.info("Task %s: all %d settings are in %s", task.name, len(wanted), output)
         for path in notes.parent.glob(f"{notes.name}*"):
             path.unlink(missing_ok=True)
-        found += [done[each] for each in wanted]
-    return found
+        lines += [done[each] for each in wanted]
+    return lines
 
 
-def _key(line: dict[str, Any], every: _Every) -> tuple[str, Setting]:
-    names = every[line["method"]][0].parameters
-    return line["method"], Setting(*(line[name] for name in names))
+def _is_of(line: dict[str, Any], what: Sweep) -> bool:
+    """Whether a line is of an arm of this sweep, with the same arguments."""
+    name = line["method"]
+    if name == UNSTEERED:
+        return True
+    arm = what.arms.get(name)
+    return arm is not None and line.get("arm") == _arm_key(arm)
+
+
+def _arm_key(arm: Arm) -> str:
+    """What tells arms of one name apart: their methods' arguments, and the code."""
+    return key_of({"arm": arm.record(), "code": method_of(arm).code})[:12]
+
+
+def _setting(line: dict[str, Any], what: Sweep) -> Setting:
+    if line["method"] == UNSTEERED:
+        return _NOTHING
+    return Setting(*(line[name] for name in what.arms[line["method"]].axes.names))
 
 
 def check_output(output: Path) -> None:
@@ -166,9 +182,10 @@ def _is_ours(line: str) -> bool:
 
 
 def parts_of(task: RunTask, what: Sweep, options: Options, model: SteerableModel) -> list[_Part]:
-    """The documents that a sweep scores of a task, with the masks that they may be scored with."""
+    """Find the documents that a sweep scores of a task, with the fits that they are scored with."""
     plan = find_plan(task, options)
-    arms = {name: arm(name, options) for name in what.methods}
+    names = dict.fromkeys(name for arm in what.arms.values() for name in arm.axes.names)
+    chosen = tuple(names) if what.split == "dev" else ()
     recipe = plan.own_recipe
     if what.split == "test" and plan.source_task.name != task.name:
         recipe = recipe_of(task, replace(options, recipe=None), static=False)
@@ -176,7 +193,7 @@ def parts_of(task: RunTask, what: Sweep, options: Options, model: SteerableModel
     scored = _limited(task.evaluated(), what.limit) if what.split == "test" else []
     parts = []
     for index, source in enumerate(plan.sources.sources):
-        drawn = draw(plan, source, options, what.split == "dev", model)
+        drawn = draw(plan, source, options, chosen, model)
         shots = num_fewshot(plan, options)
         if what.split == "dev":
             judged = plan.source_task
@@ -184,16 +201,16 @@ def parts_of(task: RunTask, what: Sweep, options: Options, model: SteerableModel
             texts = scored_texts(judged, recipe, documents, source.allowed, shots, options.seed)
         else:
             judged = task
-            documents = [d for d in scored if plan.sources.mask_of(d) == index]
+            documents = [d for d in scored if plan.sources.fit_of(d) == index]
             texts = scored_texts(judged, recipe, documents, None, task.num_fewshot, options.seed)
         if not documents:
             continue
-        found = measured(plan, source, drawn.pairs, list(arms.values()), model)
-        masks = dict(zip(arms, found, strict=True))
+        fits = fits_of(plan, source, drawn.pairs, list(what.arms.values()), model)
         if what.split == "test":
-            for mask in found:
-                refuse_scored_documents(task, documents, mask.measurement.card, mask.source)
-        parts.append(_Part(Trial(judged, recipe, documents, texts, objective), masks))
+            for fitted in fits:
+                refuse_scored_documents(task, documents, fitted.fit.card, fitted.source)
+        of_arms = dict(zip(what.arms, fits, strict=True))
+        parts.append(_Part(Trial(judged, recipe, documents, texts, objective), of_arms))
     if not parts:
         raise UserError(f"task {task.name}: no documents to score; pass a larger --limit")
     return parts
@@ -206,68 +223,64 @@ def _limited(documents: list[Document], limit: float | None) -> list[Document]:
 
 
 def _identity(parts: Sequence[_Part], what: Sweep, options: Options, model: SteerableModel) -> str:
-    """A digest of all that outcomes depend on beside the method and the setting."""
-    of_method = ("kind", "element", "hidden_site", "shape")
-    return cache_key(
+    """A digest of all that outcomes depend on beside the arm and the setting."""
+    of_pairs = ("task", "source", "recipe_digest", "n_pairs", "pairs_digest", "seed")
+    cards = [next(iter(part.fits.values())).fit.card for part in parts if part.fits]
+    return key_of(
         {
-            "model": model.model_card,
-            "cards": [
-                {k: v for k, v in mask.measurement.card.items() if k not in of_method}
-                for part in parts
-                for mask in list(part.masks.values())[:1]
-            ],
-            "texts": [part.trial.texts_digest for part in parts],
-            "task": task_digest(parts[0].trial.task),
-            "objective": parts[0].trial.objective,
+            "trials": [trial_identity(part.trial, model) for part in parts],
+            "pairs": [{name: card.get(name) for name in of_pairs} for card in cards],
             "split": what.split,
-            "hidden_site": options.hidden_site,
-            "direction": options.direction,
-            "selection": options.selection,
-            "steering": options.steering,
-            "activations": options.activations,
             "seed": options.seed,
-            "versions": versions(),
         }
     )
 
 
 def _lines(
-    parts: Sequence[_Part], left: _Every, model: SteerableModel, notes: Path, label: str
+    parts: Sequence[_Part],
+    left: _Every,
+    what: Sweep,
+    model: SteerableModel,
+    notes: Path,
+    label: str,
 ) -> list[dict[str, Any]]:
     """The outcome of every setting that is left over the documents of all parts."""
     judged: list[list[Judged]] = []
-    steered = {name: of for name, of in left.items() if name != "none" and of[1]}
-    settings = [(name, setting) for name, of in steered.items() for setting in of[1]]
+    steered = {name: settings for name, settings in left.items() if name in what.arms and settings}
+    tried = [(name, setting) for name, settings in steered.items() for setting in settings]
     for number, part in enumerate(parts):
         families, journals = [], []
-        for name, (options, mine) in steered.items():
-            edits = edits_of(part.masks[name].measurement, mine, options)
-            families.append(joined(model.engine.site(*site_of(options)), edits, options))
-            tried = hashlib.sha256(repr((name, mine)).encode()).hexdigest()[:8]
-            journals.append(Journal(notes.with_name(f"{notes.name}{number}.{tried}")))
+        for name, settings in steered.items():
+            arm = what.arms[name]
+            families.append(candidates_of(arm, settings, part.fits[name], model).edits)
+            text = repr((name, _arm_key(arm), part.fits[name].key, settings))
+            tag = hashlib.sha256(text.encode()).hexdigest()[:8]
+            journals.append(Journal(notes.with_name(f"{notes.name}{number}.{tag}")))
         called = label if len(parts) == 1 else f"{label}, part {number + 1} of {len(parts)}"
         judged += judge_settings(part.trial, families, model, journals, called)
     lines = []
     columns = list(zip(*judged, strict=True))
-    for (name, setting), column in zip([("none", UNSTEERED), *settings], columns, strict=True):
-        options, mine = left[name]
-        if setting not in mine:
+    for (name, setting), column in zip([(UNSTEERED, _NOTHING), *tried], columns, strict=True):
+        if setting not in left[name]:
             continue
-        found = outcome(setting, column, columns[0])._asdict()
-        del found["setting"]
-        sadi = options.method == "sadi"
-        of_sadi = {n: getattr(options, n) for n in ("selection", "steering", "activations")}
+        numbers = outcome(setting, column, columns[0])._asdict()
+        del numbers["setting"]
+        of_arm: dict[str, Any] = {"element": "none"}
+        if name in what.arms:
+            arm = what.arms[name]
+            record = arm.record()
+            del record["method"]
+            place = {"element": method_of(arm).place[0]}
+            of_arm = {**place, **arm.axes.named(setting), **record, "arm": _arm_key(arm)}
         lines.append(
             {
                 "method": name,
-                "element": "none" if name == "none" else site_of(options)[0],
-                **setting.named(options.parameters),
+                **of_arm,
                 "documents": len(judged),
                 "objective": parts[0].trial.objective,
-                **found,
+                **numbers,
                 "model": model.model_card["model"],
-                **(of_sadi if sadi else {}),
-                "masks": [part.masks[name].key for part in parts if name in part.masks],
+                "fits": [part.fits[name].key for part in parts if name in part.fits],
             }
         )
     return lines

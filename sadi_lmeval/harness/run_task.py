@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
 from lm_eval.api.samplers import FirstNSampler
 from lm_eval.api.task import Task
 from lm_eval.api.utils import Message, messages_to_text
+from lm_eval.tasks import TaskManager
 
 from sadi_lmeval.errors import UserError, nearest
 
@@ -40,11 +42,15 @@ class RunTask:
     Attributes:
         settings: of the harness's ``build_all_requests``.
         limit: how long the texts of a document may be that takes part in anything.
+        manager: what has loaded the task, where that is known.
+        others: the tasks of the same run by name.
     """
 
     task: Task
     settings: dict[str, Any] = field(default_factory=dict)
     limit: LengthLimit | None = None
+    manager: TaskManager | None = field(default=None, repr=False, compare=False)
+    others: Mapping[str, RunTask] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -57,6 +63,12 @@ class RunTask:
     @property
     def num_fewshot(self) -> int:
         return int(self.task.config.num_fewshot or 0)
+
+    def included_folders(self) -> list[Path]:
+        """The folders of the run's ``--include_path``: benchmark and recipe files may be there."""
+        included = getattr(self.manager, "include_path", None)
+        paths = included if isinstance(included, (list, tuple)) else [included] if included else []
+        return [Path(path) for path in paths]
 
     def evaluated(self) -> list[Document]:
         """Every document of the split that the harness scores, whatever ``--limit`` says."""
@@ -197,18 +209,3 @@ def digest(document: Document) -> str:
     """A document's identity: sha256 of its content, the first 32 hexadecimal digits."""
     content = json.dumps(document, sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
-
-
-def task_digest(task: RunTask) -> str:
-    """A digest of the task's configuration; functions count by their names.
-
-    Of its metadata the version alone counts: the harness adds every model argument to it.
-    """
-    config = task.task.config.to_dict()
-    config["metadata"] = (config.get("metadata") or {}).get("version")
-    content = json.dumps(
-        config,
-        sort_keys=True,
-        default=lambda value: getattr(value, "__qualname__", type(value).__name__),
-    )
-    return digest({"config": content})

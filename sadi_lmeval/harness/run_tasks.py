@@ -2,7 +2,9 @@
 
 The harness hands a model only requests. Pairs must be written exactly as the scoring will write
 its prompts, so the ``Task`` objects themselves are noted down, with the arguments of
-``build_all_requests``.
+``build_all_requests``. Among these is the rank of the model that is scored, which the harness has
+from the model itself: so a rank that knows its model says which run a task belongs to, and nothing
+of a run is kept outside of its model.
 """
 
 from __future__ import annotations
@@ -24,20 +26,56 @@ from sadi_lmeval.harness.run_task import LengthLimit, RunTask
 
 logger = logging.getLogger("lm_eval.sadi")
 
-_noted: dict[str, RunTask] = {}
-_limits: list[LengthLimit] = []
-_managers: list[TaskManager] = []
+_MANAGER = "_sadi_lmeval_manager"
+"""Attribute of a task: what has loaded it."""
 
 
-def note_tasks_of_the_run(limit: LengthLimit | None = None) -> None:
-    """Start noting down the tasks whose requests the harness builds from now on.
+class RunTasks:
+    """The tasks whose requests the harness builds for one model, in that order.
 
-    Args:
-        limit: longer documents are left out of what the harness scores.
+    The harness builds the requests of all tasks of a run before it asks the first one. So a task
+    that is noted after an answer belongs to a new run.
     """
-    _noted.clear()
-    _limits[:] = [] if limit is None else [limit]
-    _managers.clear()
+
+    def __init__(self, limit: LengthLimit | None = None) -> None:
+        """
+        Args:
+            limit: longer documents are left out of what the harness scores.
+        """
+        self.limit = limit
+        self._tasks: dict[str, RunTask] = {}
+        self._ended = False
+
+    @property
+    def by_name(self) -> dict[str, RunTask]:
+        return dict(self._tasks)
+
+    def note(self, task: Task, settings: dict[str, Any]) -> None:
+        """Note down a task before its requests are built."""
+        if self._ended:
+            self._tasks, self._ended = {}, False
+        manager = getattr(task, _MANAGER, None)
+        found = limited(RunTask(task, settings, None, manager, self._tasks), self.limit)
+        self._tasks[found.name] = found
+
+    def end(self) -> None:
+        """Say that what is noted next belongs to another run."""
+        self._ended = True
+
+
+class RunRank(int):
+    """The rank of a process, as a model of ours tells it: it knows the tasks of the model's run."""
+
+    tasks: RunTasks
+
+    def __new__(cls, rank: int, tasks: RunTasks) -> RunRank:
+        found = super().__new__(cls, rank)
+        found.tasks = tasks
+        return found
+
+
+def note_tasks() -> None:
+    """Have the tasks of every model whose rank is a :class:`RunRank` noted down, from now on."""
     _compile_templates_once()
     build: Callable[..., None] = Task.build_all_requests
     load: Callable[..., Any] = TaskManager.load
@@ -46,18 +84,28 @@ def note_tasks_of_the_run(limit: LengthLimit | None = None) -> None:
 
     @functools.wraps(build)
     def build_all_requests(self: Task, **settings: Any) -> None:
-        task = limited(RunTask(self, settings), _limits[0] if _limits else None)
-        _noted[task.name] = task
+        rank = settings.get("rank")
+        if not isinstance(rank, RunRank):
+            build(self, **settings)
+            return
+        settings["rank"] = int(rank)
+        rank.tasks.note(self, settings)
         if settings.get("world_size", 1) > 1 and _has_no_document(self, settings):
             # The harness does not expect a process without documents (a limit below the number of
             # processes): it gets a request whose response no document asks for.
             settings = {**settings, "limit": 1, "samples": None, "rank": 0, "world_size": 1}
-        build(self, **settings)
+        try:
+            build(self, **settings)
+        except BaseException:
+            rank.tasks.end()
+            raise
 
     @functools.wraps(load)
     def load_tasks(self: TaskManager, *arguments: Any, **keywords: Any) -> Any:
-        _managers[:] = [self]
-        return load(self, *arguments, **keywords)
+        found = load(self, *arguments, **keywords)
+        for task in found["tasks"].values():
+            setattr(task, _MANAGER, self)
+        return found
 
     build_all_requests._notes_tasks = True  # type: ignore[attr-defined]
     Task.build_all_requests = build_all_requests
@@ -110,18 +158,6 @@ def _compile_templates_once() -> None:
         harness.env.from_string = functools.lru_cache(maxsize=4096)(harness.env.from_string)
 
 
-def tasks_of_the_run() -> dict[str, RunTask]:
-    """The noted tasks by name, in the order in which their requests were built."""
-    return dict(_noted)
-
-
-def included_folders() -> list[Path]:
-    """The folders of the run's ``--include_path``: benchmark and recipe files may stand there."""
-    included = _managers[0].include_path if _managers else None
-    paths = included if isinstance(included, (list, tuple)) else [included] if included else []
-    return [Path(path) for path in paths]
-
-
 def task_manager(folders: Iterable[Path]) -> TaskManager:
     """The harness's tasks, and those in folders of the user's."""
     return TaskManager(include_path=[str(folder) for folder in folders] or None)
@@ -133,9 +169,9 @@ def load_task(name: str, folders: list[Path], like: RunTask | None) -> RunTask:
     Raises:
         UserError: the harness knows no such task, or it is a group, or its data cannot be had.
     """
-    if name in _noted:
-        return _noted[name]
-    manager = _managers[0] if _managers else None
+    if like is not None and name in like.others:
+        return like.others[name]
+    manager = like.manager if like is not None else None
     if manager is None or name not in manager.all_subtasks:
         manager = task_manager(folders)
     if name not in manager.all_subtasks:
@@ -146,7 +182,9 @@ def load_task(name: str, folders: list[Path], like: RunTask | None) -> RunTask:
         raise UserError(f"task {name}: cannot load its data ({error})") from error
     if task.config.num_fewshot is None:
         task.set_config("num_fewshot", 0)
-    return RunTask(task, like.settings if like else {}, like.limit if like else None)
+    if like is None:
+        return RunTask(task, manager=manager)
+    return RunTask(task, like.settings, like.limit, manager, like.others)
 
 
 def load_tasks(
@@ -170,7 +208,6 @@ def load_tasks(
     """
     if manager is None:
         manager = task_manager(folders)
-    _managers[:] = [manager]
     for name in names:
         if name not in manager.all_tasks:
             raise UserError(f"unknown task {name!r}: {nearest(name, manager.all_tasks)}")
@@ -187,7 +224,7 @@ def load_tasks(
         elif given is None:
             task.set_config("num_fewshot", 0)
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
-        tasks.append(RunTask(task, settings))
+        tasks.append(RunTask(task, settings, manager=manager))
     return tasks
 
 

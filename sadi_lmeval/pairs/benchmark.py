@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-import math
 import reprlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from sadi_lmeval.errors import UserError, nearest
 from sadi_lmeval.folders import task_configs
-from sadi_lmeval.options import Element
+from sadi_lmeval.methods.registry import arm_names
 from sadi_lmeval.storage.yaml_files import read_yaml, yaml_files
 
 
@@ -26,9 +25,9 @@ class Benchmark:
         pairs_from: dataset splits that the pairs come from; empty: the training split, else the
             validation split if the test split is scored, else cross-fitting.
         folds: the number of folds where a task is cross-fitted.
-        n_pairs: how many pairs a mask is built from.
-        top_k, delta: K and delta per element, where the user gives none; what is named here is
-            not tuned.
+        n_pairs: how many pairs a method is fitted on.
+        settings: numbers of a setting by arm, where the user gives none; what is named here is
+            not chosen.
     """
 
     benchmark: str
@@ -37,8 +36,7 @@ class Benchmark:
     pairs_from: tuple[str, ...] = ()
     folds: int = 2
     n_pairs: int | None = None
-    top_k: dict[str, int] = field(default_factory=dict)
-    delta: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def find_benchmark(task: str, folders: list[Path]) -> Benchmark:
@@ -104,18 +102,28 @@ def _faults(content: dict[str, Any]) -> list[str]:
             )
     if not isinstance(content.get("recipe", ""), str):
         faults.append(f"recipe must be a name, not {reprlib.repr(content['recipe'])}")
-    for key in ("top_k", "delta"):
-        value = content.get(key, {})
-        if not isinstance(value, dict) or any(
-            element not in get_args(Element)
-            or isinstance(number, bool)
-            or not isinstance(number, int if key == "top_k" else (int, float))
-            or not math.isfinite(number)
-            or (key == "top_k" and number < 1)
-            for element, number in value.items()
-        ):
-            allowed = "(whole, at least 1)" if key == "top_k" else "(finite)"
-            faults.append(f"{key} must map {', '.join(get_args(Element))} to numbers {allowed}")
+    if "settings" in content:
+        faults += _of_settings(content["settings"])
+    return faults
+
+
+def _of_settings(given: object) -> list[str]:
+    """What is wrong with numbers by arm."""
+    if not isinstance(given, dict) or not all(isinstance(v, dict) for v in given.values()):
+        return ["settings must map arms to numbers by name, as {sadi-head: {top_k: 6}}"]
+    faults = []
+    for name, numbers in given.items():
+        method = arm_names()[name].method if name in arm_names() else None
+        if method is None:
+            faults.append(f"settings of {name!r}: {nearest(str(name), arm_names())}")
+            continue
+        axes = {axis.name: axis for axis in method.axes}
+        for key, value in numbers.items():
+            if key not in axes:
+                faults.append(f"settings of {name}: {key!r}: {nearest(str(key), axes)}")
+            elif not isinstance(value, (int, float)) or axes[key].read(value) is None:
+                shown = reprlib.repr(value)
+                faults.append(f"settings of {name}: {key} must be {axes[key].allowed}, not {shown}")
     return faults
 
 

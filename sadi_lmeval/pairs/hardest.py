@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from sadi_lmeval.errors import first_line
 from sadi_lmeval.harness.run_task import Text
+from sadi_lmeval.identity.key import key_of
+from sadi_lmeval.identity.model import model_identity
 from sadi_lmeval.pairs.pairs import Likes
 from sadi_lmeval.passes.scoring import Score
 from sadi_lmeval.passes.steerable import SteerableModel
-from sadi_lmeval.storage.atomic import read_checked, write_checked
-from sadi_lmeval.storage.cache import cache_key, locked
-
-logger = logging.getLogger("lm_eval.sadi")
+from sadi_lmeval.storage.store import Kind, get_or_build, read_kept, write_kept
+from sadi_lmeval.versions import versions
 
 
-def hardest(model: SteerableModel, folder: Path) -> Likes:
-    """A function that gives, of each document's wrong answers, the index of the likeliest one.
+def hardest(model: SteerableModel, folder: Path | None) -> Likes:
+    """Make a function that gives, of each document's wrong answers, the index of the likeliest one.
 
-    What it finds is kept in the cache, as the pairs must be known before their mask is looked for.
+    What it finds is kept in the cache, as the pairs must be known before their fit is looked for.
 
     Args:
         model: scores, unsteered.
@@ -31,42 +29,33 @@ def hardest(model: SteerableModel, folder: Path) -> Likes:
 
     def likes(wrongs: Sequence[Sequence[Text]]) -> list[int]:
         tokens = [[model.continuation(*text) for text in each] for each in wrongs]
-        found = {"hardest": tokens, "model": model.model_card}
-        path = folder / f"{cache_key(found)}.hardest.json"
         sizes = [len(each) for each in wrongs]
-        with locked(folder, [f"{path.name}.lock"], model.processes) as unwritable:
-            known = model.processes.broadcast(lambda: _known(path, sizes))
-            if known is None:
-                known = _likeliest(model, wrongs)
-                try:
-                    if unwritable is None and model.processes.is_first:
-                        write_checked(path, known)
-                except OSError as error:
-                    logger.warning("%s cannot be written (%s): it is found anew", path, error)
-        return known
+        key = key_of(
+            {"hardest": tokens, "model": model_identity(model.model_card), "versions": versions()}
+        )
+
+        def load(path: Path, key: str) -> list[int]:
+            found = read_kept(path, key)
+            if not (
+                isinstance(found, list)
+                and len(found) == len(sizes)
+                and all(type(i) is int and 0 <= i < n for i, n in zip(found, sizes, strict=True))
+            ):
+                raise ValueError("it is of other documents")
+            return [int(index) for index in found]
+
+        kind = Kind("hardest wrong choices", ".hardest.json", load, write_kept)
+        found = get_or_build(
+            folder, kind, [key], lambda keys, _: {keys[0]: _likeliest(model, wrongs)},
+            model.processes,
+        )  # fmt: skip
+        return found[key].value
 
     return likes
 
 
-def _known(path: Path, sizes: Sequence[int]) -> list[int] | None:
-    """What was found before; None where it is not there, or damaged."""
-    try:
-        found = read_checked(path)
-    except OSError:
-        return None
-    except (ValueError, RecursionError) as error:
-        logger.warning("%s: damaged (%s); it is found anew", path, first_line(error))
-        return None
-    fits = (
-        isinstance(found, list)
-        and len(found) == len(sizes)
-        and all(type(i) is int and 0 <= i < size for i, size in zip(found, sizes, strict=True))
-    )
-    return found if fits else None
-
-
 def _likeliest(model: SteerableModel, wrongs: Sequence[Sequence[Text]]) -> list[int]:
-    """The first of the answers with the highest log-likelihood, as a choice is scored."""
+    """Find the first of the answers with the highest log-likelihood, as a choice is scored."""
     mine = model.processes.shard(wrongs)
     asked = [(d, i) for d, each in mine for i in range(len(each)) if len(each) > 1]
     values = [[0.0] * len(each) for each in wrongs]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, RunTask
-from sadi_lmeval.harness.run_tasks import included_folders, load_task
+from sadi_lmeval.harness.run_tasks import load_task
 from sadi_lmeval.options import DEFAULT_N_PAIRS, DEFAULT_N_TUNE, Options
 from sadi_lmeval.pairs.benchmark import Benchmark, find_benchmark
 from sadi_lmeval.pairs.hardest import hardest
@@ -18,8 +19,7 @@ from sadi_lmeval.pairs.pairs import Pair, build_pairs, usable_documents
 from sadi_lmeval.pairs.recipe import Recipe, load_recipe
 from sadi_lmeval.pairs.sources import Known, Source, Sources, find_sources, identity
 from sadi_lmeval.pairs.static_sets import static_pairs
-from sadi_lmeval.passes.steerable import SteerableModel
-from sadi_lmeval.storage.cache import cache_folder
+from sadi_lmeval.passes.steerable import SteerableModel, folder_for
 
 logger = logging.getLogger("lm_eval.sadi")
 
@@ -72,7 +72,7 @@ def find_plan(task: RunTask, options: Options) -> Plan:
     Raises:
         UserError: there is nothing to contrast, or nothing that is not scored.
     """
-    folders = user_folders(options)
+    folders = user_folders(options, task)
     source_task = task
     if options.mask_from and options.mask_from != task.name:
         source_task = load_task(options.mask_from, folders, task)
@@ -106,7 +106,7 @@ def recipe_of(task: RunTask, options: Options, static: bool = True) -> Recipe:
     Raises:
         UserError: there is nothing to contrast, or no such recipe.
     """
-    folders = user_folders(options)
+    folders = user_folders(options, task)
     named = options.recipe or find_benchmark(task.name, folders).recipe
     recipe = load_recipe(named or _default_recipe(task), folders)
     if recipe.contrast == "static" and not static:
@@ -114,10 +114,14 @@ def recipe_of(task: RunTask, options: Options, static: bool = True) -> Recipe:
     return recipe
 
 
-def user_folders(options: Options) -> list[Path]:
-    """Where the user's own benchmark and recipe files are, searched before ours."""
+def user_folders(options: Options, task: RunTask | None) -> list[Path]:
+    """Where the user's own benchmark and recipe files are, searched before ours.
+
+    Args:
+        task: of the run; the run's ``--include_path`` is where it was loaded from.
+    """
     own = [Path(options.include_path)] if options.include_path else []
-    return [*own, *included_folders()]
+    return [*own, *(task.included_folders() if task is not None else ())]
 
 
 def num_fewshot(plan: Plan, options: Options) -> int:
@@ -141,7 +145,7 @@ def draw(
     plan: Plan,
     source: Source,
     options: Options,
-    tuning: bool,
+    chosen: Sequence[str],
     model: SteerableModel | None = None,
 ) -> Drawn:
     """Draw the pairs of a mask, and the held-out documents that its setting is chosen on.
@@ -152,7 +156,7 @@ def draw(
     Args:
         plan, source: where the documents come from.
         options: the user's.
-        tuning: whether held-out documents are needed.
+        chosen: the numbers that are chosen on held-out documents; none: none are needed.
         model: says which wrong choice is the hardest; needed for ``negative=hardest`` alone.
 
     Raises:
@@ -160,7 +164,7 @@ def draw(
     """
     task, shots, seed = plan.source_task, num_fewshot(plan, options), options.seed
     wanted = options.n_pairs or plan.benchmark.n_pairs or DEFAULT_N_PAIRS
-    tuned = (options.n_tune or DEFAULT_N_TUNE) if tuning else 0
+    tuned = (options.n_tune or DEFAULT_N_TUNE) if chosen else 0
     usable: list[Document] = []
     candidates = usable_documents(
         task, plan.own_recipe, source.documents, source.allowed, shots, seed
@@ -168,31 +172,31 @@ def draw(
     if plan.is_static:
         pairs = static_pairs(plan.task, task, plan.recipe, wanted, seed)
         _check_pairs(plan, source, options, len(pairs), wanted)
-        if not tuning:
+        if not chosen:
             return Drawn(pairs, [])
         used = Known.of(pair.known_as for pair in pairs)
         others = (d for d in candidates if not used.has(identity(task, d)))
         held_out = list(itertools.islice(others, tuned))
-        _check_held_out(plan, source, options, len(held_out), 0, len(held_out))
+        _check_held_out(plan, source, options, chosen, len(held_out), 0, len(held_out))
         return Drawn(pairs, held_out)
-    if tuning:
+    if chosen:
         usable = list(itertools.islice(candidates, wanted + tuned))
         if len(usable) < wanted + tuned and not options.n_pairs:
             least = options.n_tune or _FEWEST_TUNED
             share = max(least, len(usable) * tuned // (wanted + tuned))
             wanted = max(_FEWEST_PAIRS, len(usable) - share)
-    likes = None if model is None else hardest(model, cache_folder(options))
+    likes = None if model is None else hardest(model, folder_for(options, model))
     pairs = build_pairs(
         *(task, plan.recipe, source.documents, source.allowed, wanted, shots, seed),
         *(options.negative, likes),
     )
     _check_pairs(plan, source, options, len(pairs), wanted)
-    if not tuning:
+    if not chosen:
         return Drawn(pairs, [])
     used = Known.of(pair.known_as for pair in pairs)
     others = (d for d in itertools.chain(usable, candidates) if not used.has(identity(task, d)))
     held_out = list(itertools.islice(others, tuned))
-    _check_held_out(plan, source, options, len(usable), len(pairs), len(held_out))
+    _check_held_out(plan, source, options, chosen, len(usable), len(pairs), len(held_out))
     return Drawn(pairs, held_out)
 
 
@@ -218,16 +222,22 @@ def _origin(plan: Plan, source: Source) -> str:
 
 
 def _check_held_out(
-    plan: Plan, source: Source, options: Options, usable: int, pairs: int, held_out: int
+    plan: Plan,
+    source: Source,
+    options: Options,
+    chosen: Sequence[str],
+    usable: int,
+    pairs: int,
+    held_out: int,
 ) -> None:
     name = plan.source_task.name
     needed = options.n_tune or _FEWEST_TUNED
-    names = " and ".join(options.parameters)
+    names = " and ".join(chosen)
     if held_out < needed:
         raise UserError(
             f"task {name}: {source.label} has {usable} documents, {pairs} of them in the pairs, "
             f"which leaves {held_out} to choose {names} on, but {needed} are needed; pass "
-            f"{'= and '.join(options.parameters)}=, or a smaller n_pairs or n_tune"
+            f"{'= and '.join(chosen)}=, or a smaller n_pairs or n_tune"
         )
     if held_out < _FEW_TUNED:
         logger.warning(

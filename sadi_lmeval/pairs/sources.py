@@ -47,7 +47,7 @@ def identity(task: RunTask, document: Document) -> Identity:
 
 @dataclass(frozen=True)
 class Known:
-    """Documents that must not be among the pairs of a mask."""
+    """Documents that must not be among the pairs of a fit."""
 
     contents: frozenset[str]
     questions: frozenset[str]
@@ -66,12 +66,12 @@ class Known:
 
 
 class Source(NamedTuple):
-    """Documents that the pairs of one mask come from.
+    """Documents that the pairs of one fit come from.
 
     Attributes:
         label: for people: the split, or which fold is left out.
         documents: candidates, in data order.
-        allowed: whether a candidate is none of the documents that the mask will score.
+        allowed: whether a candidate is none of the documents that the fit will score.
     """
 
     label: str
@@ -80,21 +80,21 @@ class Source(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """All masks of a task.
+    """Where the pairs of all fits of a task come from.
 
     Attributes:
         task: the task whose documents make the pairs.
-        sources: one a mask.
+        sources: one a fit.
         split: the dataset split or splits of the pairs.
         folds: the number of folds, or None where the task is not cross-fitted.
-        mask_of: the index of the source whose mask an evaluated document is scored with.
+        fit_of: the index of the source whose fit an evaluated document is scored with.
     """
 
     task: RunTask
     sources: list[Source]
     split: str
     folds: int | None
-    mask_of: Callable[[Document], int]
+    fit_of: Callable[[Document], int]
 
 
 def splits_of_pairs(
@@ -115,7 +115,7 @@ def find_sources(
 
     The benchmark's ``pairs_from`` decides; without it the training split of ``source``, else its
     validation split if its test split is scored; else ``source`` is cross-fitted: contiguous
-    folds in data order over the whole evaluated split, each scored with the mask of the others.
+    folds in data order over the whole evaluated split, each scored with the fit of the others.
 
     Args:
         evaluated: the task that is scored.
@@ -167,8 +167,8 @@ def _cross_fitted(evaluated: RunTask, source: RunTask, folds: int) -> Sources:
         if known_as.question in identifying:
             fold_of_question.setdefault(known_as.question, fold)
 
-    def mask_of(document: Document) -> int:
-        """A document outside of ``source`` may have any mask: it gets the first."""
+    def fit_of(document: Document) -> int:
+        """A document outside of ``source`` may have any fit: it gets the first."""
         fold = fold_of.get(digest(document))
         if fold is None and fold_of_question:
             fold = fold_of_question.get(identity(evaluated, document).question)
@@ -193,19 +193,19 @@ def _cross_fitted(evaluated: RunTask, source: RunTask, folds: int) -> Sources:
                 ),
             )
         )
-    return Sources(source, sources, str(source.evaluated_split()), folds, mask_of)
+    return Sources(source, sources, str(source.evaluated_split()), folds, fit_of)
 
 
 def refuse_scored_documents(
     evaluated: RunTask, documents: Iterable[Document], card: dict[str, object], source: str
 ) -> None:
-    """The guard: no document is scored with a mask that its own pair helped to make.
+    """The guard: no document is scored with a fit that its own pair helped to make.
 
     Args:
         evaluated: the task that is scored.
-        documents: those that will be scored with the mask.
-        card: the mask's card, with the identities of its pairs' documents.
-        source: the mask's name, for the message.
+        documents: those that will be scored with the fit.
+        card: the fit's card, with the identities of its pairs' documents.
+        source: the fit's name, for the message.
 
     Raises:
         UserError: naming the first such document.
@@ -221,13 +221,13 @@ def refuse_scored_documents(
         if known_as.content in contents or (asked and known_as.question in (identifying or ())):
             text = " ".join(evaluated.question(document).split())
             raise UserError(
-                f"mask {source} was built from a document that task {evaluated.name} scores: "
-                f"{text[-120:]!r} (content {known_as.content}); use a mask from other documents"
+                f"fit {source} was built from a document that task {evaluated.name} scores: "
+                f"{text[-120:]!r} (content {known_as.content}); use a fit from other documents"
             )
 
 
 def made_from(card: dict[str, object]) -> Known:
-    """The documents that a mask was made from, as its card tells."""
+    """The documents that a fit was made from, as its card tells."""
     return Known(frozenset(_texts(card, "documents")), frozenset(_texts(card, "questions")))
 
 

@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.architecture.sites import Site
-from sadi_lmeval.errors import UserError
-from sadi_lmeval.interventions.iti import fit_probes
 from sadi_lmeval.passes.batches import Bounds, batches
 from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.prefixes import Group, group_by_prefix, shared_length
 from sadi_lmeval.passes.sequences import Tree, pack
 from sadi_lmeval.processes import ALONE, Processes
-from sadi_lmeval.storage.mask import Kind
 
 
 class TokenPair(NamedTuple):
@@ -28,8 +24,16 @@ class TokenPair(NamedTuple):
     negative: list[int]
 
 
-class Reducer(Protocol):
-    """Makes what a method needs of activations as they come."""
+class Collector(Protocol):
+    """Makes what a method needs of activations as they come.
+
+    Attributes:
+        kind: of what is made, a name that files carry.
+        shapes: of each tensor that is made, by name; -1 stands for any length.
+    """
+
+    kind: str
+    shapes: dict[str, tuple[int, ...]]
 
     def add(self, pairs: list[int], signs: list[int], values: Tensor) -> None:
         """Take some texts' activations.
@@ -44,68 +48,19 @@ class Reducer(Protocol):
         """Put together what each process has taken."""
 
     def tensors(self, label: str) -> dict[str, Tensor]:
-        """What came out, when every text of every pair has been taken.
+        """Make the tensors, float32, when every text of every pair has been taken.
+
+        Args:
+            label: of the pairs, for a progress bar.
 
         Raises:
             UserError: an activation is not finite.
         """
 
 
-class MeanDifference:
-    """D = (1/T) Σ (A_pos,i − A_neg,i) (equation 3), as a float64 stream: memory does not grow."""
-
-    def __init__(self, site: Site, pairs: int) -> None:
-        self.site, self.pairs = site, pairs
-        self.total = torch.zeros(site.layers, site.width, dtype=torch.float64)
-
-    def add(self, pairs: list[int], signs: list[int], values: Tensor) -> None:
-        weights = torch.tensor(signs, dtype=torch.float64)
-        self.total += torch.einsum("n,nlw->lw", weights, values.double())
-
-    def join(self, processes: Processes) -> None:
-        self.total = processes.all_reduce(self.total)
-
-    def tensors(self, label: str) -> dict[str, Tensor]:
-        site, mean = self.site, (self.total / self.pairs).float()
-        bad = int((~mean.isfinite()).sum())
-        if bad:
-            raise UserError(
-                f"the pairs' activations are not finite at {bad} of {mean.numel()} places "
-                f"({site.element}); load the model in a wider type (dtype=bfloat16 or float32)"
-            )
-        return {"difference": mean.view(site.layers, site.entries, site.entry_width)}
-
-
-class HeadProbes:
-    """ITI's probes, for which every activation is kept (float32)."""
-
-    def __init__(self, site: Site, pairs: int, seed: int) -> None:
-        self.site, self.seed = site, seed
-        self.values = torch.zeros(2, pairs, site.layers, site.width)
-
-    def add(self, pairs: list[int], signs: list[int], values: Tensor) -> None:
-        side = [0 if sign > 0 else 1 for sign in signs]
-        self.values[side, pairs] = values.float()
-
-    def join(self, processes: Processes) -> None:
-        self.values = processes.all_reduce(self.values)  # zero where another process has read
-
-    def tensors(self, label: str) -> dict[str, Tensor]:
-        shape = *self.values.shape[:3], self.site.entries, self.site.entry_width
-        positive, negative = self.values.view(shape)
-        return fit_probes(positive, negative, self.seed, label)._asdict()
-
-
-def reducer(kind: Kind, site: Site, pairs: int, seed: int) -> Reducer:
-    """What makes a kind of measurement."""
-    if kind == "probes":
-        return HeadProbes(site, pairs, seed)
-    return MeanDifference(site, pairs)
-
-
 def read_pairs(
     forward: Forward,
-    readers: Sequence[tuple[Site, Reducer]],
+    readers: Sequence[tuple[Site, Collector]],
     pairs: list[TokenPair],
     pad: int,
     branching: bool,
@@ -133,13 +88,13 @@ def read_pairs(
         numbers, own = [index for index, _ in mine], [pair for _, pair in mine]
         shown = processes.is_first
         _read(forward, readers, own, numbers, pad, branching, bounds, label, shown)
-    for _, taker in readers:
-        taker.join(processes)
+    for _, collector in readers:
+        collector.join(processes)
 
 
 def _read(
     forward: Forward,
-    readers: Sequence[tuple[Site, Reducer]],
+    readers: Sequence[tuple[Site, Collector]],
     pairs: list[TokenPair],
     numbers: list[int],
     pad: int,
@@ -167,8 +122,8 @@ def _read(
                 inputs = pack([row.tree for row in batch], pad, forward.dtype, forward.device, past)
                 values = forward.activations(inputs, points, sites)
                 which, signs = [numbers[pair] for *_, pair, _ in ends], [sign for *_, sign in ends]
-                for (_, taker), found in zip(readers, values, strict=True):
-                    taker.add(which, signs, found.cpu())
+                for (_, collector), found in zip(readers, values, strict=True):
+                    collector.add(which, signs, found.cpu())
                 bar.update(len(ends))
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
 from torch import nn
 
 from sadi_lmeval.architecture.sites import Site, find_site, unwrapped
-from sadi_lmeval.interventions.edit import Edits
-from sadi_lmeval.options import Element, HiddenSite
-from sadi_lmeval.passes.activations import Reducer, TokenPair, read_pairs
+from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.passes.activations import Collector, TokenPair, read_pairs
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.branching import can_resume, longest_branching_path
 from sadi_lmeval.passes.forward import Forward
@@ -20,6 +20,7 @@ from sadi_lmeval.passes.packing import Continuation
 from sadi_lmeval.passes.prefill import can_share_beginning
 from sadi_lmeval.passes.scoring import Score, log_likelihoods
 from sadi_lmeval.processes import ALONE, Processes
+from sadi_lmeval.types import Element, HiddenSite
 
 _AUTO_TOKENS = {"cpu": 512}
 """Padded tokens a batch under ``--batch_size auto``, by device type."""
@@ -37,7 +38,7 @@ class Engine:
     """Measures pairs and scores requests with one model.
 
     What its forward pass allows to share and to skip is found out by trying, when it is first
-    needed.
+    needed. Nothing that depends on the weights outlives a call.
     """
 
     def __init__(
@@ -88,23 +89,24 @@ class Engine:
 
     def read(
         self,
-        readers: Sequence[tuple[Site, Reducer]],
+        readers: Sequence[tuple[Site, Collector]],
         pairs: list[TokenPair],
         label: str,
         processes: Processes = ALONE,
     ) -> None:
         """Read the activations of pairs, see :func:`read_pairs`."""
         longest = max(len(text) for pair in pairs for text in pair)
-        read_pairs(
-            self.forward,
-            readers,
-            pairs,
-            pad=self.pad,
-            branching=longest <= self.longest_branching_path,
-            bounds=self.bounds,
-            label=label,
-            processes=processes,
-        )
+        with self._call():
+            read_pairs(
+                self.forward,
+                readers,
+                pairs,
+                pad=self.pad,
+                branching=longest <= self.longest_branching_path,
+                bounds=self.bounds,
+                label=label,
+                processes=processes,
+            )
 
     def score(
         self,
@@ -113,32 +115,41 @@ class Engine:
         done: Callable[[list[tuple[int, Score]]], None],
     ) -> None:
         """Score requests, each under its own edit, see :func:`log_likelihoods`."""
-        log_likelihoods(
-            self.forward,
-            requests,
-            edits,
-            pad=self.pad,
-            branching=_longest(requests) <= self.longest_branching_path,
-            bounds=self.bounds,
-            softmax_dtype=self.softmax_dtype,
-            done=done,
-        )
+        with self._call():
+            log_likelihoods(
+                self.forward,
+                requests,
+                edits,
+                pad=self.pad,
+                branching=_longest(requests) <= self.longest_branching_path,
+                bounds=self.bounds,
+                softmax_dtype=self.softmax_dtype,
+                done=done,
+            )
 
     def score_grid(
         self, requests: Sequence[Continuation], families: Sequence[Edits], done: Done
     ) -> None:
         """Score requests under every edit, see :func:`grid_log_likelihoods`."""
-        grid_log_likelihoods(
-            self.forward,
-            requests,
-            families,
-            pad=self.pad,
-            branching=_longest(requests) <= self.longest_branching_path,
-            resuming=self.can_resume,
-            bounds=self.bounds,
-            softmax_dtype=self.softmax_dtype,
-            done=done,
-        )
+        with self._call():
+            grid_log_likelihoods(
+                self.forward,
+                requests,
+                families,
+                pad=self.pad,
+                branching=_longest(requests) <= self.longest_branching_path,
+                resuming=self.can_resume,
+                bounds=self.bounds,
+                softmax_dtype=self.softmax_dtype,
+                done=done,
+            )
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self.forward.forget()
 
 
 def _longest(requests: Sequence[Continuation]) -> int:

@@ -16,7 +16,7 @@ from sadi_lmeval.architecture.hooks import keeping, passing_over
 from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.architecture.signature import cache_parameter
 from sadi_lmeval.architecture.sites import Site, decoder_blocks, input_device
-from sadi_lmeval.interventions.edit import Edits, reading
+from sadi_lmeval.edits.contract import Edits, reading
 from sadi_lmeval.passes.prefixes import shared_length
 from sadi_lmeval.passes.sequences import Batch, Past, Tree, pack
 
@@ -25,16 +25,18 @@ class Steered(NamedTuple):
     """Where a batch is edited: edit ``which[i]`` of ``edits`` at point i.
 
     Attributes:
-        clean: unsteered activations ``[k, layers, width]``, where they are known and the edits
-            need them.
-        of_point: the row of ``clean`` for each point, ``[n]``.
+        prompts: the k last prompt tokens that the points belong to; None: the points themselves.
+        of_point: which of them each point belongs to, ``[n]``; None: k = n, in order.
+        unsteered: activations of those tokens in an unsteered pass, ``[k, layers, width]``; None:
+            an unsteered pass comes first where the edits need them.
     """
 
     edits: Edits
     points: Points
     which: Tensor
-    clean: Tensor | None = None
+    prompts: Points | None = None
     of_point: Tensor | None = None
+    unsteered: Tensor | None = None
 
 
 class Resumed(NamedTuple):
@@ -91,16 +93,15 @@ class Forward:
     ) -> Tensor:
         """Logits ``[n, vocab]`` at n points, steered if asked.
 
-        With clean activations that are not known, an unsteered pass comes first (paper, reference
-        code: the values of a plain forward pass are scaled and written back).
+        Where the edits need unsteered activations that are not known, an unsteered pass comes first
+        (SADI's reference code scales the values of a plain forward pass; gates are read there).
         """
         with ExitStack() as stack:
             if steered is not None:
-                edits, points_of, which, clean, of_point = steered
-                if clean is None and edits.clean and edits.layers:
-                    [clean] = self.activations(batch, points_of, [edits.site])
-                    of_point = None
-                stack.enter_context(edits.at(points_of, which, clean, of_point))
+                edits, points_of, which, prompts, of_point, unsteered = steered
+                if unsteered is None and edits.needs_unsteered:
+                    [unsteered] = self.activations(batch, prompts or points_of, [edits.site])
+                stack.enter_context(edits.at(points_of, which, unsteered, of_point))
             if resumed is not None and resumed.layer:
                 over = self.blocks[: resumed.layer]
                 stack.enter_context(passing_over(over, resumed.states, self._in_tuple))
@@ -167,6 +168,10 @@ class Forward:
         self._run(batch, Points.of([], 1, self.device), cache)
         self._last_prefix = tokens, _past(cache)
         return self._last_prefix[1]
+
+    def forget(self) -> None:
+        """Forget the last prefix: the weights may be others at the next call."""
+        self._last_prefix = (), None
 
     def _run(self, batch: Batch, points: Points, cache: DynamicCache | None = None) -> Tensor:
         if cache is None and batch.past is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sadi_lmeval.architecture.positions import Points
-from sadi_lmeval.interventions.edit import Edits, Scope
+from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.forward import Forward, Resumed, Steered
 from sadi_lmeval.passes.likelihood import Likelihood, likelihood
@@ -23,6 +23,7 @@ from sadi_lmeval.passes.packing import Continuation, pack_requests
 from sadi_lmeval.passes.scoring import groups_of, log_likelihoods
 from sadi_lmeval.passes.sequences import Batch, additive
 from sadi_lmeval.passes.trunk import GridRow, GrownTrunk, alike, grow
+from sadi_lmeval.types import Scope
 
 _WIDEST = {"cpu": 256}
 """Tokens of a row that holds several settings: they do not see each other, so what attention
@@ -75,9 +76,9 @@ def grid_log_likelihoods(
         for batch in alike(rows, bounds):
             trunk = grow(forward, batch, families, starts, pad, past, softmax_dtype)
             scores = [trunk.base]
-            for family, clean in zip(families, trunk.clean, strict=True):
+            for family, unsteered in zip(families, trunk.unsteered, strict=True):
                 scores.append(
-                    _family(forward, trunk, family, clean, resuming, bounds, softmax_dtype)
+                    _family(forward, trunk, family, unsteered, resuming, bounds, softmax_dtype)
                 )
             found = Likelihood(*(torch.cat(parts) for parts in zip(*scores, strict=True)))
             done(trunk.table.requests, *trunk.table.totals(found))
@@ -126,7 +127,7 @@ def _family(
     forward: Forward,
     trunk: GrownTrunk,
     family: Edits,
-    clean: Tensor | None,
+    unsteered: Tensor | None,
     resuming: bool,
     bounds: Bounds,
     softmax_dtype: torch.dtype | None,
@@ -159,7 +160,7 @@ def _family(
             waiting = [edits[i : i + at_once] for i in range(0, len(edits), at_once)]
             while waiting:
                 which = waiting.pop()
-                found = branch.run(forward, trunk, family, which, layer, clean, softmax_dtype)
+                found = branch.run(forward, trunk, family, which, layer, unsteered, softmax_dtype)
                 if len(which) > 1 and not found.log_probability.isfinite().all():
                     # What is not finite spreads to its neighbours, even where attention is zero.
                     waiting += [[edit] for edit in which]
@@ -175,6 +176,7 @@ class _Branch:
     Attributes:
         width: tokens of a row for one edit.
         edited: (row, index of an own token) of each point that is edited.
+        of_point: of each of those, which of the batch's last prompt tokens it belongs to.
         places: (row, index of an own token) of each point with logits.
         changed: which scored tokens those points predict, ``[k]``.
     """
@@ -210,6 +212,12 @@ class _Branch:
             for i, row in enumerate(trunk.batch)
             for position in (own[i] if scope == "onwards" else sorted(row.prompts))
         ]
+        prompts = [(i, p) for i, row in enumerate(trunk.batch) for p in sorted(row.prompts)]
+        place = {prompt: k for k, prompt in enumerate(prompts)}
+        self.of_point = torch.tensor(
+            [place[i, trunk.batch[i].prompt_of[own[i][j]]] for i, j in self.edited],
+            dtype=torch.long,
+        )
         number = {}
         self.places: list[tuple[int, int]] = []
         for point, (i, position) in enumerate(trunk.table.places):
@@ -229,7 +237,7 @@ class _Branch:
         family: Edits,
         which: list[int],
         layer: int,
-        clean: Tensor | None,
+        unsteered: Tensor | None,
         softmax_dtype: torch.dtype | None,
     ) -> Likelihood:
         """One pass: the branch under several edits side by side, ``[edits, k]``."""
@@ -257,8 +265,8 @@ class _Branch:
             family,
             Points.of(edited, batch, device),
             torch.tensor(which).repeat_interleave(len(self.edited)),
-            clean,
-            torch.arange(len(self.edited)).repeat(count),
+            of_point=self.of_point.repeat(count),
+            unsteered=unsteered,
         )
         resumed = None
         if layer:

@@ -41,13 +41,14 @@ class Row:
     Attributes:
         tree: its tokens.
         edited: (position, edit) of each last prompt token.
-        following: (position, edit) of each token after one, with the edit of that one.
+        following: (position, edit, position of the last prompt token before it) of each token
+            after one, with the edit of that one.
         entries: the tokens to score.
     """
 
     tree: Tree
     edited: list[tuple[int, int]] = field(default_factory=list)
-    following: list[tuple[int, int]] = field(default_factory=list)
+    following: list[tuple[int, int, int]] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
 
     @property
@@ -121,9 +122,11 @@ def _packed(requests: Sequence[Continuation], members: list[int], past: int) -> 
         signs.append((path, index))
     signs.sort()
     row = Row(Tree(past=past))
-    # depth of what is placed, the members that share it, their positions so far, and the edit of
-    # the last prompt token among these
-    waiting: list[tuple[int, int, int, int, list[int], int]] = [(0, 0, len(signs), -1, [], _WITHIN)]
+    # depth of what is placed, the members that share it, their positions so far, and the last
+    # prompt token among these with its edit
+    waiting: list[tuple[int, int, int, int, list[int], tuple[int, int] | None]] = [
+        (0, 0, len(signs), -1, [], None)
+    ]
     while waiting:
         depth, first, last, parent, positions, under = waiting.pop()
         end = shared_length(signs[first][0], signs[last - 1][0], depth)
@@ -135,16 +138,16 @@ def _packed(requests: Sequence[Continuation], members: list[int], past: int) -> 
             for position, (_, edit) in enumerate(run, start=start):
                 if edit != _WITHIN:
                     row.edited.append((position, edit))
-                    under = edit
-                elif under != _WITHIN:
-                    row.following.append((position, under))
+                    under = position, edit
+                elif under is not None:
+                    row.following.append((position, under[1], under[0]))
         while first < last and len(signs[first][0]) == end:
             index = signs[first][1]
             tokens = requests[index].tokens
             where = positions[end - len(tokens) :]
             row.entries += [Entry(index, p, t) for p, t in zip(where, tokens, strict=True)]
             first += 1
-        branches: list[tuple[int, int, int, int, list[int], int]] = []
+        branches: list[tuple[int, int, int, int, list[int], tuple[int, int] | None]] = []
         while first < last:
             next_sign = signs[first][0][end]
             after = first

@@ -16,8 +16,8 @@ from sadi_lmeval.architecture.hooks import visiting
 from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.architecture.signature import cache_parameter, parameters
 from sadi_lmeval.architecture.sites import unwrapped
+from sadi_lmeval.edits.contract import Edits, reading
 from sadi_lmeval.errors import first_line
-from sadi_lmeval.interventions.edit import Edits, reading
 from sadi_lmeval.passes.branching import difference_of
 from sadi_lmeval.passes.forward import Forward, cache_of
 from sadi_lmeval.passes.prefixes import shared_length
@@ -49,7 +49,11 @@ def steered_generation(
         yield
         return
     last = context.shape[1] - 1
-    clean = _clean(model, edits, context, attention_mask) if edits.clean else None
+    unsteered = gates = None
+    if edits.needs_unsteered:
+        unsteered = _unsteered(model, edits, context, attention_mask)
+        table = edits.gates(unsteered)  # of each prompt once, for all its tokens
+        gates = None if table is None else table[:, which]
     edited: range = range(0)
 
     def before(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -69,11 +73,15 @@ def steered_generation(
         rows = activations.shape[0] if activations.dim() == 3 else context.shape[0]
         where = [(row, position) for row in range(rows) for position in edited]
         points = Points.of(where, rows, activations.device)
-        values = points.read(activations) if clean is None else clean[:, layer]
-        if len(values) != len(where):  # beams and several sequences a prompt
-            values = values.repeat_interleave(len(where) // len(values), dim=0)
+        if edits.clean and unsteered is not None:
+            values = unsteered[:, layer]
+            if len(values) != len(where):  # beams and several sequences a prompt
+                values = values.repeat_interleave(len(where) // len(values), dim=0)
+        else:
+            values = points.read(activations)
+        own = None if gates is None else gates.repeat_interleave(len(where) // len(gates), dim=0)
         indices = torch.full((len(where),), which)
-        return points.write(activations, edits.apply(layer, values.to(activations), indices))
+        return points.write(activations, edits.edited(layer, values.to(activations), indices, own))
 
     with ExitStack() as stack:
         # Not on a PEFT wrapper: generation passes it by.
@@ -184,7 +192,7 @@ def can_share_beginning(model: Any) -> bool:
     return not reason
 
 
-def _clean(model: nn.Module, edits: Edits, context: Tensor, attention_mask: Tensor) -> Tensor:
+def _unsteered(model: nn.Module, edits: Edits, context: Tensor, attention_mask: Tensor) -> Tensor:
     """Unsteered activations of the last prompt token, ``[batch, layers, width]``."""
     batch, width = context.shape
     points = Points.of([(row, width - 1) for row in range(batch)], batch, context.device)

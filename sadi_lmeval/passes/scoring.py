@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sadi_lmeval.architecture.positions import Points
-from sadi_lmeval.interventions.edit import Edits
+from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.passes.batches import Bounds, batches
 from sadi_lmeval.passes.forward import Forward, Steered
 from sadi_lmeval.passes.likelihood import Likelihood, likelihood
@@ -83,24 +83,35 @@ def _score(
     softmax_dtype: torch.dtype | None,
 ) -> list[tuple[int, Score]]:
     inputs = pack([row.tree for row in batch], pad, forward.dtype, forward.device, past)
-    onwards = edits is not None and edits.scope == "onwards"
-    where = [
-        (i, position, edit)
-        for i, row in enumerate(batch)
-        for position, edit in (row.edited + row.following if onwards else row.edited)
-        if edit != UNSTEERED
-    ]
-    steered = None
-    if edits is not None and where:
-        steered = Steered(
-            edits,
-            Points.of([(i, position) for i, position, _ in where], len(batch), forward.device),
-            torch.tensor([edit for _, _, edit in where]),
-        )
+    steered = None if edits is None else _steered(batch, edits, forward.device)
     table = Scored(batch)
     logits = forward.logits(inputs, table.points(forward.device), steered)
     found = likelihood(logits, table.at, table.tokens, softmax_dtype)
     return list(zip(table.requests, table.sums(found), strict=True))
+
+
+def _steered(batch: list[Row], edits: Edits, device: torch.device) -> Steered | None:
+    """Where the rows of a batch are edited; None where nowhere."""
+    prompts = [(i, p) for i, row in enumerate(batch) for p, e in row.edited if e != UNSTEERED]
+    if not prompts:
+        return None
+    number = {place: index for index, place in enumerate(prompts)}
+    where = [
+        (i, position, edit, number[i, prompt])
+        for i, row in enumerate(batch)
+        for position, edit, prompt in (
+            *((position, edit, position) for position, edit in row.edited),
+            *(row.following if edits.scope == "onwards" else ()),
+        )
+        if edit != UNSTEERED
+    ]
+    return Steered(
+        edits,
+        Points.of([(i, position) for i, position, *_ in where], len(batch), device),
+        torch.tensor([edit for *_, edit, _ in where]),
+        Points.of(prompts, len(batch), device),
+        torch.tensor([prompt for *_, prompt in where]),
+    )
 
 
 class Scored:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
+from sadi_lmeval.options import Options
 from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.passes.packing import Continuation
 from sadi_lmeval.processes import Processes
+from sadi_lmeval.storage.store import cache_folder
 
 
 class SteerableModel(Protocol):
@@ -18,7 +21,7 @@ class SteerableModel(Protocol):
 
     @property
     def model_card(self) -> dict[str, Any]:
-        """What identifies the model and its precision."""
+        """What the model is now, see :func:`sadi_lmeval.identity.model.model_card`."""
 
     @property
     def processes(self) -> Processes:
@@ -29,3 +32,8 @@ class SteerableModel(Protocol):
 
     def continuation(self, context: str, continuation: str) -> Continuation:
         """A request as scoring would tokenize and truncate it."""
+
+
+def folder_for(options: Options, model: SteerableModel) -> Path | None:
+    """Where what is made with a model is kept; nowhere, if its weights cannot be told apart."""
+    return None if model.model_card["weights_digest"] is None else cache_folder(options)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sadi_lmeval.architecture.positions import Points
-from sadi_lmeval.interventions.edit import Edits
+from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.forward import Forward, Trunk
 from sadi_lmeval.passes.likelihood import Likelihood, likelihood
@@ -26,6 +26,7 @@ class GridRow:
 
     Attributes:
         own: positions of the last prompt tokens and of all that follows them, ascending.
+        prompt_of: of each of those, the position of its last prompt token.
         visible: which token sees which, ``[length, length]``.
         depths: the position of each token on its path, ``[length]``.
     """
@@ -33,6 +34,8 @@ class GridRow:
     def __init__(self, row: Row) -> None:
         self.row = row
         self.prompts = {position for position, _ in row.edited}
+        self.prompt_of = {position: position for position in self.prompts}
+        self.prompt_of |= {position: prompt for position, _, prompt in row.following}
         own: list[int] = []
         ends: list[bool] = []  # of each segment: whether what follows it is its own
         depths: list[int] = []
@@ -79,7 +82,8 @@ class GrownTrunk(NamedTuple):
     Attributes:
         table: what is scored.
         base: the unsteered likelihood of each scored token, ``[1, m]``.
-        clean: of each family, the activations of its site at the last prompt tokens, or None.
+        unsteered: of each family, the activations of its site at the last prompt tokens, or None
+            where it does not need them.
     """
 
     batch: list[GridRow]
@@ -87,7 +91,7 @@ class GrownTrunk(NamedTuple):
     pass_: Trunk
     table: Scored
     base: Likelihood
-    clean: list[Tensor | None]
+    unsteered: list[Tensor | None]
 
 
 def grow(
@@ -103,8 +107,9 @@ def grow(
     table = Scored([row.row for row in batch])
     prompts = [(i, position) for i, row in enumerate(batch) for position in sorted(row.prompts)]
     read = Points.of(prompts, len(batch), forward.device)
-    sites = [family.site if family.clean else None for family in families]
-    grown, clean = forward.trunk(inputs, table.points(forward.device), starts, sites, read)
+    sites = [family.site if family.needs_unsteered else None for family in families]
+    grown, unsteered = forward.trunk(inputs, table.points(forward.device), starts, sites, read)
     found = likelihood(grown.logits, table.at, table.tokens, softmax_dtype)
     base = Likelihood(found.log_probability[None], found.greedy[None])
-    return GrownTrunk(batch, inputs, grown._replace(logits=grown.logits[:0]), table, base, clean)
+    kept = grown._replace(logits=grown.logits[:0])
+    return GrownTrunk(batch, inputs, kept, table, base, unsteered)

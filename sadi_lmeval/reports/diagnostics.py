@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sklearn.metrics import balanced_accuracy_score
 
-from sadi_lmeval.reports.record import Record
+from sadi_lmeval.records.record import Record
 from sadi_lmeval.reports.significance import compare_paired
 
 

@@ -1,15 +1,15 @@
-"""Heatmaps of a sweep, where × how strongly, as PNG files."""
+"""Heatmaps of a sweep as PNG files: the last number of a setting across, the others down."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sadi_lmeval.arms import parameters_of
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.settings import Axes
 
 
 def check_can_draw() -> None:
@@ -34,11 +34,14 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"--heatmaps {folder}: is or lies in a file; name a folder")
 
 
-def draw_heatmaps(lines: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
-    """Draw one heatmap a task and method: the mean difference from the unsteered model.
+def draw_heatmaps(
+    lines: Sequence[dict[str, Any]], axes_of: Mapping[str, Axes], folder: Path
+) -> list[Path]:
+    """Draw one heatmap a task and arm: the mean difference from the unsteered model.
 
     Args:
         lines: of a sweep.
+        axes_of: of each arm.
         folder: where the files go; it is made.
 
     Returns:
@@ -53,26 +56,26 @@ def draw_heatmaps(lines: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
         (line["task"], line["method"]) for line in lines if line["method"] != "none"
     ):
         mine = [line for line in lines if (line["task"], line["method"]) == (task, method)]
-        names = parameters_of(method)
+        *down, across = axes_of[method]
         unsteered = next(
             line for line in lines if line["task"] == task and line["method"] == "none"
         )
-        where = sorted({line[names.where] for line in mine})
-        strength = sorted({line[names.strength] for line in mine})
+        where = sorted({tuple(line[axis.name] for axis in down) for line in mine})
+        strength = sorted({line[across.name] for line in mine})
         values = [[float("nan")] * len(strength) for _ in where]
         for line in mine:
             if line["difference"] is not None:
-                at = where.index(line[names.where]), strength.index(line[names.strength])
-                values[at[0]][at[1]] = line["difference"]
+                row = where.index(tuple(line[axis.name] for axis in down))
+                values[row][strength.index(line[across.name])] = line["difference"]
         reach = max((abs(v) for row in values for v in row if v == v), default=0.0) or 1.0
         figure = Figure(figsize=(2.5 + 0.5 * len(strength), 1.8 + 0.4 * len(where)), dpi=120)
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         image = axes.imshow(values, cmap="RdBu", vmin=-reach, vmax=reach, aspect="auto")
         axes.set_xticks(range(len(strength)), [f"{d:g}" for d in strength], rotation=90)
-        axes.set_yticks(range(len(where)), [str(k) for k in where])
-        axes.set_xlabel(names.strength)
-        axes.set_ylabel("K" if names.where == "top_k" else names.where)
+        axes.set_yticks(range(len(where)), [", ".join(f"{n:g}" for n in each) for each in where])
+        axes.set_xlabel(across.short)
+        axes.set_ylabel(", ".join(axis.short for axis in down))
         for (row, column), value in (
             ((r, c), values[r][c]) for r in range(len(where)) for c in range(len(strength))
         ):

@@ -6,14 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple, NoReturn
 
 from scipy.stats import sem
 
-from sadi_lmeval.arms import NAMES
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.records.record import Record
 from sadi_lmeval.reports.diagnostics import Diagnosis, diagnose
-from sadi_lmeval.reports.record import Record
 from sadi_lmeval.reports.significance import LEVEL, Comparison, compare_paired, holm
 
 UNSTEERED = "none"
@@ -172,7 +171,8 @@ def boards_of(records: Iterable[Record]) -> list[Board]:
     """One table a run.
 
     Raises:
-        UserError: a method and the unsteered model were not scored on the same documents.
+        UserError: a method and the unsteered model were not scored on the same documents, or two
+            records of a task were not made by the same definitions and pairs.
     """
     by_run: dict[str, list[Record]] = {}
     for record in records:
@@ -181,6 +181,7 @@ def boards_of(records: Iterable[Record]) -> list[Board]:
 
 
 def _board(records: Sequence[Record]) -> Board:
+    _refuse_disagreement(records)
     main = [record for record in records if record.mask_from is None]
     unsteered = {record.task: record for record in main if record.method == UNSTEERED}
     tasks = sorted({record.task for record in main})
@@ -205,9 +206,38 @@ def _board(records: Sequence[Record]) -> Board:
     return replace(board, rows=whole)
 
 
-def _order(method: str) -> tuple[int, str]:
-    """The usual order of methods; others come last."""
-    return (NAMES.index(method) if method in NAMES else len(NAMES)), method
+def _order(method: str) -> tuple[bool, str]:
+    """The unsteered model comes first."""
+    return method != UNSTEERED, method
+
+
+def _refuse_disagreement(records: Sequence[Record]) -> None:
+    """Refuse records of one task that were made by different definitions or pairs.
+
+    Raises:
+        UserError: naming two of them, and what differs.
+    """
+    of_task: dict[str, Record] = {}
+    of_pairs: dict[tuple[str, str | None], Record] = {}
+    for record in records:
+        first = of_task.setdefault(record.task, record)
+        if record.task_digest != first.task_digest:
+            _disagree(record, first, "definitions of the task")
+        if not record.pairs_digests:
+            continue
+        first = of_pairs.setdefault((record.task, record.mask_from), record)
+        if record.steering.recipe_digest != first.steering.recipe_digest:
+            _disagree(record, first, "recipes")
+        if record.pairs_digests != first.pairs_digests:
+            _disagree(record, first, "pairs")
+
+
+def _disagree(record: Record, other: Record, what: str) -> NoReturn:
+    said = (
+        f"{record.task}: {record.method} and {other.method} are of different {what}, and cannot be "
+        "compared; run both again in a new folder"
+    )
+    raise UserError(printable(said))
 
 
 def _cell(record: Record, unsteered: Record | None) -> Cell:
@@ -275,18 +305,6 @@ def _transfer(
         if (method, task) in main:
             cells.setdefault((task, task), main[method, task])
     return Transfer(method, cells)
-
-
-def masks_of(record: Record) -> list[dict[str, Any]]:
-    """What a record says of the masks (of a cross-fitted task: one a fold); may be empty."""
-    masks = record.steering.get("masks")
-    return [mask for mask in masks if isinstance(mask, dict)] if isinstance(masks, list) else []
-
-
-def parameters_of(record: Record) -> list[str]:
-    """The names of a method's parameters, ``top_k`` and ``delta`` for SADI."""
-    names = record.steering.get("parameters")
-    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def printable(text: object) -> str:

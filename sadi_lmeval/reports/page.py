@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from sadi_lmeval.reports.leaderboard import UNSTEERED, Board, Cell, masks_of, parameters_of
+from sadi_lmeval.records.steering import FitRecord, finite
+from sadi_lmeval.reports.leaderboard import UNSTEERED, Board, Cell
 from sadi_lmeval.reports.tables import LEGEND, conditions, how_to_repeat, majorities, shown
 
 _COLUMNS = 64
@@ -62,7 +63,7 @@ class Gap(NamedTuple):
 
 
 class Map(NamedTuple):
-    """The selected entries of a method on a task, summed over its masks.
+    """The selected entries of a method on a task, summed over its fits.
 
     Attributes:
         columns: of the map.
@@ -71,7 +72,7 @@ class Map(NamedTuple):
     """
 
     title: str
-    masks: int
+    fits: int
     layers: int
     entries: int
     columns: int
@@ -120,44 +121,20 @@ def _section(board: Board) -> dict[str, Any]:
     }
 
 
-def _number(value: object) -> float | None:
-    """A finite number of a record's free part, or None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if abs(value) < 1e300 and not math.isnan(value) else None
-
-
-def _dict(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _outcomes(mask: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The settings that were tried while tuning, the unsteered model included."""
-    table = _dict(mask.get("tuning")).get("table")
-    return [row for row in table if isinstance(row, dict)] if isinstance(table, list) else []
-
-
-def _chosen(mask: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    chosen = _dict(mask.get("tuning")).get("chosen")
-    return {name: _dict(chosen or mask).get(name) for name in names}
-
-
 def _text(value: object) -> str:
-    number = _number(value)
+    number = finite(value)
     return "–" if value is None else str(value) if number is None else f"{number:g}"
 
 
 def _setting(cell: Cell) -> str:
     """The chosen parameters, of each fold if the folds differ: ``top_k 6/4, delta 9``."""
-    names = parameters_of(cell.record)
-    chosen = [_chosen(mask, names) for mask in masks_of(cell.record)]
-    told = []
-    for name in names:
-        values = [_text(setting[name]) for setting in chosen] or [
-            _text(cell.record.steering.get(name))
-        ]
-        told.append(f"{name} {'/'.join(values if len(set(values)) > 1 else values[:1])}")
-    return ", ".join(told)
+    steering = cell.record.steering
+    chosen = [fit.chosen for fit in steering.fits] or [steering.setting]
+    said = []
+    for name in steering.axes:
+        values = [_text(setting[name]) for setting in chosen]
+        said.append(f"{name} {'/'.join(values if len(set(values)) > 1 else values[:1])}")
+    return ", ".join(said)
 
 
 def _level(value: float, reach: float) -> int:
@@ -169,20 +146,17 @@ def _gaps(cells: Iterable[Cell], board: Board) -> list[Gap]:
     found = []
     for cell in cells:
         test = None if cell.comparison is None else cell.comparison.difference
-        names = parameters_of(cell.record)
-        tuned = [mask for mask in masks_of(cell.record) if _outcomes(mask)]
+        tuned = [fit for fit in cell.record.steering.fits if fit.tuning and fit.tuning.table]
         if not tuned or test is None:
             continue
         differences = []
-        for mask in tuned:
-            chosen = _chosen(mask, names)
-            row = next((r for r in _outcomes(mask) if {n: r.get(n) for n in names} == chosen), {})
-            differences.append(_number(row.get("difference")))
+        for fit in tuned:
+            chosen, table = fit.chosen, fit.tuning.table if fit.tuning else []
+            row = next((r for r in table if {n: r.get(n) for n in chosen} == chosen), {})
+            differences.append(finite(row.get("difference")))
         known = [number for number in differences if number is not None]
         dev = sum(known) / len(known) if known and len(known) == len(differences) else None
-        objective = ", ".join(
-            dict.fromkeys(str(_dict(m.get("tuning")).get("objective")) for m in tuned)
-        )
+        objective = ", ".join(dict.fromkeys(fit.tuning.objective for fit in tuned if fit.tuning))
         found.append((cell, objective, dev if objective == "metric" else None, test))
     ends = [0.0]
     for cell, _, dev, test in found:
@@ -219,72 +193,69 @@ def _by_task(
 
 
 def _heatmaps(cell: Cell) -> list[Grid]:
-    found = [_heatmap(cell, mask) for mask in masks_of(cell.record)]
+    found = [_heatmap(cell, fit) for fit in cell.record.steering.fits]
     return [grid for grid in found if grid is not None]
 
 
-def _heatmap(cell: Cell, mask: Mapping[str, Any]) -> Grid | None:
-    """Differences from the unsteered model: where × how strongly."""
-    names = parameters_of(cell.record)
-    if len(names) != 2:
+def _heatmap(cell: Cell, fit: FitRecord) -> Grid | None:
+    """Differences from the unsteered model: a setting's last number across, the others down."""
+    names = list(fit.setting)
+    if len(names) < 2 or fit.tuning is None:
         return None
-    cells = {}
-    for row in _outcomes(mask):
-        where, strength = (_number(row.get(name)) for name in names)
-        if where is not None and strength:  # strength 0 is the unsteered model
-            cells[where, strength] = _number(row.get("difference"))
+    cells: dict[tuple[float, ...], float | None] = {}
+    for row in fit.tuning.table:
+        numbers = [finite(row.get(name)) for name in names]
+        if None not in numbers and any(numbers):  # all 0 is the unsteered model
+            key = tuple(number for number in numbers if number is not None)
+            cells[key] = finite(row.get("difference"))
     if not cells:
         return None
-    chosen = tuple(_number(value) for value in _chosen(mask, names).values())
+    chosen = tuple(finite(value) for value in fit.chosen.values())
     reach = max((abs(number) for number in cells.values() if number is not None), default=0.0)
     scale = 100 if reach <= 1 else 1
     reach = max(reach, _REACH)
-    columns = sorted({strength for _, strength in cells})
+    columns = sorted({key[-1] for key in cells})
 
-    def tile(key: tuple[float, float]) -> Tile | None:
+    def tile(key: tuple[float, ...]) -> Tile | None:
         if key not in cells:
             return None
         number = cells[key]
         text = "×" if number is None else shown(number, scale, sign=True)
         return Tile(text, _level(number or 0.0, reach), key == chosen)
 
-    title = f"{cell.record.method}, {_text(mask.get('source'))}"
-    if chosen[1] == 0:
+    title = f"{cell.record.method}, {_text(fit.source)}"
+    if not any(chosen):
         title += ": unsteered chosen"
     return Grid(
         title,
-        f"{names[0]} \\ {names[1]}",
-        [_text(strength) for strength in columns],
+        f"{', '.join(names[:-1])} \\ {names[-1]}",
+        [_text(last) for last in columns],
         [
-            (_text(where), [tile((where, strength)) for strength in columns])
-            for where in sorted({where for where, _ in cells})
+            (", ".join(map(_text, others)), [tile((*others, last)) for last in columns])
+            for others in sorted({key[:-1] for key in cells})
         ],
     )
 
 
 def _maps(cell: Cell) -> list[Map]:
-    steering = cell.record.steering
-    layers, entries = (_number(steering.get(name)) for name in ("layers", "entries"))
+    layers, entries = cell.record.steering.layers, cell.record.steering.entries
     # A map of more layers than any model has would be a hostile one.
     if not layers or not entries or not 1 <= layers <= 1000 or not 1 <= entries < 1 << 31:
         return []
-    masks = [mask for mask in masks_of(cell.record) if isinstance(mask.get("selected"), list)]
+    fits = [fit for fit in cell.record.steering.fits if fit.selected is not None]
     width = math.ceil(entries / _COLUMNS)
     spots: Counter[tuple[int, int]] = Counter()
-    for mask in masks:
-        for pair in mask["selected"]:
-            numbers = [_number(n) for n in pair] if isinstance(pair, list) else []
-            if len(numbers) == 2 and None not in numbers:
-                layer, entry = (int(n or 0) for n in numbers)
-                if 0 <= layer < layers and 0 <= entry < entries:
-                    spots[layer, entry // width] += 1
+    for fit in fits:
+        for layer, entry in fit.selected or ():
+            if 0 <= layer < layers and 0 <= entry < entries:
+                spots[layer, entry // width] += 1
     if not spots:
         return []
     one = Map(
         cell.record.method,
-        len(masks),
-        int(layers),
-        int(entries),
+        len(fits),
+        layers,
+        entries,
         math.ceil(entries / width),
         width,
         max(spots.values()),

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.records.record import Record, load_records
 from sadi_lmeval.reports.leaderboard import Board, Cell, boards_of, printable
 from sadi_lmeval.reports.page import page
-from sadi_lmeval.reports.record import Record, load_records
 from sadi_lmeval.reports.tables import comma_separated, json_text, markdown, model_index, shown
 from sadi_lmeval.storage.atomic import write_atomically
 

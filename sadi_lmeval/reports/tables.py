@@ -12,8 +12,8 @@ from typing import Any
 from huggingface_hub import CardData, EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from sadi_lmeval.reports.leaderboard import Board, Cell, Transfer, masks_of, printable
-from sadi_lmeval.reports.record import Record
+from sadi_lmeval.records.record import Record
+from sadi_lmeval.reports.leaderboard import Board, Cell, Transfer, printable
 from sadi_lmeval.reports.significance import LEVEL
 
 LEGEND = (
@@ -27,13 +27,10 @@ LEGEND = (
 
 def how_to_repeat(record: Record) -> dict[str, Any]:
     """All that a cell depends on, as plain JSON values."""
-    masks = []
-    for mask in masks_of(record):
-        kept = {name: mask[name] for name in mask if name not in ("selected", "tuning")}
-        tuning = mask.get("tuning")
-        if isinstance(tuning, dict):
-            kept["tuning"] = {name: tuning[name] for name in tuning if name != "table"}
-        masks.append(kept)
+    steering = record.steering.to_json()
+    for fit in steering.get("fits", ()):
+        fit.pop("selected", None)
+        fit.get("tuning", {}).pop("table", None)
     return {
         "command": record.command,
         "model": record.model,
@@ -42,7 +39,7 @@ def how_to_repeat(record: Record) -> dict[str, Any]:
         "limit": record.limit,
         "num_fewshot": record.num_fewshot,
         "task_version": record.task_version,
-        "steering": record.steering | ({"masks": masks} if masks else {}),
+        "steering": steering,
     }
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sadi_lmeval.settings import Parameters, Setting
+from sadi_lmeval.records.steering import ChoiceRecord
+from sadi_lmeval.settings import Axes, Setting
 from sadi_lmeval.steering.objective import Judged
 
 
@@ -16,7 +17,7 @@ class Outcome(NamedTuple):
     """How a setting did on the held-out documents.
 
     Attributes:
-        setting: where and how strongly.
+        setting: its numbers.
         score: mean objective.
         stderr: its standard error.
         difference: mean of the document-wise differences from the unsteered model.
@@ -35,7 +36,7 @@ class Outcome(NamedTuple):
     not_finite: int = 0
 
 
-class Tuning(NamedTuple):
+class Choice(NamedTuple):
     """The choice of a setting.
 
     Attributes:
@@ -43,14 +44,14 @@ class Tuning(NamedTuple):
         chosen: index of the chosen one.
         documents: how many held-out documents.
         objective: what they were judged by.
-        parameters: what the method calls a setting's two numbers.
+        axes: of the method.
     """
 
     outcomes: list[Outcome]
     chosen: int
     documents: int
     objective: str
-    parameters: Parameters
+    axes: Axes
 
     @property
     def setting(self) -> Setting:
@@ -62,18 +63,18 @@ class Tuning(NamedTuple):
         best = self.outcomes[self.chosen]
         return (best.difference or 0.0) > (best.difference_stderr or 0.0)
 
-    def record(self) -> dict[str, Any]:
-        """For the results file, as plain JSON values."""
-        table = [{**o.setting.named(self.parameters), **o._asdict()} for o in self.outcomes]
+    def record(self) -> ChoiceRecord:
+        """Describe the choice for the results file."""
+        table = [{**self.axes.named(o.setting), **o._asdict()} for o in self.outcomes]
         for row in table:
             del row["setting"]
-        return {
-            "objective": self.objective,
-            "documents": self.documents,
-            "chosen": self.setting.named(self.parameters),
-            "beats_unsteered": self.beats_unsteered,
-            "table": table,
-        }
+        return ChoiceRecord(
+            self.objective,
+            self.documents,
+            self.axes.named(self.setting),
+            self.beats_unsteered,
+            table,
+        )
 
 
 def outcome(setting: Setting, judged: Sequence[Judged], unsteered: Sequence[Judged]) -> Outcome:
@@ -99,12 +100,16 @@ def _standard_error(values: np.ndarray[Any, Any]) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def best(outcomes: Sequence[Outcome], parameters: Parameters) -> int:
-    """The setting with the best score; ties go to the larger margin, then the smaller edit."""
+def best(outcomes: Sequence[Outcome], edit_size: Callable[[Setting], float]) -> int:
+    """Choose the best score; ties go to the larger margin, then the smaller edit.
+
+    Returns:
+        the index of its outcome.
+    """
 
     def rank(index: int) -> tuple[float, float, float]:
         found = outcomes[index]
-        size = found.setting.size(parameters)
+        size = edit_size(found.setting)
         if found.score is None or found.margin is None:
             return -math.inf, -math.inf, -size
         return round(found.score, 9), round(found.margin, 9), -size

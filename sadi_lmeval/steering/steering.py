@@ -1,59 +1,52 @@
-"""From a task of the run to the masks and edits that its documents are scored with."""
+"""From a task of the run to the fits and edits that its documents are scored with."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sadi_lmeval.architecture.sites import Site
+from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, RunTask
-from sadi_lmeval.interventions.edit import Edit
-from sadi_lmeval.options import Auto, Options
+from sadi_lmeval.identity.task import task_digest
+from sadi_lmeval.methods.arm import Arm
+from sadi_lmeval.methods.registry import arm_names
+from sadi_lmeval.options import Options
 from sadi_lmeval.pairs.benchmark import find_benchmark
 from sadi_lmeval.pairs.pairs import scored_texts
 from sadi_lmeval.pairs.plan import Plan, draw, find_plan, num_fewshot, user_folders
 from sadi_lmeval.pairs.sources import Source, identity, made_from, refuse_scored_documents
-from sadi_lmeval.passes.packing import UNSTEERED as NO_EDIT
-from sadi_lmeval.passes.steerable import SteerableModel
-from sadi_lmeval.settings import UNSTEERED, Setting
-from sadi_lmeval.steering.measured import Measured, measured
-from sadi_lmeval.steering.methods import (
-    check_where,
-    edits_of,
-    grid,
-    is_unsteered,
-    joined,
-    kind_of,
-    selected,
-    site_of,
-    tuned,
-)
+from sadi_lmeval.passes.packing import UNSTEERED
+from sadi_lmeval.passes.steerable import SteerableModel, folder_for
+from sadi_lmeval.records.steering import FitRecord, SteeringRecord
+from sadi_lmeval.settings import Setting
+from sadi_lmeval.steering.fitting import Fitted, fits_of, given_fit, method_of
 from sadi_lmeval.steering.objective import resolved
-from sadi_lmeval.steering.outcome import Tuning
-from sadi_lmeval.steering.tuning import Contender, Trial, tune
-from sadi_lmeval.storage.cache import cache_folder
-from sadi_lmeval.storage.mask import load_mask
+from sadi_lmeval.steering.outcome import Choice
+from sadi_lmeval.steering.tuning import Candidates, Trial, choose_settings
+from sadi_lmeval.versions import versions
 
 logger = logging.getLogger("lm_eval.sadi")
 
 
-class PreparedMask(NamedTuple):
-    """A mask, or another method's vectors, ready to steer with.
+class PreparedFit(NamedTuple):
+    """A fit, ready to steer with.
 
     Attributes:
-        selected: the [layer, entry] that are steered; None where a whole layer is.
-        tuning: how the setting was chosen; None where it was given.
+        edits: of its setting, the only one.
+        selected: the [layer, entry] that are edited; None where whole layers are.
+        choice: how the setting was chosen; None where it was given.
     """
 
-    measured: Measured
+    fitted: Fitted
     setting: Setting
-    edit: Edit
+    edits: Edits
     selected: list[list[int]] | None
-    tuning: Tuning | None
+    choice: Choice | None
 
 
 @dataclass(frozen=True)
@@ -61,54 +54,65 @@ class TaskSteering:
     """How the documents of one task are steered.
 
     Attributes:
-        edits: one, or one a fold; none where nothing is steered.
-        masks: of each edit.
-        mask_of: the index of the mask for a document.
+        arm: of what.
+        fits: one, or one a fold; none where nothing is steered.
+        fit_of: the index of the fit for a document.
         record: what the results file says about it.
     """
 
     task: RunTask
-    edits: list[Edit]
-    masks: list[PreparedMask]
-    mask_of: Callable[[Document], int]
-    record: dict[str, Any]
+    arm: Arm
+    fits: list[PreparedFit]
+    fit_of: Callable[[Document], int]
+    record: SteeringRecord
+
+    @property
+    def edits(self) -> list[Edits]:
+        """Of each fit."""
+        return [fit.edits for fit in self.fits]
+
+    @property
+    def pairs_digests(self) -> list[str]:
+        """Of the pairs of each fit."""
+        return [str(fit.fitted.fit.card.get("pairs_digest")) for fit in self.fits]
 
     def edit_of(self, document: Document) -> int:
-        """The index of the edit for a document; ``packing.UNSTEERED`` where none was better."""
-        if not self.masks:
-            return NO_EDIT
-        mask = self.mask_of(document)
-        return NO_EDIT if self.masks[mask].setting == UNSTEERED else mask
+        """Give the index of the fit whose edit a document gets; ``packing.UNSTEERED``: none."""
+        if not self.fits:
+            return UNSTEERED
+        fit = self.fit_of(document)
+        return fit if self.arm.axes.steers(self.fits[fit].setting) else UNSTEERED
 
     def guard(self, documents: list[Document]) -> None:
-        """Refuse to score documents with masks that their own pairs helped to make.
+        """Refuse to score documents with fits that their own pairs helped to make.
 
         Raises:
             UserError: naming the first such document.
         """
-        of_mask: dict[int, list[Document]] = {}
-        for document in documents if self.masks else []:
-            of_mask.setdefault(self.mask_of(document), []).append(document)
-        for index, scored in of_mask.items():
-            found = self.masks[index].measured
-            refuse_scored_documents(self.task, scored, found.measurement.card, found.source)
+        of_fit: dict[int, list[Document]] = {}
+        for document in documents if self.fits else []:
+            of_fit.setdefault(self.fit_of(document), []).append(document)
+        for index, scored in of_fit.items():
+            fitted = self.fits[index].fitted
+            refuse_scored_documents(self.task, scored, fitted.fit.card, fitted.source)
 
 
-class _Arm(NamedTuple):
-    """One way of steering a task: where, and with which settings.
+class _Candidate(NamedTuple):
+    """An arm on a model and a task: where it steers, and with which settings.
 
     Attributes:
         settings: to choose from; the only one where nothing is chosen.
+        chosen: whether one is to be chosen.
     """
 
-    options: Options
+    arm: Arm
     site: Site
     settings: list[Setting]
-    tuning: bool
+    chosen: bool
 
 
-def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Options]) -> list[TaskSteering]:
-    """Build or load what each arm steers a task with, and choose the settings that are not given.
+def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Arm]) -> list[TaskSteering]:
+    """Fit each arm to a task, or load its fit, and choose the settings that are not given.
 
     Arms that take their pairs from the same documents get the same pairs and the same held-out
     documents, in passes that they share.
@@ -116,91 +120,90 @@ def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Options]) -> li
     Args:
         task: of the run.
         model: reads and scores.
-        arms: the options of each; one, except where methods are compared.
+        arms: one, except where methods are compared.
 
     Raises:
-        UserError: for whatever the user can mend: too few documents, an unfit mask file, …
+        UserError: for whatever the user can mend: too few documents, a fit that does not fit, …
     """
     found: dict[int, TaskSteering] = {}
     alike: dict[Options, list[int]] = {}
-    for index, options in enumerate(arms):
-        if is_unsteered(options):
-            names = options.parameters
-            record = {"method": options.method, "parameters": names, **UNSTEERED.named(names)}
-            found[index] = TaskSteering(task, [], [], lambda _: NO_EDIT, record)
+    for index, arm in enumerate(arms):
+        if arm.is_unsteered:
+            record = SteeringRecord(
+                arm.record(),
+                arm.axes.names,
+                versions()["sadi-lmeval"],
+                task_digest(task),
+                setting=arm.axes.named(arm.axes.unsteered),
+            )
+            found[index] = TaskSteering(task, arm, [], lambda _: UNSTEERED, record)
         else:
-            alike.setdefault(_about_pairs(options), []).append(index)
+            alike.setdefault(arm.options, []).append(index)
     for indices in alike.values():
-        together = [_arm(task, arms[index], model) for index in indices]
+        together = [_candidate(task, arms[index], model) for index in indices]
         found |= zip(indices, _prepare(task, model, together), strict=True)
     return [found[index] for index in range(len(arms))]
 
 
-def _about_pairs(options: Options) -> Options:
-    """Only what decides on the pairs and the held-out documents."""
-    names = "n_pairs n_tune negative objective pairs_num_fewshot folds protocol seed recipe"
-    names += " mask mask_from cache_dir include_path"
-    return Options(**{name: getattr(options, name) for name in names.split()})
+def _candidate(task: RunTask, arm: Arm, model: SteerableModel) -> _Candidate:
+    site = model.engine.site(*method_of(arm).place)
+    settings, chosen = settings_for(task, arm, site)
+    largest = {
+        axis.name: max(setting[place] for setting in settings)
+        for place, axis in enumerate(arm.axes)
+    }
+    arm.axes.check(largest, site.size, site.element)
+    return _Candidate(arm, site, settings, chosen)
 
 
-def _arm(task: RunTask, options: Options, model: SteerableModel) -> _Arm:
-    site = model.engine.site(*site_of(options))
-    settings, tuning = settings_for(task, options, site)
-    most = max(setting.where for setting in settings)
-    check_where(most, site.layers, site.entries, options)
-    return _Arm(options, site, settings, tuning)
-
-
-def settings_for(task: RunTask, options: Options, site: Site) -> tuple[list[Setting], bool]:
-    """The settings, and whether one is to be chosen: not where user or benchmark have."""
-    if options.method == "sadi" and options.grid is None:
-        benchmark = find_benchmark(options.mask_from or task.name, user_folders(options))
-        top_k, delta = options.top_k, options.delta
-        rest: Auto | None = "auto" if top_k is None and delta is None else None
-        top_k = benchmark.top_k.get(options.element, rest) if top_k is None else top_k
-        delta = benchmark.delta.get(options.element, rest) if delta is None else delta
-        options = replace(options, top_k=top_k, delta=delta)
-    settings = grid(options, (site.layers, site.entries)).settings
+def settings_for(task: RunTask, arm: Arm, site: Site) -> tuple[list[Setting], bool]:
+    """List the settings, and say whether one is to be chosen: not where user or benchmark have."""
+    if arm.space is None:
+        folders = user_folders(arm.options, task)
+        named = find_benchmark(arm.options.mask_from or task.name, folders).settings
+        alike = [name for name in named if arm.is_like(name)]
+        closest = max(alike, key=lambda name: len(arm_names()[name].sets), default=None)
+        arm = arm.with_numbers({} if closest is None else named[closest])
+    settings = arm.search_space(site.size).settings
     if not settings:
         raise UserError(
-            f"task {task.name}: its benchmark file names delta 0, which steers nothing; pass delta="
+            f"task {task.name}: its benchmark file names a strength of 0, which steers nothing; "
+            f"pass {arm.axes.names[-1]}="
         )
-    return settings, tuned(options)
+    return settings, arm.is_chosen
 
 
-def _prepare(task: RunTask, model: SteerableModel, arms: Sequence[_Arm]) -> list[TaskSteering]:
-    """Arms whose pairs are the same."""
-    first, tuning = arms[0].options, any(arm.tuning for arm in arms)
-    given = [_given(first.mask, arm, model) for arm in arms] if first.mask else None
-    if given and not tuning:
-        origin: dict[str, Any] = {"mask_file": first.mask, "folds": None}
+def _prepare(
+    task: RunTask, model: SteerableModel, candidates: Sequence[_Candidate]
+) -> list[TaskSteering]:
+    """Prepare arms whose pairs are the same."""
+    first = candidates[0].arm.options
+    chosen = tuple(dict.fromkeys(n for c in candidates if c.chosen for n in c.arm.axes.names))
+    given = None
+    if first.mask:
+        given = [given_fit(first.mask, c.arm, c.site, model) for c in candidates]
+    if given and not chosen:
         return [
-            _finished(task, [_prepared(mask, arm, None)], lambda _: 0, arm, origin)
-            for mask, arm in zip(given, arms, strict=True)
+            _steering(task, [_prepared(fitted, each, None)], lambda _: 0, each, _Origin())
+            for fitted, each in zip(given, candidates, strict=True)
         ]
 
     plan = find_plan(task, first)
-    if tuning:
+    if chosen:
         resolved(first.objective, plan.source_task)
-    prepared: list[list[PreparedMask]] = [[] for _ in arms]
+    prepared: list[list[PreparedFit]] = [[] for _ in candidates]
     for source in plan.sources.sources:
-        for mask in given or []:
-            source = _without_pairs_of(mask, plan, source)
-        drawn = draw(plan, source, first, tuning, model)
-        found = given or measured(plan, source, drawn.pairs, [a.options for a in arms], model)
-        choices = _choices(plan, source, drawn.held_out, found, arms, model) if tuning else {}
-        for index, arm in enumerate(arms):
-            prepared[index].append(_prepared(found[index], arm, choices.get(index)))
-    origin = {
-        "recipe": plan.recipe.recipe,
-        "pairs_from": plan.recipe.recipe if plan.is_static else plan.sources.split,
-        "folds": plan.sources.folds,
-    }
-    if plan.source_task.name != task.name:
-        origin["mask_from"] = plan.source_task.name
+        for fitted in given or []:
+            source = _without_pairs_of(fitted, plan, source)
+        drawn = draw(plan, source, first, chosen, model)
+        fits = given or fits_of(plan, source, drawn.pairs, [c.arm for c in candidates], model)
+        choices = _choices(plan, source, drawn.held_out, fits, candidates, model) if chosen else {}
+        for index, each in enumerate(candidates):
+            prepared[index].append(_prepared(fits[index], each, choices.get(index)))
+    origin = _Origin(plan)
     return [
-        _finished(task, masks, plan.sources.mask_of, arm, origin)
-        for masks, arm in zip(prepared, arms, strict=True)
+        _steering(task, fits, plan.sources.fit_of, each, origin)
+        for fits, each in zip(prepared, candidates, strict=True)
     ]
 
 
@@ -208,88 +211,64 @@ def _choices(
     plan: Plan,
     source: Source,
     held_out: list[Document],
-    found: Sequence[Measured],
-    arms: Sequence[_Arm],
+    fits: Sequence[Fitted],
+    candidates: Sequence[_Candidate],
     model: SteerableModel,
-) -> dict[int, Tuning]:
-    """The choice of every arm that has one, all tried at once."""
-    task, first = plan.source_task, arms[0].options
+) -> dict[int, Choice]:
+    """Choose the setting of every arm that has none, all tried at once."""
+    task, first = plan.source_task, candidates[0].arm.options
     shots = num_fewshot(plan, first)
     texts = scored_texts(task, plan.own_recipe, held_out, source.allowed, shots, first.seed)
-    asked = [index for index, arm in enumerate(arms) if arm.tuning]
-    contenders = [_contender(arms[index], found[index], model) for index in asked]
-    names = {name: None for contender in contenders for name in contender.parameters}
+    asked = [index for index, each in enumerate(candidates) if each.chosen]
+    tried = [
+        candidates_of(candidates[i].arm, candidates[i].settings, fits[i], model) for i in asked
+    ]
+    names = dict.fromkeys(name for each in tried for name in each.axes.names)
     label = f"{' and '.join(names) if len(asked) == 1 else 'Settings'} of {task.name}"
     if plan.sources.folds:
         label += f", {source.label}"
-    choices = tune(
-        Trial(task, plan.own_recipe, held_out, texts, first.objective),
-        contenders,
-        model,
-        cache_folder(first),
-        label,
-    )
+    trial = Trial(task, plan.own_recipe, held_out, texts, first.objective)
+    choices = choose_settings(trial, tried, model, folder_for(first, model), label)
     for choice, index in zip(choices, asked, strict=True):
         if choice.beats_unsteered:
             continue
-        chosen = choice.outcomes[choice.chosen]
-        said = ", ".join(f"{k}={v:g}" for k, v in chosen.setting.named(choice.parameters).items())
+        taken = choice.outcomes[choice.chosen]
+        said = ", ".join(f"{k}={v:g}" for k, v in choice.axes.named(taken.setting).items())
         logger.warning(
             "Task %s: no setting of %s beats the unsteered model by more than a standard error on "
             "%d held-out documents (%s)",
             task.name,
-            arms[index].options.method,
+            method_of(candidates[index].arm).name,
             choice.documents,
-            "so nothing is steered"
-            if chosen.setting == UNSTEERED
-            else f"best: {said}, {chosen.difference or 0.0:+.4f} ± "
-            f"{chosen.difference_stderr or 0.0:.4f}",
+            f"best: {said}, {taken.difference or 0.0:+.4f} ± {taken.difference_stderr or 0.0:.4f}"
+            if choice.axes.steers(taken.setting)
+            else "so nothing is steered",
         )
     return dict(zip(asked, choices, strict=True))
 
 
-def _contender(arm: _Arm, found: Measured, model: SteerableModel) -> Contender:
-    options = arm.options
-    edits = joined(arm.site, edits_of(found.measurement, arm.settings, options), options)
-    inputs = {
-        "card": found.measurement.card,
-        "seed": options.seed,
-        "model": model.model_card,
-        **_how(options),
+def candidates_of(
+    arm: Arm, settings: Sequence[Setting], fitted: Fitted, model: SteerableModel
+) -> Candidates:
+    """Make the edits of an arm's settings, with all that their outcomes depend on."""
+    method, seed = method_of(arm), arm.options.seed
+    site = model.engine.site(*method.place)
+    identity = {
+        "fit": fitted.fit.digest,
+        "kind": fitted.fit.card.get("kind"),
+        "arm": method.record(),
+        "code": method.code,
+        "place": method.place,
+        "shape": list(site.shape),
+        "seed": seed,
     }
-    return Contender(options.parameters, arm.settings, edits, inputs)
+    edits = method.edits(site, fitted.fit.tensors, settings, seed)
+    return Candidates(method.axes, settings, edits, method.edit_size, identity)
 
 
-def _how(options: Options) -> dict[str, Any]:
-    """How a method uses what was measured: what of its arguments is neither where nor strength."""
-    if options.method == "iti":
-        return {"method": "iti", "direction": options.direction}
-    if options.method == "caa":
-        return {"method": "caa"}
-    return {
-        "method": "sadi",
-        "selection": options.selection,
-        "steering": options.steering,
-        "activations": options.activations,
-    }
-
-
-def _given(path: str, arm: _Arm, model: SteerableModel) -> Measured:
-    """A mask file of the user's, refused where it does not fit."""
-    found = load_mask(Path(path))
-    found.check_fits(kind_of(arm.options), arm.site, model.model_card["model_type"], path)
-    hidden_site, wanted = found.card.get("hidden_site"), site_of(arm.options)[1]
-    if arm.site.element == "hidden" and hidden_site != wanted:
-        raise UserError(
-            f"mask {path} is for hidden_site={hidden_site}, but this run has {wanted}; pass the "
-            "mask's"
-        )
-    return Measured(found, path, "", Path(path))
-
-
-def _without_pairs_of(given: Measured, plan: Plan, source: Source) -> Source:
-    """A source without the documents that a given mask was made from: to tune on others."""
-    used = made_from(given.measurement.card)
+def _without_pairs_of(given: Fitted, plan: Plan, source: Source) -> Source:
+    """A source without the documents that a given fit was made from: to choose on others."""
+    used = made_from(given.fit.card)
     return source._replace(
         allowed=lambda document: (
             source.allowed(document) and not used.has(identity(plan.source_task, document))
@@ -297,44 +276,67 @@ def _without_pairs_of(given: Measured, plan: Plan, source: Source) -> Source:
     )
 
 
-def _prepared(found: Measured, arm: _Arm, tuning: Tuning | None) -> PreparedMask:
-    setting = arm.settings[0] if tuning is None else tuning.setting
-    [edit] = edits_of(found.measurement, [setting], arm.options)
-    where = selected(found.measurement, setting, arm.options)
-    return PreparedMask(found, setting, edit, where, tuning)
+def _prepared(fitted: Fitted, candidate: _Candidate, choice: Choice | None) -> PreparedFit:
+    method, seed = method_of(candidate.arm), candidate.arm.options.seed
+    setting = candidate.settings[0] if choice is None else choice.setting
+    tensors = fitted.fit.tensors
+    edits = method.edits(candidate.site, tensors, [setting], seed)
+    where = method.selected(tensors, setting, seed)
+    selected = None if where is None else where.nonzero().tolist()
+    return PreparedFit(fitted, setting, edits, selected, choice)
 
 
-def _finished(
-    task: RunTask,
-    masks: list[PreparedMask],
-    mask_of: Callable[[Document], int],
-    arm: _Arm,
-    origin: dict[str, Any],
-) -> TaskSteering:
-    names, site = arm.options.parameters, arm.site
-    record: dict[str, Any] = {
-        "element": site.element,
-        **({"hidden_site": site_of(arm.options)[1]} if site.element == "hidden" else {}),
-        "layers": site.layers,
-        "entries": site.entries,
-        **_how(arm.options),
-        **origin,
-        "parameters": names,
-    }
-    for index, name in enumerate(names):
-        chosen = [mask.setting[index] for mask in masks]
-        record[name] = chosen[0] if len(set(chosen)) == 1 else chosen
-    record["masks"] = [
-        {
-            "source": mask.measured.source,
-            "n_pairs": mask.measured.measurement.card.get("n_pairs"),
-            **mask.setting.named(names),
-            **({} if mask.selected is None else {"selected": mask.selected}),
-            "cache_key": mask.measured.key,
-            "sha256": mask.measured.measurement.digest,
-            "file": None if mask.measured.file is None else str(mask.measured.file),
-            **({} if mask.tuning is None else {"tuning": mask.tuning.record()}),
+class _Origin(NamedTuple):
+    """Where the pairs of fits come from; no plan: they were given by hand."""
+
+    plan: Plan | None = None
+
+    def record(self, task: RunTask, options: Options) -> dict[str, Any]:
+        if self.plan is None:
+            return {"fit_file": Path(str(options.mask)).name}
+        plan = self.plan
+        other = plan.source_task.name != task.name
+        return {
+            "recipe": plan.recipe.recipe,
+            "recipe_digest": plan.recipe.digest,
+            "pairs_from": plan.recipe.recipe if plan.is_static else plan.sources.split,
+            "folds": plan.sources.folds,
+            "mask_from": plan.source_task.name if other else None,
         }
-        for mask in masks
-    ]
-    return TaskSteering(task, [mask.edit for mask in masks], masks, mask_of, record)
+
+
+def _steering(
+    task: RunTask,
+    fits: list[PreparedFit],
+    fit_of: Callable[[Document], int],
+    candidate: _Candidate,
+    origin: _Origin,
+) -> TaskSteering:
+    arm, site = candidate.arm, candidate.site
+    record = SteeringRecord(
+        arm.record(),
+        arm.axes.names,
+        versions()["sadi-lmeval"],
+        task_digest(task),
+        element=site.element,
+        hidden_site=method_of(arm).place[1] if site.element == "hidden" else None,
+        layers=site.layers,
+        entries=site.entries,
+        fits=tuple(_fit_record(fit, arm) for fit in fits),
+        **origin.record(task, arm.options),
+    )
+    return TaskSteering(task, arm, fits, fit_of, record)
+
+
+def _fit_record(prepared: PreparedFit, arm: Arm) -> FitRecord:
+    fitted, choice = prepared.fitted, prepared.choice
+    return FitRecord(
+        fitted.source,
+        fitted.fit.card.get("n_pairs"),
+        arm.axes.named(prepared.setting),
+        prepared.selected,
+        fitted.key,
+        fitted.fit.digest,
+        None if fitted.file is None else fitted.file.name,
+        None if choice is None else choice.record(),
+    )

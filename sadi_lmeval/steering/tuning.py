@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -15,19 +12,20 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from tqdm import tqdm
 
-from sadi_lmeval.harness.run_task import Document, RunTask, Text
-from sadi_lmeval.interventions.edit import Edits
+from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.harness.run_task import Document, RunTask, Text, digest
+from sadi_lmeval.identity.key import key_of
+from sadi_lmeval.identity.model import model_identity
+from sadi_lmeval.identity.task import task_digest
 from sadi_lmeval.options import Objective
 from sadi_lmeval.pairs.recipe import Recipe
 from sadi_lmeval.passes.steerable import SteerableModel
-from sadi_lmeval.settings import UNSTEERED, Parameters, Setting
+from sadi_lmeval.settings import Axes, Setting
 from sadi_lmeval.steering.objective import Judged, judge, resolved
-from sadi_lmeval.steering.outcome import Outcome, Tuning, best, outcome
-from sadi_lmeval.storage.atomic import read_checked, write_checked
-from sadi_lmeval.storage.cache import cache_key, locked
+from sadi_lmeval.steering.outcome import Choice, Outcome, best, outcome
 from sadi_lmeval.storage.journal import Journal
-
-logger = logging.getLogger("lm_eval.sadi")
+from sadi_lmeval.storage.store import Kind, get_or_build, read_kept, write_kept
+from sadi_lmeval.versions import versions
 
 
 class Trial(NamedTuple):
@@ -39,119 +37,120 @@ class Trial(NamedTuple):
     texts: Sequence[Sequence[Text]]
     objective: Objective
 
-    @property
-    def texts_digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()
 
-
-class Contender(NamedTuple):
-    """A method that wants a setting.
+class Candidates(NamedTuple):
+    """The settings of a method that are to be tried.
 
     Attributes:
-        parameters: what it calls a setting's two numbers.
+        axes: of the method.
         settings: to choose from.
         edits: of each setting.
-        inputs: what the outcome depends on beside the trial: the card of what was measured, and
-            how it is used.
+        edit_size: of a setting: of equally good ones the smallest is taken.
+        identity: what the outcome depends on beside the trial: the fit, and how it is used.
     """
 
-    parameters: Parameters
+    axes: Axes
     settings: Sequence[Setting]
     edits: Edits
-    inputs: dict[str, Any]
+    edit_size: Callable[[Setting], float]
+    identity: dict[str, Any]
 
 
-def tune(
+def choose_settings(
     trial: Trial,
-    contenders: Sequence[Contender],
+    candidates: Sequence[Candidates],
     model: SteerableModel,
-    folder: Path,
+    folder: Path | None,
     label: str,
-) -> list[Tuning]:
-    """Try every setting of every method at once, or take the outcomes out of the cache.
+) -> list[Choice]:
+    """Try every setting of every method at once, or take the choices out of the cache.
 
     Args:
         trial: the held-out documents.
-        contenders: the methods.
+        candidates: of each method.
         model: scores.
-        folder: where outcomes are kept; the work of each method is noted down there document by
+        folder: where choices are kept; the work of each method is noted down there document by
             document.
         label: for the progress bar.
     """
-    objective = resolved(trial.objective, trial.task)
-    trial = trial._replace(objective=objective)
-    of_trial = {"texts": trial.texts_digest, "objective": objective}
-    keys = [cache_key({**each.inputs, **of_trial, "settings": each.settings})
-            for each in contenders]  # fmt: skip
-    found: dict[str, Tuning] = {}
+    trial = trial._replace(objective=resolved(trial.objective, trial.task))
+    of_trial = trial_identity(trial, model)
+    keys = [key_of({**each.identity, **of_trial, "settings": each.settings}) for each in candidates]
+    names = dict.fromkeys(name for each in candidates for name in each.axes.names)
+    kind = _kind(" and ".join(names), dict(zip(keys, candidates, strict=True)))
 
-    def look() -> list[str]:
+    def build(missing: list[str], kept: Path | None) -> dict[str, Choice]:
+        return _tried(trial, {k: candidates[keys.index(k)] for k in missing}, model, kept, label)
+
+    found = get_or_build(folder, kind, keys, build, model.processes)
+    if folder is not None and model.processes.is_first:
         for key in keys:
-            known = _load(_path(folder, key), key) if key not in found else None
-            if known is not None:
-                found[key] = known
-                _clear(folder, key)
-        return [key for key in dict.fromkeys(keys) if key not in found]
+            if found[key].file is not None:
+                remove_journals(folder, key)
+    return [found[key].value for key in keys]
 
-    processes = model.processes
-    left = processes.broadcast(look)
-    if left:
-        with locked(folder, [f"{key}.tuning.lock" for key in left], processes) as error:
-            if error is not None and processes.is_first:
-                logger.warning(
-                    "%s cannot be written (%s): the choice of %s is not kept. "
-                    "Pass cache_dir=FOLDER to keep it elsewhere.",
-                    folder,
-                    error,
-                    " and ".join(contenders[0].parameters),
-                )
-            left = processes.broadcast(look)  # another run may have been at it
-            if left:
-                kept = processes.broadcast(lambda: folder if error is None else None)
-                wanted = {key: contenders[keys.index(key)] for key in left}
-                found |= _tried(trial, wanted, model, kept, label)
-    found = processes.broadcast(lambda: found)
-    return [found[key] for key in keys]
+
+def trial_identity(trial: Trial, model: SteerableModel) -> dict[str, Any]:
+    """Say what outcomes depend on beside the settings and their edits.
+
+    The requests count as tokens, so the tokenizer and the model's length do; the documents count
+    whole, so their labels do; the task counts with its metrics and the code behind it.
+    """
+    requests = [[model.continuation(*text)[:2] for text in texts] for texts in trial.texts]
+    return {
+        "model": model_identity(model.model_card),
+        "requests": key_of({"requests": requests}),
+        "documents": [digest(document) for document in trial.documents],
+        "task": task_digest(trial.task),
+        "recipe": trial.recipe.digest,
+        "objective": trial.objective,
+        "versions": versions(),
+    }
+
+
+def _kind(numbers: str, candidates: dict[str, Candidates]) -> Kind[Choice]:
+    def save(choice: Choice, path: Path, key: str) -> None:
+        write_kept({**choice._asdict(), "axes": choice.axes.names}, path, key)
+
+    def load(path: Path, key: str) -> Choice:
+        values, axes = read_kept(path, key), candidates[key].axes
+        if tuple(values.pop("axes")) != axes.names:
+            raise ValueError("it belongs to another method")
+        outcomes = [Outcome(Setting(*o[0]), *o[1:]) for o in values.pop("outcomes")]
+        return Choice(outcomes, axes=axes, **values)
+
+    return Kind(f"choice of {numbers}", ".tuning.json", load, save)
 
 
 def _tried(
     trial: Trial,
-    contenders: dict[str, Contender],
+    candidates: dict[str, Candidates],
     model: SteerableModel,
     folder: Path | None,
     label: str,
-) -> dict[str, Tuning]:
-    """The outcomes of methods by their keys; kept in the folder if there is one."""
+) -> dict[str, Choice]:
+    """The choices of methods by their keys; kept in the folder if there is one."""
     rank = f".{model.processes.rank}" if model.processes.rank else ""
     journals = [
-        Journal(None if folder is None else _path(folder, key).with_suffix(f"{rank}.jsonl"))
-        for key in contenders
+        Journal(None if folder is None else folder / f"{key}.tuning{rank}.jsonl")
+        for key in candidates
     ]
-    families = [contender.edits for contender in contenders.values()]
+    families = [each.edits for each in candidates.values()]
     columns = list(zip(*judge_settings(trial, families, model, journals, label), strict=True))
     found = {}
-    for (key, contender), own in zip(contenders.items(), _columns(families), strict=True):
-        parameters, settings, _, _ = contender
+    for (key, each), own in zip(candidates.items(), _columns(families), strict=True):
         mine = [columns[0], *columns[own]]
         outcomes = [
             outcome(setting, column, columns[0])
-            for setting, column in zip([UNSTEERED, *settings], mine, strict=True)
+            for setting, column in zip([each.axes.unsteered, *each.settings], mine, strict=True)
         ]
-        chosen = best(outcomes, parameters)
-        found[key] = Tuning(outcomes, chosen, len(trial.documents), trial.objective, parameters)
-        if folder is not None and model.processes.is_first:
-            _save(found[key], _path(folder, key), key)
-    for journal in journals:
-        journal.remove()
+        chosen = best(outcomes, each.edit_size)
+        found[key] = Choice(outcomes, chosen, len(trial.documents), trial.objective, each.axes)
     return found
 
 
-def _path(folder: Path, key: str) -> Path:
-    return folder / f"{key}.tuning.json"
-
-
-def _clear(folder: Path, key: str) -> None:
-    """Take the journals of an outcome away that a process was killed before it could remove."""
+def remove_journals(folder: Path, key: str) -> None:
+    """Delete the journals of a choice that is kept."""
     with suppress(OSError):
         for notes in folder.glob(f"{key}.tuning*.jsonl"):
             notes.unlink(missing_ok=True)
@@ -272,26 +271,3 @@ def _noted(line: Any, count: int) -> tuple[int, list[Judged] | None]:
         return int(line["document"]), rows if len(rows) == count else None
     except (TypeError, KeyError, ValueError, IndexError):
         return -1, None
-
-
-def _save(found: Tuning, path: Path, key: str) -> None:
-    """A folder that cannot be written costs a warning."""
-    try:
-        write_checked(path, {"key": key, **found._asdict()})
-    except OSError as error:
-        logger.warning("%s cannot be written (%s): the choice is used but not kept", path, error)
-
-
-def _load(path: Path, key: str) -> Tuning | None:
-    """What :func:`_save` wrote, or None where it is not there or damaged."""
-    try:
-        values = read_checked(path)
-        if values.pop("key") != key:
-            raise ValueError("it belongs to another run")
-        outcomes = [Outcome(Setting(*o[0]), *o[1:]) for o in values.pop("outcomes")]
-        return Tuning(outcomes, parameters=Parameters(*values.pop("parameters")), **values)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        logger.warning("%s: damaged (%s); the settings are tried again", path, error)
-        return None

@@ -10,14 +10,18 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.records.steering import SteeringRecord
 from sadi_lmeval.storage.atomic import write_atomically
 
-FORMAT = "sadi-lmeval record 1"
+FORMAT = "sadi-lmeval record 2"
+_EARLIER = "sadi-lmeval record 1"
+"""Of releases whose records did not say by which definitions they were made."""
 FOLDER = "records"
 """Where the records are in the folder of a comparison."""
 _LARGEST = 1 << 28
@@ -53,7 +57,9 @@ class Record:
         gold: of each document, the indices of the right answers; empty where not known.
         labels: the answers by index where they are the same in every document (no/yes), else
             None.
-        steering: what the results file says of how the task was steered.
+        steering: how the task was steered.
+        task_digest: of the task's definition and the code behind it; empty in earlier records.
+        pairs_digests: of the pairs of each fit, as tokens; of the unsteered model none.
         seconds: that scoring took, its part of a pass shared with other methods included.
     """
 
@@ -76,7 +82,9 @@ class Record:
     chosen: list[int | None]
     gold: list[list[int]]
     labels: list[str] | None
-    steering: dict[str, Any]
+    steering: SteeringRecord
+    task_digest: str
+    pairs_digests: list[str]
     seconds: float
 
     @property
@@ -96,11 +104,17 @@ def save_record(record: Record, folder: Path) -> Path:
     Raises:
         OSError: the folder cannot be written.
     """
-    content = asdict(record)
+    content = to_json(record)
     path = folder / FOLDER / record.file_name
     whole = {"format": FORMAT, "sha256": _digest(content), **content}
     write_atomically(path, (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode())
     return path
+
+
+def to_json(record: Record) -> dict[str, Any]:
+    """A record as plain JSON values."""
+    content = {field.name: getattr(record, field.name) for field in fields(record)}
+    return {**content, "steering": record.steering.to_json()}
 
 
 def load_record(path: Path) -> Record:
@@ -113,24 +127,26 @@ def load_record(path: Path) -> Record:
         if path.stat().st_size > _LARGEST:
             raise UserError(f"record {path}: larger than {_LARGEST} bytes, not a record")
         content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        form = content.pop("format", None) if isinstance(content, dict) else None
+        if form not in (FORMAT, _EARLIER):
             raise UserError(f"record {path}: not a record of this package ({FORMAT!r})")
         intact = content.pop("sha256", None) == _digest(content)
+        if form == _EARLIER:
+            content |= {"task_digest": "", "pairs_digests": []}
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"record {path}: cut off or damaged ({error}); delete it and give the comparison's "
+            f"record {path}: cut off or damaged ({error}); delete it and run the comparison's "
             "command again, which makes that record alone"
         ) from None
     if not intact or set(content) != {field.name for field in fields(Record)}:
         raise UserError(
-            f"record {path}: its content does not match its checksum; delete it and give the "
+            f"record {path}: its content does not match its checksum; delete it and run the "
             "comparison's command again, which makes that record alone"
         )
-    record = Record(**content)
-    _check(record, path)
-    return record
+    _check(content, path)
+    return Record(**{**content, "steering": SteeringRecord.from_json(content["steering"])})
 
 
 def load_records(folders: Iterable[Path]) -> list[Record]:
@@ -148,29 +164,39 @@ def load_records(folders: Iterable[Path]) -> list[Record]:
     return found
 
 
-def _check(record: Record, path: Path) -> None:
+def _check(content: dict[str, Any], path: Path) -> None:
     """Refuse a record that is intact, but that nothing of this package has written."""
-    count = len(record.documents) if isinstance(record.documents, list) else -1
+    of = SimpleNamespace(**content)
+    count = len(of.documents) if isinstance(of.documents, list) else -1
     sound: dict[str, bool] = {
         **{
-            name: isinstance(getattr(record, name), str)
-            for name in ("run", "command", "task", "task_version", "method", "metric")
+            name: isinstance(content[name], str)
+            for name in (
+                "run",
+                "command",
+                "task",
+                "task_version",
+                "task_digest",
+                "method",
+                "metric",
+            )
         },
         **{
-            name: isinstance(getattr(record, name), dict)
+            name: isinstance(content[name], dict)
             for name in ("model", "versions", "seeds", "steering")
         },
-        "mask_from": record.mask_from is None or isinstance(record.mask_from, str),
-        "limit": _is_number(record.limit),
-        "num_fewshot": _is_index(record.num_fewshot),
-        "seconds": _is_number(record.seconds),
-        "metrics": isinstance(record.metrics, dict)
-        and all(_is_list(pair, _is_number, 2) for pair in record.metrics.values()),
-        "documents": count > 0 and _is_list(record.documents, _is_text, count),
-        "values": _is_list(record.values, _is_number, count),
-        "chosen": _is_list(record.chosen, lambda x: x is None or _is_index(x), count),
-        "gold": _is_list(record.gold, lambda x: _is_list(x, _is_index), count),
-        "labels": record.labels is None or _is_list(record.labels, _is_text),
+        "mask_from": of.mask_from is None or isinstance(of.mask_from, str),
+        "limit": _is_number(of.limit),
+        "num_fewshot": _is_index(of.num_fewshot),
+        "seconds": _is_number(of.seconds),
+        "metrics": isinstance(of.metrics, dict)
+        and all(_is_list(pair, _is_number, 2) for pair in of.metrics.values()),
+        "documents": count > 0 and _is_list(of.documents, _is_text, count),
+        "values": _is_list(of.values, _is_number, count),
+        "chosen": _is_list(of.chosen, lambda x: x is None or _is_index(x), count),
+        "gold": _is_list(of.gold, lambda x: _is_list(x, _is_index), count),
+        "labels": of.labels is None or _is_list(of.labels, _is_text),
+        "pairs_digests": _is_list(of.pairs_digests, _is_text),
     }
     wrong = [name for name, good in sound.items() if not good]
     if wrong:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -13,16 +15,80 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from tqdm import tqdm
 
+from sadi_lmeval.architecture.sites import Site
+from sadi_lmeval.arguments import choice
+from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.interventions.edit import Edit
-from sadi_lmeval.options import Direction
+from sadi_lmeval.methods.base import Method, Tensors
+from sadi_lmeval.methods.collectors import Kept
+from sadi_lmeval.settings import Axes, Axis, SearchSpace, Setting
+from sadi_lmeval.types import Element, HiddenSite, Size
 
 logger = logging.getLogger("lm_eval.sadi")
+
+Direction = Literal["mass_mean", "probe"]
 
 _TRAINING_PART = 0.8
 """Of the questions; the probes are ranked by their accuracy on the others (section 3.1)."""
 _SEEDS = 1 << 32
 """How many seeds numpy and scikit-learn know."""
+
+
+AXES = Axes(
+    Axis("top_k", "K: heads steered, over all layers together (48 where only `alpha` is given)",
+         whole=True, least=1, counts="entries"),
+    Axis("alpha", "strength: A' = A + alpha · σ · θ; 0 is the unsteered model (15 where only "
+         "`top_k` is given)", strength=True),
+)  # fmt: skip
+GRID = SearchSpace(AXES, ((48, 64, 80, 96), (10.0, 15.0, 20.0, 25.0, 30.0)))
+"""The historic grid (Li et al. 2023, figure 6), for models of about 1,000 heads."""
+
+
+@dataclass(frozen=True)
+class ITI(Method):
+    """A' = A + α σ θ in K heads, from the last prompt token onwards (equation 2)."""
+
+    name = "iti"
+    scope = "onwards"
+    axes = AXES
+    arms = {"iti": {}}  # noqa: RUF012
+
+    direction: Direction = choice(
+        "mass_mean", get_args(Direction), "θ: mean(true) − mean(false), or the `probe`'s "
+        "coefficients", measured=False,
+    )  # fmt: skip
+
+    @property
+    def place(self) -> tuple[Element, HiddenSite]:
+        return "head", "mlp"
+
+    def collector(self, site: Site, pairs: int, seed: int) -> Kept:
+        shapes: dict[str, tuple[int, ...]] = {
+            name: site.shape if name in ("mass_mean", "probe") else site.shape[:2]
+            for name in Probes._fields
+        }
+
+        def make(true: Tensor, false: Tensor, label: str) -> dict[str, Tensor]:
+            return fit_probes(true, false, seed, f"Probes of {label}")._asdict()
+
+        return Kept("probes", site, pairs, shapes, make)
+
+    def search_space(self, size: Size | None) -> SearchSpace:
+        return GRID.within(size)
+
+    @property
+    def usual(self) -> tuple[float | None, ...]:
+        return 48, 15.0  # the authors' for LLaMA-7B
+
+    def selected(self, tensors: Tensors, setting: Setting, seed: int) -> Tensor:
+        return best_heads(tensors["accuracy"], int(setting[0]))
+
+    def edits(
+        self, site: Site, tensors: Tensors, settings: Sequence[Setting], seed: int
+    ) -> DiagonalEdits:
+        probes = Probes(**tensors)
+        edits = (iti_edit(probes, int(k), alpha, self.direction) for k, alpha in settings)
+        return DiagonalEdits(site, edits, scope=self.scope)
 
 
 class Probes(NamedTuple):
@@ -58,19 +124,13 @@ def fit_probes(positive: Tensor, negative: Tensor, seed: int, label: str) -> Pro
         label: for the progress bar.
 
     Raises:
-        UserError: there is but one pair, or an activation that is not finite.
+        UserError: there is but one pair.
     """
     pairs, layers, heads, _ = positive.shape
     if pairs < 2:
         raise UserError(
             "ITI needs at least 2 contrastive pairs, one to fit its probes on and one to rank "
             f"them by, not {pairs}; pass a larger n_pairs"
-        )
-    bad = int((~(positive.isfinite() & negative.isfinite())).flatten(1).any(dim=1).sum())
-    if bad:
-        raise UserError(
-            f"ITI: {bad} of {pairs} pairs have activations that are not finite, which no probe "
-            "can be fitted on; load the model in a wider type (dtype=bfloat16 or float32)"
         )
     seed %= _SEEDS
     order = np.random.RandomState(seed).permutation(pairs)
@@ -133,7 +193,7 @@ def iti_edit(probes: Probes, top_k: int, alpha: float, direction: Direction) -> 
 
 
 def best_heads(accuracy: Tensor, top_k: int) -> Tensor:
-    """The K heads whose probes are the most accurate, ``[layers, heads]`` bool."""
+    """Choose the K heads whose probes are the most accurate, ``[layers, heads]`` bool."""
     order = accuracy.flatten().argsort(descending=True, stable=True)
     chosen = torch.zeros(accuracy.numel(), dtype=torch.bool)
     chosen[order[:top_k]] = True

@@ -11,8 +11,9 @@ from lm_eval.config.evaluate_config import EvaluatorConfig
 from lm_eval.tasks import TaskManager
 
 from sadi_lmeval.errors import UserError, first_line, nearest
-from sadi_lmeval.harness.run_task import RunTask, task_digest
+from sadi_lmeval.harness.run_task import RunTask
 from sadi_lmeval.harness.run_tasks import load_tasks
+from sadi_lmeval.identity.task import task_digest
 
 _REFUSED = (
     "model",
@@ -67,15 +68,20 @@ class HostOptions:
             "task_manager": self._manager,
         }
 
-    def task_names(self) -> list[str]:
-        """The tasks, those of groups and tags one by one."""
+    def load_tasks(self) -> list[RunTask]:
+        """Load the tasks, those of groups and tags one by one.
+
+        Raises:
+            UserError: one is not known, or cannot be scored here.
+        """
         named = self._config.tasks
         if any(not isinstance(name, str) for name in named):
             raise UserError("--tasks: name tasks; for files of your own pass --include_path")
         for name in named:
             if name not in self._manager.all_tasks:
                 raise UserError(f"unknown task {name!r}: {nearest(name, self._manager.all_tasks)}")
-        found = load_tasks(list(named), [], None, {}, self._manager)
+        shots = self.evaluation["num_fewshot"]
+        found = load_tasks(list(named), [], shots, {}, self._manager)
         rolling = [task.name for task in found if task.output_type == "loglikelihood_rolling"]
         if rolling:
             raise UserError(
@@ -83,12 +89,13 @@ class HostOptions:
                 "token could be steered; leave it out"
             )
         self._refuse_changed([task for task in found if task.name not in named])
-        return [task.name for task in found]
+        return found
 
     def _refuse_changed(self, tasks: list[RunTask]) -> None:
         """Refuse tasks that are not what they are without the group that they are from."""
         names = [task.name for task in tasks if task.name in self._manager.all_tasks]
-        found = load_tasks(names, [], None, {}, self._manager) if names else []
+        shots = self.evaluation["num_fewshot"]
+        found = load_tasks(names, [], shots, {}, self._manager) if names else []
         alone = {task.name: task_digest(task) for task in found}
         for task in tasks:
             if alone.get(task.name) != task_digest(task):
@@ -102,7 +109,7 @@ def host_options(arguments: Sequence[str]) -> HostOptions:
     """Read what is left of a command line as ``lm_eval run`` would.
 
     Raises:
-        UserError: an option that cannot be had here, or that the harness refuses.
+        UserError: an option that is not available here, or that the harness refuses.
     """
     parser = argparse.ArgumentParser(prog="sadi-lmeval compare", usage="%(prog)s OPTION ...")
     Run.create(parser.add_subparsers(dest="command"))

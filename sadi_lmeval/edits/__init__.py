@@ -1,0 +1,1 @@
+"""What is done to the activations at a site: the contract of an edit, and its families."""

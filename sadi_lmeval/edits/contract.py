@@ -1,0 +1,151 @@
+"""The contract between a method's edits and the passes that apply them.
+
+An edit is a pure row rule: row i of what :meth:`Edits.apply` returns depends on row i of the
+activations, on the layer and on edit ``which[i]``, and on nothing else of the batch. With a gate,
+the change of row i is multiplied by one number of its prompt and that edit. A later layer's rule
+sees the state as the earlier layers' edits have left it, and nothing before the last prompt token
+changes. From this alone follows that rows may be packed, that settings may stand side by side in
+one pass, that a pass may begin at the first edited layer, and that prompts may share prefixes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from sadi_lmeval.architecture.hooks import visiting
+from sadi_lmeval.architecture.positions import Points
+from sadi_lmeval.architecture.sites import Site
+from sadi_lmeval.types import Scope
+
+
+class Edits(ABC):
+    """Several edits of one site, so that each position of a batch can have its own.
+
+    Attributes:
+        site: where activations are edited.
+        scope: which tokens are edited.
+        clean: whether A is the activation of an unsteered forward pass, whose whole site is
+            written back in every layer, instead of the activation of the steered pass itself.
+            Only the last prompt token has such a one, so the scope is then ``prompt``.
+        count: how many edits.
+        first_layers: the first layer that each edit touches; ``site.layers`` where none.
+        layers: the layers that some edit touches, in order.
+        gated: whether :meth:`gates` gives a number.
+    """
+
+    site: Site
+    scope: Scope
+    clean: bool = False
+    count: int
+    first_layers: list[int]
+    layers: list[int]
+    gated: bool = False
+
+    @abstractmethod
+    def apply(self, layer: int, activations: Tensor, which: Tensor) -> Tensor:
+        """Edit activations in one layer: the row rule.
+
+        Args:
+            layer: any layer; the same tensor is returned where no edit touches it.
+            activations: A, ``[n, width]``, in the model's type.
+            which: the index of the edit for each row of A, ``[n]`` on the CPU.
+
+        Returns:
+            A', ``[n, width]``, in the type of A. Rows that an edit does not change keep their bits.
+        """
+
+    @abstractmethod
+    def digest(self, edit: int) -> str:
+        """Give the sha256 of all that one of the edits does; two that differ never share it."""
+
+    def gates(self, unsteered: Tensor) -> Tensor | None:
+        """Give the number that multiplies the change of each edit for each prompt.
+
+        Args:
+            unsteered: activations of the last prompt tokens in an unsteered pass,
+                ``[k, layers, width]``.
+
+        Returns:
+            ``[k, count]`` float32, 0 meaning that nothing is written; None: no gate.
+        """
+        return None
+
+    @property
+    def needs_unsteered(self) -> bool:
+        """Whether an unsteered pass over the last prompt tokens must come first."""
+        return bool(self.layers) and (self.clean or self.gated)
+
+    @property
+    def written_layers(self) -> list[int]:
+        """The layers whose site is written: with clean activations all, else the edited ones."""
+        return list(range(self.site.layers)) if self.clean and self.layers else self.layers
+
+    def edited(self, layer: int, before: Tensor, which: Tensor, gates: Tensor | None) -> Tensor:
+        """Apply the row rule, and the gate if there is one.
+
+        Args:
+            before: A, ``[n, width]``.
+            gates: of each row, ``[n]``, or None.
+        """
+        after = self.apply(layer, before, which)
+        if gates is None:
+            return after
+        gate = gates.to(before.device).unsqueeze(-1)
+        partly = (before + gate * (after - before)).to(before.dtype)
+        # Exactly 0 and exactly 1 keep the bits of what was there, and of what the rule gives.
+        return torch.where(gate == 0, before, torch.where(gate == 1, after, partly))
+
+    @contextmanager
+    def at(
+        self,
+        points: Points,
+        which: Tensor,
+        unsteered: Tensor | None = None,
+        of_point: Tensor | None = None,
+    ) -> Iterator[None]:
+        """Edit the activations at ``points`` while the block runs.
+
+        Args:
+            points: n positions.
+            which: the index of the edit for each, ``[n]`` on the CPU.
+            unsteered: activations of the k last prompt tokens in an unsteered pass,
+                ``[k, layers, width]``, where :attr:`needs_unsteered`, else None.
+            of_point: the row of ``unsteered`` for each position, ``[n]``; None: k = n, in order.
+        """
+        if not self.layers or not len(which):
+            yield
+            return
+        rows = torch.arange(len(which)) if of_point is None else of_point
+        gates = None
+        if self.gated and unsteered is not None:
+            table = self.gates(unsteered)
+            gates = None if table is None else table.cpu()[rows.cpu(), which]
+
+        def visit(layer: int, activations: Tensor) -> Tensor:
+            if self.clean and unsteered is not None:
+                before = unsteered[rows.to(unsteered.device), layer]
+            else:
+                before = points.read(activations)
+            after = self.edited(layer, before.to(activations), which, gates)
+            return points.write(activations, after)
+
+        modules = {layer: self.site.modules[layer] for layer in self.written_layers}
+        with visiting(modules, self.site.side, visit):
+            yield
+
+
+@contextmanager
+def reading(site: Site, points: Points) -> Iterator[list[Tensor]]:
+    """Collect the activations at ``points``: one ``[n, width]`` a layer, in layer order."""
+    collected: list[Tensor] = []
+
+    def visit(layer: int, activations: Tensor) -> None:
+        collected.append(points.read(activations))
+
+    with visiting(dict(enumerate(site.modules)), site.side, visit):
+        yield collected

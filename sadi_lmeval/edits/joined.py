@@ -1,0 +1,69 @@
+"""Edits of several fits, as the edits of one run: other tasks, folds and arms."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from sadi_lmeval.edits.contract import Edits
+
+
+def joined(several: Sequence[Edits]) -> Edits:
+    """Put edits of one site and scope one after the other.
+
+    Args:
+        several: at least one; all of one site, one scope, and clean or not.
+
+    Raises:
+        ValueError: they are not alike in that.
+    """
+    return several[0] if len(several) == 1 else _Joined(several)
+
+
+class _Joined(Edits):
+    def __init__(self, several: Sequence[Edits]) -> None:
+        first = several[0]
+        alike = {(e.site.modules, e.site.side, e.scope, e.clean) for e in several}
+        if len(alike) > 1:
+            raise ValueError("edits of several sites, scopes or readings cannot be joined")
+        self.site, self.scope, self.clean = first.site, first.scope, first.clean
+        self._parts = list(several)
+        self._starts = list(accumulate((part.count for part in several), initial=0))[:-1]
+        self.count = sum(part.count for part in several)
+        self.first_layers = [layer for part in several for layer in part.first_layers]
+        self.layers = sorted({layer for part in several for layer in part.layers})
+        self.gated = any(part.gated for part in several)
+
+    def digest(self, edit: int) -> str:
+        part = bisect_right(self._starts, edit) - 1
+        return self._parts[part].digest(edit - self._starts[part])
+
+    def apply(self, layer: int, activations: Tensor, which: Tensor) -> Tensor:
+        if layer not in self.layers:
+            return activations
+        after = activations
+        for part, start in zip(self._parts, self._starts, strict=True):
+            if layer not in part.layers:
+                continue
+            rows = ((which >= start) & (which < start + part.count)).nonzero().flatten()
+            if not len(rows):
+                continue
+            if len(rows) == len(which):
+                return part.apply(layer, activations, which - start)
+            there = rows.to(activations.device)
+            changed = part.apply(layer, activations[there], which[rows] - start)
+            after = after.index_copy(0, there, changed)
+        return after
+
+    def gates(self, unsteered: Tensor) -> Tensor | None:
+        if not self.gated:
+            return None
+        ones = torch.ones(len(unsteered), 1)
+        tables = [(part, part.gates(unsteered)) for part in self._parts]
+        return torch.cat(
+            [ones.expand(-1, p.count) if t is None else t.cpu() for p, t in tables], dim=1
+        )

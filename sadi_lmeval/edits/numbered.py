@@ -1,0 +1,118 @@
+"""What edits of whole layers have in common: tensors kept once a layer, and numbers an edit."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sadi_lmeval.architecture.sites import Site
+from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.types import Scope
+from sadi_lmeval.versions import code_digest
+
+Gate = Callable[[Tensor], Tensor]
+"""Takes unsteered activations of last prompt tokens, ``[k, layers, width]``; gives ``[k, count]``.
+Each row depends on its own prompt alone, and each column on its own edit alone."""
+
+
+class NumberedEdits(Edits):
+    """Edits that share a layer's tensors and differ in a few numbers.
+
+    The tensors of a layer are held once, however many edits there are: a grid of all layers costs
+    as much memory as one setting.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        tensors: Mapping[int, Mapping[str, Tensor]],
+        numbers: Sequence[Sequence[float]],
+        layers: Sequence[Sequence[int]],
+        scope: Scope,
+        gate: Gate | None = None,
+        gate_digests: Sequence[str] = (),
+    ) -> None:
+        """
+        Args:
+            site: where activations are edited.
+            tensors: of each layer that is edited, by name, on the CPU.
+            numbers: of each edit, as many for all, ``[count][m]``.
+            layers: that each edit edits, ``[count]``.
+            scope: which tokens are edited.
+            gate: see :data:`Gate`; None: none.
+            gate_digests: of each edit, what tells its gate apart.
+        """
+        if getattr(self.rule, "__closure__", None):
+            raise ValueError(
+                f"rule {self.rule.__qualname__}: must be a function of a module that takes all "
+                "from its arguments, or its digest would not tell what it does"
+            )
+        self.site, self.scope, self._gate = site, scope, gate
+        self._gate_digests = tuple(gate_digests)
+        if gate is not None and len(self._gate_digests) != len(numbers):
+            raise ValueError("a gate needs a digest for each edit")
+        self.gated = gate is not None
+        self.count = len(numbers)
+        self.numbers = torch.zeros(self.count, 0, dtype=torch.float64)
+        if self.count:
+            self.numbers = torch.tensor([list(n) for n in numbers], dtype=torch.float64)
+        self._tensors = {layer: dict(tensors[layer]) for layer in sorted(tensors)}
+        self._edited = torch.zeros(self.count, site.layers, dtype=torch.bool)
+        for edit, mine in enumerate(layers):
+            self._edited[edit, list(mine)] = True
+        self.layers = [n for n in self._tensors if bool(self._edited[:, n].any())]
+        self.first_layers = [
+            min((n for n in self.layers if self._edited[edit, n]), default=site.layers)
+            for edit in range(self.count)
+        ]
+
+    @abstractmethod
+    def change(self, tensors: Mapping[str, Tensor], rows: Tensor, numbers: Tensor) -> Tensor:
+        """Compute what the rows become.
+
+        Args:
+            tensors: of the layer, on the rows' device.
+            rows: A, ``[n, width]``.
+            numbers: of each row's edit, ``[n, m]`` float32, on the rows' device.
+        """
+
+    @property
+    @abstractmethod
+    def rule(self) -> Any:
+        """What computes the change: an object whose source tells rules apart."""
+
+    def apply(self, layer: int, activations: Tensor, which: Tensor) -> Tensor:
+        if layer not in self._tensors:
+            return activations
+        here = self._edited[which, layer]
+        if not here.any():
+            return activations
+        device = activations.device
+        tensors = {name: t.to(device) for name, t in self._tensors[layer].items()}
+        numbers = self.numbers[which].to(device=device, dtype=torch.float32)
+        after = self.change(tensors, activations, numbers).to(activations.dtype)
+        if here.all():
+            return after
+        return torch.where(here.to(device).unsqueeze(-1), after, activations)
+
+    def gates(self, unsteered: Tensor) -> Tensor | None:
+        return None if self._gate is None else self._gate(unsteered.float()).float()
+
+    def digest(self, edit: int) -> str:
+        rule = f"{type(self).__module__}.{type(self).__qualname__} {code_digest(self.rule)}"
+        gate = self._gate_digests[edit] if self.gated else ""
+        content = hashlib.sha256(f"{rule} {self.site.element} {self.scope} {gate}".encode())
+        content.update(str(self.numbers[edit].tolist()).encode())
+        for layer in self.layers:
+            if not self._edited[edit, layer]:
+                continue
+            for name in sorted(self._tensors[layer]):
+                tensor = self._tensors[layer][name].contiguous()
+                content.update(f"{layer} {name} {tensor.dtype} {list(tensor.shape)} ".encode())
+                content.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+        return content.hexdigest()

@@ -1,0 +1,59 @@
+"""Diagonal edits of whole layers: one vector a layer, one number an edit (CAA)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sadi_lmeval.architecture.sites import Site
+from sadi_lmeval.edits.numbered import Gate, NumberedEdits
+from sadi_lmeval.types import Scope
+
+
+class ScaledEdits(NumberedEdits):
+    """A' = A + s · (gain_l ⊙ A + shift_l), with a strength s of each edit."""
+
+    def __init__(
+        self,
+        site: Site,
+        strengths: Sequence[float],
+        layers: Sequence[Sequence[int]],
+        scope: Scope,
+        *,
+        shift: Mapping[int, Tensor],
+        gain: Mapping[int, Tensor] | None = None,
+        gate: Gate | None = None,
+        gate_digests: Sequence[str] = (),
+    ) -> None:
+        """
+        Args:
+            strengths: s of each edit; 0 edits nothing.
+            layers: that each edit edits.
+            shift, gain: of each layer, ``[width]`` float32; no gain is zero.
+            gate, gate_digests: see :class:`NumberedEdits`.
+        """
+        tensors = {layer: {"shift": values} for layer, values in shift.items()}
+        for layer, values in (gain or {}).items():
+            tensors.setdefault(layer, {})["gain"] = values
+        # A zero vector edits nothing, and so does a strength of 0.
+        tensors = {n: t for n, t in tensors.items() if any(bool(v.any()) for v in t.values())}
+        mine = [
+            [n for n in of if n in tensors] if strength else []
+            for strength, of in zip(strengths, layers, strict=True)
+        ]
+        numbers = [[strength] for strength in strengths]
+        super().__init__(site, tensors, numbers, mine, scope, gate, gate_digests)
+
+    @property
+    def rule(self) -> Any:
+        return ScaledEdits
+
+    def change(self, tensors: Mapping[str, Tensor], rows: Tensor, numbers: Tensor) -> Tensor:
+        after = rows
+        if "gain" in tensors:
+            after = after + (numbers * tensors["gain"]).to(rows.dtype) * rows
+        if "shift" in tensors:
+            after = after + (numbers * tensors["shift"]).to(rows.dtype)
+        return after

@@ -1,1 +1,0 @@
-"""What a method does to the activations at a site; one method a file."""

@@ -1,0 +1,271 @@
+"""A method with its arguments, and what the user has fixed of its settings: one way of steering."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from sadi_lmeval import arguments
+from sadi_lmeval.errors import UserError, nearest
+from sadi_lmeval.methods.base import Method
+from sadi_lmeval.methods.registry import (
+    UNSTEERED,
+    all_argument_names,
+    argument_names,
+    arm_names,
+    method_class,
+)
+from sadi_lmeval.options import NAMES, Options, read_options
+from sadi_lmeval.settings import Axes, SearchSpace, read_search_space
+from sadi_lmeval.types import Size
+
+Number = float | Literal["auto"] | None
+"""Of an axis: a number, ``auto`` where it is to be chosen, None where the user gives nothing."""
+
+SETTING_NAMES = ("grid", "max_settings")
+"""Arguments about settings that every method has beside its axes."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of steering, as a row of a table has it.
+
+    Attributes:
+        name: ``sadi-head``, ``random``, …; of a run alone the method's own.
+        method: None: the unsteered model.
+        options: what all methods share.
+        given: of each axis what the user gave.
+        space: the search space that the user gave, or None for the method's own.
+    """
+
+    name: str
+    method: Method | None
+    options: Options
+    given: tuple[Number, ...] = ()
+    space: SearchSpace | None = None
+
+    @property
+    def axes(self) -> Axes:
+        return Axes() if self.method is None else self.method.axes
+
+    @property
+    def is_unsteered(self) -> bool:
+        return self.method is None or any(
+            axis.strength and number == 0
+            for axis, number in zip(self.axes, self.given, strict=True)
+        )
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether the arguments leave a number to be chosen on held-out documents."""
+        if self.is_unsteered:
+            return False
+        return "auto" in self._numbers() or self.space is not None
+
+    def search_space(self, size: Size | None = None) -> SearchSpace:
+        """List the settings to choose from.
+
+        It is the user's or the method's own, a number that the user fixed in place of its values.
+        Where some axes are given and others not, those have their usual values.
+
+        Args:
+            size: of the model's site, where known: the method's own goes no further.
+        """
+        assert self.method is not None
+        found, numbers = self.space or self.method.search_space(size), self.given
+        if self.space is None:
+            numbers = self._numbers()
+            usual = [a.name for a, g in zip(self.axes, self.given, strict=True) if g is None]
+        for axis, number in zip(self.axes, numbers, strict=True):
+            if number is None or number == "auto":
+                continue
+            most = None if size is None else axis.bound(size)
+            if self.space is None and axis.name in usual and most is not None:
+                number = min(number, most)  # a usual K goes no further than the model
+            found = found.with_values(axis.name, number)
+        return found
+
+    def largest(self) -> dict[str, float]:
+        """Give the largest number of each axis that the user asks for."""
+        if self.space is not None:
+            return self.search_space().largest()
+        return {
+            axis.name: number
+            for axis, number in zip(self.axes, self.given, strict=True)
+            if isinstance(number, (int, float))
+        }
+
+    def with_numbers(self, numbers: Mapping[str, float]) -> Arm:
+        """The arm with numbers of a benchmark's file where the user gives none.
+
+        What neither gives is chosen, where the user has given nothing at all.
+        """
+        rest: Number = "auto" if all(number is None for number in self.given) else None
+        given = tuple(
+            numbers.get(axis.name, rest) if number is None else number
+            for axis, number in zip(self.axes, self.given, strict=True)
+        )
+        return replace(self, given=given)
+
+    def is_like(self, name: str) -> bool:
+        """Whether the arm of a name steers so, but for arguments that it leaves open."""
+        kind, sets, _ = arm_names()[name]
+        return type(self.method) is kind and all(
+            getattr(self.method, key) == value for key, value in sets.items()
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Describe the method for results files and keys."""
+        return {"method": UNSTEERED} if self.method is None else self.method.record()
+
+    def _numbers(self) -> tuple[Number, ...]:
+        """What is given, or else: ``auto`` if nothing is, the usual value, ``auto`` without one."""
+        assert self.method is not None
+        if all(number is None for number in self.given):
+            return tuple("auto" for _ in self.given)
+        return tuple(
+            (usual if usual is not None else "auto") if number is None else number
+            for number, usual in zip(self.given, self.method.usual, strict=True)
+        )
+
+
+def own_arguments(method: str | None) -> frozenset[str]:
+    """Name all that a model of ours takes beside what the harness's own takes.
+
+    Args:
+        method: of the model; None: of a model that is steered by several.
+    """
+    names = {*NAMES, "method", *SETTING_NAMES, *all_argument_names()}
+    return frozenset(names if method is None else names | argument_names(method_class(method)))
+
+
+def read_arm(method: str, given: Mapping[str, Any]) -> Arm:
+    """Read the arguments of a model that is steered by one method.
+
+    Args:
+        method: its name.
+        given: what the user gave, of the names in :func:`own_arguments` only.
+
+    Raises:
+        UserError: naming every fault at once.
+    """
+    options, faults = read_options(given)
+    kind = method_class(method)
+    faults += _of_others(kind, given)
+    chosen = given.get("method")
+    if chosen not in (None, method, UNSTEERED):
+        faults.append(f"method={chosen}: {nearest(str(chosen), (method, UNSTEERED))}")
+    arm = _arm(method, kind, given, options, faults)
+    if faults:
+        raise UserError("; ".join(faults))
+    _check_space(arm)
+    return Arm(UNSTEERED, None, options) if chosen == UNSTEERED else arm
+
+
+def read_arms(names: Sequence[str], given: Mapping[str, Any]) -> dict[str, Arm]:
+    """Read the arguments of a model that is steered by several arms.
+
+    An argument of a method counts for every arm whose method has it.
+
+    Args:
+        names: of arms.
+        given: what the user gave.
+
+    Raises:
+        UserError: naming every fault at once; an argument that no arm has is one.
+    """
+    options, faults = read_options(given)
+    listed = {name: arm_names()[name] for name in names}
+    kinds = [each.method for each in listed.values() if each.method is not None]
+    taken = frozenset(NAMES).union(*(argument_names(kind) for kind in kinds))
+    for name in given:
+        if name not in taken and given[name] is not None:
+            faults.append(
+                f"{name}={given[name]}: no method of {', '.join(names)} has {name}; "
+                f"{nearest(name, taken)}"
+            )
+    found: dict[str, Arm] = {}
+    for name, (kind, sets, _) in listed.items():
+        if kind is None:
+            found[name] = Arm(name, None, options)
+            continue
+        of_kind = {key: given[key] for key in argument_names(kind) if key in given}
+        found[name] = _arm(name, kind, {**of_kind, **sets}, options, faults)
+    if faults:
+        raise UserError("; ".join(dict.fromkeys(faults)))
+    return found
+
+
+def _of_others(kind: type[Method], given: Mapping[str, Any]) -> list[str]:
+    """The faults of giving a method the arguments of others."""
+    foreign = all_argument_names() - argument_names(kind)
+    return [
+        f"{name}={value}: hf-{kind.name} has no {name}; where and how strongly it steers are "
+        f"{' and '.join(kind.axes.names)}"
+        for name, value in given.items()
+        if name in foreign and value is not None
+    ]
+
+
+def _arm(
+    name: str,
+    kind: type[Method],
+    given: Mapping[str, Any],
+    options: Options,
+    faults: list[str],
+) -> Arm:
+    """An arm; what is faulty is left out, and told in ``faults``."""
+    values, own = arguments.read(kind, given)
+    faults += own
+    for key, value in kind.protocols.get(options.protocol, {}).items():
+        if values.setdefault(key, value) != value:
+            faults.append(
+                f"{key}={values[key]}: protocol={options.protocol} means {key}={value}; pass either"
+            )
+    numbers: list[Number] = []
+    for axis in kind.axes:
+        value = given.get(axis.name)
+        number: Number = "auto" if value == "auto" else None
+        if value is not None and value != "auto":
+            number = axis.read(value) if isinstance(value, (int, float)) else None
+            if number is None:
+                faults.append(
+                    f"{axis.name}={value}: must be {axis.allowed} or auto{_hint(axis.name)}"
+                )
+        numbers.append(number)
+    space = None
+    if given.get("grid") is not None:
+        try:
+            space = read_search_space(given["grid"], kind.axes)
+        except UserError as error:
+            faults.append(str(error))
+        if all(number is not None and number != "auto" for number in numbers):
+            names = " and ".join(kind.axes.names)
+            faults.append(f"grid= was given with a fixed {names}: pass either")
+    return Arm(name, kind(**values), options, tuple(numbers), space)
+
+
+def _hint(name: str) -> str:
+    """The harness's own model has an argument of this name too."""
+    if name != "delta":
+        return ""
+    return " (steering strength; for the harness's delta weights pass delta_weights=PATH)"
+
+
+def _check_space(arm: Arm) -> None:
+    """Refuse a search space that is too large, or steers nothing."""
+    if not arm.is_chosen:
+        return
+    count, most = len(arm.search_space().settings), arm.options.max_settings
+    if count > most:
+        raise UserError(
+            f"grid of {count} settings: at most max_settings={most} are tried; pass a smaller "
+            "grid= or a larger max_settings="
+        )
+    if not count:
+        strength = next(axis.name for axis in arm.axes if axis.strength)
+        raise UserError(
+            f"grid: {strength} 0 alone steers nothing, and the unsteered model is always tried; "
+            f"pass another {strength}"
+        )

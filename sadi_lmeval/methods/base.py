@@ -1,0 +1,117 @@
+"""What a steering method says of itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from sadi_lmeval.architecture.sites import Site
+from sadi_lmeval.arguments import declared
+from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.passes.activations import Collector
+from sadi_lmeval.settings import Axes, SearchSpace, Setting
+from sadi_lmeval.types import Element, HiddenSite, Scope, Size
+from sadi_lmeval.versions import code_digest
+
+Tensors = Mapping[str, Tensor]
+"""What was measured of the pairs, by name, float32."""
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A steering method and its arguments.
+
+    A subclass is a frozen dataclass whose fields are its arguments, each declared with
+    :mod:`sadi_lmeval.arguments`. The numbers that are chosen for a task are its axes, which become
+    arguments too. A module holds one method; an entry point of the group ``sadi_lmeval.methods``
+    names its class, and from then on ``--model hf-NAME`` and the arms are there.
+
+    Attributes:
+        name: of the method: that of its entry point.
+        scope: which tokens are edited.
+        axes: the numbers of a setting.
+        arms: names by which ``sweep`` and ``compare`` list the method, each with the arguments
+            that it sets.
+        ablations: the same, but not among the arms that ``compare`` takes by default.
+        protocols: the arguments that a value of ``protocol=`` sets.
+    """
+
+    name: ClassVar[str]
+    scope: ClassVar[Scope]
+    axes: ClassVar[Axes]
+    arms: ClassVar[Mapping[str, Mapping[str, Any]]]
+    ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    protocols: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @property
+    @abstractmethod
+    def place(self) -> tuple[Element, HiddenSite]:
+        """Say where activations are read and edited."""
+
+    @abstractmethod
+    def collector(self, site: Site, pairs: int, seed: int) -> Collector:
+        """Make what measures the pairs, see :mod:`sadi_lmeval.methods.collectors`.
+
+        Args:
+            site: of the model.
+            pairs: how many there are.
+            seed: of whatever is drawn.
+        """
+
+    @abstractmethod
+    def search_space(self, size: Size | None) -> SearchSpace:
+        """List what is tried where the user gives nothing.
+
+        Args:
+            size: of the model's site; None where it is not known yet: the most that is tried.
+        """
+
+    @abstractmethod
+    def edits(self, site: Site, tensors: Tensors, settings: Sequence[Setting], seed: int) -> Edits:
+        """Make the edit of each setting.
+
+        Args:
+            site: of the model.
+            tensors: what the collector has made.
+            settings: at least one.
+            seed: of whatever is drawn.
+        """
+
+    @property
+    def usual(self) -> tuple[float | None, ...]:
+        """Give each axis its value where the user gives only others; None: it is then chosen."""
+        return (None,) * len(self.axes)
+
+    def edit_size(self, setting: Setting) -> float:
+        """Say how large an edit is: of equally good settings the smallest is taken.
+
+        As it stands: the strength, times the number of entries that are edited.
+        """
+        size = 1.0
+        for axis, value in zip(self.axes, setting, strict=True):
+            if axis.strength or axis.counts in ("entries", "activations"):
+                size *= abs(value)
+        return size
+
+    def selected(self, tensors: Tensors, setting: Setting, seed: int) -> Tensor | None:
+        """Say which entries a setting edits, ``[layers, entries]`` bool; None: whole layers."""
+        return None
+
+    def record(self) -> dict[str, Any]:
+        """Describe the method as plain JSON: in results files, and in every key."""
+        return {"method": self.name, **{name: getattr(self, name) for name in declared(self)}}
+
+    @property
+    def measured_by(self) -> dict[str, Any]:
+        """What a fit depends on beside the model, the site and the pairs."""
+        own = declared(self)
+        return {name: getattr(self, name) for name in own if own[name].measured}
+
+    @property
+    def code(self) -> str:
+        """A digest of the module that the method stands in."""
+        return code_digest(type(self))

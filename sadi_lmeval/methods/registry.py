@@ -1,0 +1,124 @@
+"""The methods that are installed: ours, and those of other packages."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, NamedTuple
+
+from sadi_lmeval.arguments import declared
+from sadi_lmeval.errors import UserError, first_line, nearest
+from sadi_lmeval.methods.base import Method
+from sadi_lmeval.registration import METHODS as GROUP
+
+logger = logging.getLogger("lm_eval.sadi")
+
+UNSTEERED = "none"
+"""The arm of the unsteered model, which every other one is compared with."""
+
+
+class ArmName(NamedTuple):
+    """What stands behind the name of an arm.
+
+    Attributes:
+        method: None: the unsteered model.
+        sets: the arguments that the name sets.
+        usual: whether ``compare`` takes it by default.
+    """
+
+    method: type[Method] | None
+    sets: Mapping[str, Any]
+    usual: bool
+
+
+@cache
+def _points() -> dict[str, EntryPoint]:
+    """Entry points by name, ours first; of two of one name the first counts."""
+    points = sorted(entry_points(group=GROUP), key=lambda p: (not _is_ours(p), p.name))
+    found: dict[str, EntryPoint] = {}
+    for point in points:
+        found.setdefault(point.name, point)
+    return found
+
+
+def _is_ours(point: EntryPoint) -> bool:
+    return point.value.startswith("sadi_lmeval.")
+
+
+def method_names() -> list[str]:
+    """List the installed methods, without importing any."""
+    return list(_points())
+
+
+@cache
+def method_class(name: str) -> type[Method]:
+    """Load a method.
+
+    Raises:
+        UserError: there is no such method, which lists those that there are; or it cannot be
+            loaded.
+    """
+    if name not in _points():
+        raise UserError(f"unknown method {name!r}: {nearest(name, _points())}")
+    point = _points()[name]
+    try:
+        found = point.load()
+    except Exception as error:  # a stranger's code: say which, in one line
+        raise UserError(
+            f"method {name!r} of {point.value} cannot be loaded ({first_line(error)})"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UserError(f"method {name!r}: {point.value} is no subclass of sadi_lmeval.Method")
+    if found.name != name:
+        raise UserError(f"method {name!r}: {point.value} calls itself {found.name!r}")
+    return found
+
+
+@cache
+def methods() -> dict[str, type[Method]]:
+    """Load every method; a stranger's that cannot be loaded is left out, with a warning."""
+    found = {}
+    for name, point in _points().items():
+        try:
+            found[name] = method_class(name)
+        except UserError as error:
+            if _is_ours(point):
+                raise
+            logger.warning("%s; it is left out", error)
+    return found
+
+
+@cache
+def arm_names() -> dict[str, ArmName]:
+    """List every arm, the unsteered one first, then those of each method, then the ablations."""
+    every = {UNSTEERED: ArmName(None, {}, True)}
+    for usual in (True, False):
+        for name, method in methods().items():
+            listed = method.arms if usual else method.ablations
+            mine = usual and _is_ours(_points()[name])
+            for arm, sets in listed.items():
+                every.setdefault(arm, ArmName(method, sets, mine))
+    return every
+
+
+def check_arm_names(names: Iterable[str]) -> None:
+    """Refuse a name that no method has.
+
+    Raises:
+        UserError: naming the nearest ones.
+    """
+    for name in names:
+        if name not in arm_names():
+            raise UserError(f"unknown method {name!r}: {nearest(name, arm_names())}")
+
+
+def argument_names(method: type[Method]) -> frozenset[str]:
+    """Name a method's own arguments, its axes among them."""
+    return frozenset([*declared(method), *method.axes.names])
+
+
+def all_argument_names() -> frozenset[str]:
+    """Name the own arguments of every method."""
+    return frozenset().union(*(argument_names(each) for each in methods().values()))

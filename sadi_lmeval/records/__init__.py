@@ -1,0 +1,1 @@
+"""What results files say, with its types: written and read by the same modules."""

@@ -1,0 +1,245 @@
+"""How a task was steered: the entry of a results file under ``config.sadi``.
+
+The types here write it and read it. A record that is read may come from a stranger, so whatever is
+not as it is written here is read as if it were not there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+RESERVED = frozenset(
+    "element hidden_site layers entries recipe pairs_from folds mask_from fit_file parameters fits "
+    "version not_finite task_digest recipe_digest method source n_pairs selected cache_key sha256 "
+    "file tuning score stderr difference difference_stderr margin documents objective run task "
+    "split model".split()
+)
+"""Keys of a record or of a line of ``sweep``: no method may call an argument like one of them,
+unless it means the site's own element."""
+
+
+@dataclass(frozen=True)
+class ChoiceRecord:
+    """How a setting was chosen on held-out documents.
+
+    Attributes:
+        objective: what settings were judged by.
+        documents: how many held-out documents.
+        chosen: the setting, by axis.
+        beats_unsteered: whether it is better by more than the standard error.
+        table: of each setting that was tried, the unsteered model first: its numbers by axis, and
+            ``score``, ``stderr``, ``difference``, ``difference_stderr``, ``margin``,
+            ``not_finite``.
+    """
+
+    objective: str
+    documents: int
+    chosen: dict[str, Any]
+    beats_unsteered: bool
+    table: list[dict[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        return vars(self).copy()
+
+    @classmethod
+    def from_json(cls, given: object) -> ChoiceRecord | None:
+        """Read what :meth:`to_json` wrote; None where it is nothing of the kind."""
+        values = _mapping(given)
+        if not values:
+            return None
+        table = values.get("table")
+        rows = [row for row in table if isinstance(row, dict)] if isinstance(table, list) else []
+        return cls(
+            str(values.get("objective")),
+            int(finite(values.get("documents")) or 0),
+            _mapping(values.get("chosen")),
+            values.get("beats_unsteered") is True,
+            rows,
+        )
+
+
+@dataclass(frozen=True)
+class FitRecord:
+    """A fit, and the setting with which it steers.
+
+    Attributes:
+        source: where its pairs come from, or the file that it was read from.
+        n_pairs: how many.
+        setting: numbers by axis.
+        selected: the [layer, entry] of what is edited; None where whole layers are.
+        cache_key: under which it is kept; empty for one that was given by hand.
+        sha256: of its tensors.
+        file: the name of its file in the cache folder, or None.
+        tuning: how the setting was chosen; None where it was given.
+    """
+
+    source: str
+    n_pairs: int | None
+    setting: dict[str, Any]
+    selected: list[list[int]] | None
+    cache_key: str
+    sha256: str
+    file: str | None
+    tuning: ChoiceRecord | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "n_pairs": self.n_pairs,
+            **self.setting,
+            **({} if self.selected is None else {"selected": self.selected}),
+            "cache_key": self.cache_key,
+            "sha256": self.sha256,
+            "file": self.file,
+            **({} if self.tuning is None else {"tuning": self.tuning.to_json()}),
+        }
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any], axes: Sequence[str]) -> FitRecord:
+        """Read what :meth:`to_json` wrote."""
+        selected, n_pairs = given.get("selected"), finite(given.get("n_pairs"))
+        return cls(
+            str(given.get("source")),
+            None if n_pairs is None else int(n_pairs),
+            {name: given.get(name) for name in axes},
+            _places(selected) if isinstance(selected, list) else None,
+            str(given.get("cache_key")),
+            str(given.get("sha256")),
+            str(given["file"]) if isinstance(given.get("file"), str) else None,
+            ChoiceRecord.from_json(given.get("tuning")),
+        )
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The setting that steers, by axis."""
+        if self.tuning is None:
+            return self.setting
+        return {name: self.tuning.chosen.get(name) for name in self.setting}
+
+
+@dataclass(frozen=True)
+class SteeringRecord:
+    """How a task was steered.
+
+    Attributes:
+        arguments: the method's name and its own arguments; ``method`` is ``none`` for the
+            unsteered model.
+        axes: the names of a setting's numbers.
+        version: of this package.
+        task_digest: of the task's definition.
+        element, hidden_site: where activations are edited; None where nothing is.
+        layers, entries: of that site.
+        recipe, pairs_from: how and of what the pairs were made.
+        recipe_digest: of all that the recipe says.
+        folds: of a cross-fitted task.
+        mask_from: another task, on whose pairs the method was fitted.
+        fit_file: the name of the file that the user gave.
+        fits: one, or one a fold.
+        setting: numbers by axis, where there are no fits.
+        not_finite: documents without a finite log-probability.
+    """
+
+    arguments: dict[str, Any]
+    axes: tuple[str, ...]
+    version: str
+    task_digest: str
+    element: str | None = None
+    hidden_site: str | None = None
+    layers: int | None = None
+    entries: int | None = None
+    recipe: str | None = None
+    recipe_digest: str | None = None
+    pairs_from: str | None = None
+    folds: int | None = None
+    mask_from: str | None = None
+    fit_file: str | None = None
+    fits: tuple[FitRecord, ...] = ()
+    setting: dict[str, Any] = field(default_factory=dict)
+    not_finite: int = 0
+
+    def with_not_finite(self, count: int) -> SteeringRecord:
+        return replace(self, not_finite=count)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the entry of the results file: plain JSON values, no place on this machine."""
+        found: dict[str, Any] = dict(self.arguments)
+        if self.element is not None:
+            found |= {"element": self.element, "layers": self.layers, "entries": self.entries}
+            if self.hidden_site is not None:
+                found["hidden_site"] = self.hidden_site
+        if self.fits and self.fit_file is None:
+            found |= {
+                "recipe": self.recipe,
+                "recipe_digest": self.recipe_digest,
+                "pairs_from": self.pairs_from,
+            }
+        if self.fits:
+            found["folds"] = self.folds
+        for name in ("mask_from", "fit_file"):
+            if getattr(self, name) is not None:
+                found[name] = getattr(self, name)
+        found["parameters"] = list(self.axes)
+        for name in self.axes:
+            values = [fit.setting[name] for fit in self.fits] or [self.setting.get(name)]
+            found[name] = values[0] if len(set(values)) == 1 else values
+        if self.fits:
+            found["fits"] = [fit.to_json() for fit in self.fits]
+        found |= {"version": self.version, "task_digest": self.task_digest}
+        return {**found, "not_finite": self.not_finite}
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any]) -> SteeringRecord:
+        """Read what :meth:`to_json` wrote, in releases before this one too."""
+        names = given.get("parameters")
+        axes = tuple(map(str, names)) if isinstance(names, (list, tuple)) else ()
+        fits = given.get("fits", given.get("masks"))
+        listed = [fit for fit in fits if isinstance(fit, dict)] if isinstance(fits, list) else []
+        layers, entries = (finite(given.get(name)) for name in ("layers", "entries"))
+        known = {*RESERVED, *axes, "masks", "mask_file"} - {"method"}
+        return cls(
+            arguments={k: v for k, v in given.items() if k not in known},
+            axes=axes,
+            version=str(given.get("version", "")),
+            task_digest=str(given.get("task_digest", "")),
+            element=_text(given.get("element")),
+            hidden_site=_text(given.get("hidden_site")),
+            layers=None if layers is None else int(layers),
+            entries=None if entries is None else int(entries),
+            recipe=_text(given.get("recipe")),
+            recipe_digest=_text(given.get("recipe_digest")),
+            pairs_from=_text(given.get("pairs_from")),
+            folds=int(finite(given.get("folds")) or 0) or None,
+            mask_from=_text(given.get("mask_from")),
+            fit_file=_text(given.get("fit_file", given.get("mask_file"))),
+            fits=tuple(FitRecord.from_json(fit, axes) for fit in listed),
+            setting={name: given.get(name) for name in axes},
+            not_finite=int(finite(given.get("not_finite")) or 0),
+        )
+
+
+def finite(value: object) -> float | None:
+    """A number that may be computed with, or None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if abs(value) < 1e300 and not math.isnan(value) else None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _places(value: list[Any]) -> list[list[int]]:
+    """Pairs of finite numbers, as [layer, entry]."""
+    found = []
+    for pair in value:
+        numbers = [finite(n) for n in pair] if isinstance(pair, list) else []
+        if len(numbers) == 2 and None not in numbers:
+            found.append([int(n or 0) for n in numbers])
+    return found

@@ -1,0 +1,164 @@
+"""Fits of methods to drawn pairs: out of the cache, or measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sadi_lmeval.architecture.sites import Site
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.identity.key import key_of
+from sadi_lmeval.identity.model import PROVENANCE
+from sadi_lmeval.methods.arm import Arm
+from sadi_lmeval.methods.base import Method
+from sadi_lmeval.pairs.pairs import Pair
+from sadi_lmeval.pairs.plan import Plan
+from sadi_lmeval.pairs.sources import Source
+from sadi_lmeval.passes.activations import Collector, TokenPair
+from sadi_lmeval.passes.steerable import SteerableModel, folder_for
+from sadi_lmeval.storage.fit_file import Fit, load_fit, save_fit
+from sadi_lmeval.storage.store import Kind, get_or_build
+from sadi_lmeval.versions import code_digest, versions
+
+
+class Fitted(NamedTuple):
+    """A fit with its source.
+
+    Attributes:
+        source: the file, or where the pairs come from, for messages.
+        key: its cache key; empty for a fit that was given by hand.
+        file: where it is kept, or None.
+    """
+
+    fit: Fit
+    source: str
+    key: str
+    file: Path | None
+
+
+FITS: Kind[Fit] = Kind(
+    "fit",
+    ".safetensors",
+    lambda path, key: load_fit(path),
+    lambda fit, path, key: save_fit(fit, path),
+)
+
+
+class _Needed(NamedTuple):
+    """A fit that some arm needs."""
+
+    card: dict[str, Any]
+    site: Site
+    method: Method
+
+    def collector(self, pairs: int, seed: int) -> Collector:
+        return self.method.collector(self.site, pairs, seed)
+
+
+def method_of(arm: Arm) -> Method:
+    """The method of an arm that steers."""
+    if arm.method is None:
+        raise ValueError(f"arm {arm.name} is the unsteered model")
+    return arm.method
+
+
+def fits_of(
+    plan: Plan,
+    source: Source,
+    pairs: list[Pair],
+    arms: Sequence[Arm],
+    model: SteerableModel,
+) -> list[Fitted]:
+    """Fit each arm to the pairs: take fits out of the cache, or measure all others in one pass.
+
+    Args:
+        plan, source: where the pairs come from.
+        pairs: the same for all arms.
+        arms: that steer; where the cache is comes from the first.
+        model: reads.
+
+    Raises:
+        UserError: nothing can be made of the pairs' activations.
+    """
+    if not arms:
+        return []
+    task, seed = plan.source_task, arms[0].options.seed
+    tokens = [
+        TokenPair(model.encode(*pair.positive), model.encode(*pair.negative)) for pair in pairs
+    ]
+    identities = [pair.known_as for pair in pairs]
+    shared: dict[str, Any] = {
+        **model.model_card,
+        "task": task.name,
+        "source": plan.pairs_from(source),
+        "recipe": plan.recipe.recipe,
+        "recipe_digest": plan.recipe.digest,
+        "n_pairs": len(pairs),
+        "pairs_digest": key_of({"pairs": tokens}),
+        "documents": [i.content for i in identities],
+        "questions": [i.question for i in identities if i.question],
+        "seed": seed,
+        "versions": versions(),
+    }
+    needed: dict[str, _Needed] = {}
+    keys = []
+    for arm in arms:
+        method = method_of(arm)
+        element, hidden_site = method.place
+        site = model.engine.site(element, hidden_site)
+        probe = method.collector(site, 1, seed)
+        card = {
+            **shared,
+            "kind": probe.kind,
+            "measured_by": method.measured_by,
+            "code": [code_digest(made_by) for made_by in _made_by(probe)],
+            "element": site.element,
+            "hidden_site": hidden_site if element == "hidden" else None,
+            "shape": list(site.shape),
+        }
+        if method.measured_by:
+            card["measured_for"] = [method.name, method.code]
+        keys.append(key_of({k: v for k, v in card.items() if k not in PROVENANCE}))
+        needed[keys[-1]] = _Needed(card, site, method)
+    folds = plan.sources.folds and not plan.is_static
+    name = task.name + (f", {source.label}" if folds else "")
+    origin = f"{task.name} ({plan.pairs_from(source)})"
+
+    def build(missing: list[str], _: Path | None) -> dict[str, Fit]:
+        collectors = {key: needed[key].collector(len(tokens), seed) for key in missing}
+        readers = [(needed[key].site, each) for key, each in collectors.items()]
+        model.engine.read(readers, tokens, f"Pairs of {name}", model.processes)
+        if not model.processes.is_first:
+            return {}
+        return {key: Fit(each.tensors(name), needed[key].card) for key, each in collectors.items()}
+
+    folder = folder_for(arms[0].options, model)
+    found = get_or_build(folder, FITS, keys, build, model.processes)
+    return [Fitted(found[key].value, origin, key, found[key].file) for key in keys]
+
+
+def _made_by(collector: Collector) -> list[Any]:
+    """The class of a collector, and the function that it leaves the making to, if any."""
+    make = getattr(collector, "make", None)
+    return [type(collector)] if make is None else [type(collector), make]
+
+
+def given_fit(path: str, arm: Arm, site: Site, model: SteerableModel) -> Fitted:
+    """Load a fit of the user's.
+
+    Raises:
+        UserError: it is none, is damaged, or does not fit the method or the model.
+    """
+    method = method_of(arm)
+    found = load_fit(Path(path))
+    collector = method.collector(site, 1, arm.options.seed)
+    model_type = model.model_card["model_type"]
+    found.check_fits(collector.kind, collector.shapes, site, model_type, path)
+    hidden_site, needed = found.card.get("hidden_site"), method.place[1]
+    if site.element == "hidden" and hidden_site != needed:
+        raise UserError(
+            f"fit {path} is for hidden_site={hidden_site}, but this run has {needed}; pass that of "
+            "the fit"
+        )
+    return Fitted(found, Path(path).name, "", Path(path))

@@ -1,0 +1,28 @@
+"""Types that low and high rooms share: what is steered, and at which tokens."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Element = Literal["head", "neuron", "hidden"]
+"""What is read and edited: attention heads, MLP neurons or hidden states."""
+
+HiddenSite = Literal["mlp", "residual"]
+"""Of hidden states: the MLP's output, or the decoder block's (the residual stream)."""
+
+Scope = Literal["prompt", "onwards"]
+"""Which tokens are edited: the last prompt token alone, or every later token too."""
+
+
+class Size(NamedTuple):
+    """How large a site of a model is.
+
+    Attributes:
+        layers: decoder blocks.
+        entries: selectable elements a layer: heads, neurons or hidden units.
+        width: activations a layer and position; None where only the configuration is known.
+    """
+
+    layers: int
+    entries: int
+    width: int | None = None
