@@ -22,7 +22,7 @@ from test_every_architecture import (
 )
 from transformers import PreTrainedModel
 
-from sadi_lmeval.architecture.sites import register
+from sadi_lmeval.architecture.sites import register_architecture
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.passes.branching import can_resume, longest_branching_path
 from sadi_lmeval.passes.prefill import can_share_beginning
@@ -70,7 +70,7 @@ def row(name: str) -> tuple[str, ...]:
 def table() -> str:
     for case in CASES.values():
         if case.registered is not None:
-            register(case.kind, case.registered)
+            register_architecture(case.kind, case.registered)
     lines = [COLUMNS, ("---",) * len(COLUMNS), *map(row, [*CASES, *REFUSED])]
     return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
 

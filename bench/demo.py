@@ -48,7 +48,7 @@ def main() -> None:
         said = results["config"].get("sadi", {}).get("sadi_facts")
         steering = "none"
         if said:
-            tuning = said["masks"][0]["tuning"]
+            tuning = said["fits"][0]["tuning"]
             chosen = f"{said['element']}, K = {said['top_k']}, delta = {said['delta']:g}"
             steering = (
                 f"{chosen if said['top_k'] else 'none'}, chosen on {tuning['documents']} held-out "

@@ -197,13 +197,13 @@ def _these(which: range, documents: list[Any], limit: float | None) -> list[Any]
 
 def grid(bench: Bench, row: str) -> str:
     import torch
-
     from sadi_lmeval.arms import arm
+    from sadi_lmeval.steering.methods import edits_of, joined, site_of
+
     from sadi_lmeval.comparison.sweep import Sweep, parts_of, sweep
     from sadi_lmeval.harness.run_tasks import load_tasks
     from sadi_lmeval.passes.packing import Continuation
     from sadi_lmeval.passes.scoring import log_likelihoods
-    from sadi_lmeval.steering.methods import edits_of, joined, site_of
 
     name, most = GRIDS[row]
     limit = 50

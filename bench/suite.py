@@ -173,7 +173,7 @@ def _missing(tasks: list[str]) -> dict[str, str]:
 
 def table(folder: Path) -> str:
     """The records of a folder as a table, a line a benchmark and metric."""
-    from sadi_lmeval.reports.record import FOLDER, load_record
+    from sadi_lmeval.records.record import FOLDER, load_record
 
     found = [load_record(path) for path in sorted((folder / FOLDER).glob("*.json"))]
     records = {(record.task, record.method): record for record in found}

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from sadi_lmeval.architecture.sites import find_site
-from sadi_lmeval.options import Element, HiddenSite
 from sadi_lmeval.passes.activations import HeadProbes, MeanDifference, TokenPair, read_pairs
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.forward import Forward
+from sadi_lmeval.types import Element, HiddenSite
 
 PAIRS = [
     TokenPair([5, 9, 7, 4, 8, 33], [5, 9, 7, 4, 8, 21, 3, 14]),  # a shared prompt

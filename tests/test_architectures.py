@@ -18,15 +18,16 @@ from transformers import PreTrainedModel
 
 from sadi_lmeval.architecture.signature import cache_parameter
 from sadi_lmeval.architecture.sites import decoder_blocks, find_site
+from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.interventions.edit import Edit, Edits
-from sadi_lmeval.options import Element, HiddenSite
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.branching import can_resume, longest_branching_path
 from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.packing import Continuation
 from sadi_lmeval.passes.prefill import Prompts, can_share_beginning, with_shared_beginning
 from sadi_lmeval.passes.scoring import log_likelihoods
+from sadi_lmeval.types import Element, HiddenSite
 
 ANY = 1 << 62
 BOUNDS = Bounds(None, 120, 1000)
@@ -127,7 +128,7 @@ def edits_of(model: PreTrainedModel, variant: tuple[Element, HiddenSite, bool]) 
         for layer in layers:
             gain[layer, torch.randperm(site.width, generator=generator)[:8]] = 2.0
         made.append(Edit(gain))
-    return Edits(site, made, clean)
+    return DiagonalEdits(site, made, clean)
 
 
 def alone(
@@ -199,7 +200,7 @@ def test_unsteered_scores_are_those_of_plain_calls_of_the_model(
     model = made(name)[0]
     expected = by_the_model(model, requests)
     site = find_site(model, "head")
-    nothing = Edits(site, [Edit(torch.zeros(site.layers, site.width))], clean=True)
+    nothing = DiagonalEdits(site, [Edit(torch.zeros(site.layers, site.width))], clean=True)
     for branches in {False, branching(name, requests)}:
         for scores in alone(model, requests, nothing, branches):
             assert_same(scores, expected)

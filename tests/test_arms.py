@@ -6,11 +6,11 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
-
 from sadi_lmeval.arms import NAMES, arm, check_arms, parameters_of
+from sadi_lmeval.steering.methods import grid, is_unsteered, kind_of, options_of, site_of, tuned
+
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.options import OF_METHODS, Method, Options
-from sadi_lmeval.steering.methods import grid, is_unsteered, kind_of, options_of, site_of, tuned
 
 ALONE: dict[str, tuple[Method, dict[str, Any]]] = {
     "none": ("sadi", {"method": "none"}),

@@ -148,7 +148,7 @@ def test_all_faults_of_a_recipe_file_are_told_at_once(evaluate: Any, tmp_path: P
 
 
 def test_a_damaged_or_foreign_mask_is_refused(evaluate: Any, tmp_path: Path) -> None:
-    own = evaluate("tiny_choice", **GOOD)["config"]["sadi"]["tiny_choice"]["masks"][0]["file"]
+    own = evaluate("tiny_choice", **GOOD)["config"]["sadi"]["tiny_choice"]["fits"][0]["file"]
     content = Path(own).read_bytes()
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(content[:-5])
@@ -167,7 +167,7 @@ def test_a_damaged_or_foreign_mask_is_refused(evaluate: Any, tmp_path: Path) -> 
 
 def test_a_mask_built_from_scored_documents_is_refused_and_says_which(evaluate: Any) -> None:
     folds = evaluate("tiny_folds", **GOOD)["config"]["sadi"]["tiny_folds"]
-    own = folds["masks"][0]["file"]  # built from the second half of what is scored
+    own = folds["fits"][0]["file"]  # built from the second half of what is scored
     with pytest.raises(UserError, match="was built from a document that task tiny_folds scores"):
         evaluate("tiny_folds", limit=50, mask=own, **GOOD)
 

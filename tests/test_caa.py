@@ -34,11 +34,11 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import digest
-from sadi_lmeval.interventions.caa import caa_edit
+from sadi_lmeval.methods.caa import caa_edit
 from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.settings import Parameters, Setting
 from sadi_lmeval.steering.outcome import Outcome, best
-from sadi_lmeval.storage.mask import load_mask
+from sadi_lmeval.storage.fit_file import load_fit
 
 LAYERS, WIDTH = 3, 32
 GIVEN = {"n_pairs": 12, "layer": 1, "multiplier": 1}
@@ -77,7 +77,7 @@ def shift_of(vector: Tensor, layer: int, multiplier: float) -> Tensor:
 
 
 def vector_of(mask: dict[str, Any]) -> Tensor:
-    return load_mask(Path(mask["file"])).tensors["difference"].flatten(1)
+    return load_fit(Path(mask["file"])).tensors["difference"].flatten(1)
 
 
 # ------------------------------------------------------------------ what is measured
@@ -207,7 +207,7 @@ def test_a_planted_document_is_not_in_the_vector(
     mixed = [*train[:5], scored[1], *train[5:9], scored[4], *train[9:]]
     task = make_task(tmp_path, "planted", {"train": mixed, "validation": scored})
     [mask] = masks_of(run_task("planted", "hf-caa", **GIVEN), "planted")
-    card = load_mask(Path(mask["file"])).card
+    card = load_fit(Path(mask["file"])).card
     assert len(set(card["documents"])) == 12
     assert not set(card["documents"]) & {digest(d) for d in task.evaluated()}
     expected = vector("planted", folder=tmp_path)
@@ -278,7 +278,7 @@ def test_layer_and_multiplier_are_chosen_on_held_out_documents_by_what_they_scor
     [mask] = masks_of(results, "tiny_choice")
     of_pairs, documents = held_out_of(tasks_folder, "tiny_choice", n_tune=8, n_pairs=12)
     scored = {digest(d) for d in load(tasks_folder, "tiny_choice").evaluated()}
-    assert of_pairs == set(load_mask(Path(mask["file"])).card["documents"])
+    assert of_pairs == set(load_fit(Path(mask["file"])).card["documents"])
     assert not {digest(d) for d in documents} & (of_pairs | scored)
 
     known, table = vector("tiny_choice"), []
@@ -416,7 +416,7 @@ def test_the_harness_s_own_command_knows_both_models_and_writes_what_they_chose(
         for record in said.values():
             assert record["method"] == model.removeprefix("hf-")
             assert record["parameters"] == list(names)
-            [mask] = record["masks"]
+            [mask] = record["fits"]
             rows = [tuple(row[name] for name in names) for row in mask["tuning"]["table"]]
             assert rows == settings
             assert set(mask["tuning"]["chosen"]) == set(names)

@@ -15,11 +15,11 @@ import pytest
 import torch
 from conftest import tiny_llama
 from filelock import FileLock, Timeout
+from sadi_lmeval.storage.cache import cache_key, cached_measurements, locked, weights_digest
 from torch import Tensor, nn
 
 from sadi_lmeval.storage import atomic, cache
-from sadi_lmeval.storage.cache import cache_key, cached_measurements, locked, weights_digest
-from sadi_lmeval.storage.mask import Measurement
+from sadi_lmeval.storage.fit_file import Fit
 
 VALUES = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
 CARD: dict[str, Any] = {
@@ -44,22 +44,22 @@ class Builder:
     def calls(self) -> int:
         return len(self.asked)
 
-    def __call__(self, missing: list[str]) -> dict[str, Measurement]:
+    def __call__(self, missing: list[str]) -> dict[str, Fit]:
         self.asked.append(missing)
-        return {key: Measurement({"difference": values_of(key)}, CARD) for key in missing}
+        return {key: Fit({"difference": values_of(key)}, CARD) for key in missing}
 
 
-Build = Callable[[list[str]], dict[str, Measurement]]
+Build = Callable[[list[str]], dict[str, Fit]]
 
 
-def cached(folder: Path, key: str, build: Build) -> tuple[Measurement, Path | None]:
+def cached(folder: Path, key: str, build: Build) -> tuple[Fit, Path | None]:
     """One measurement of the cache."""
     [(name, found)] = cached_measurements(folder, [key], build).items()
     assert name == key
     return found
 
 
-def is_of(found: Measurement, key: str) -> bool:
+def is_of(found: Fit, key: str) -> bool:
     """Whether it is what :class:`Builder` builds under a key."""
     return torch.equal(found.tensors["difference"], values_of(key))
 
@@ -175,7 +175,7 @@ def test_what_cannot_be_locked_is_still_read(
 
 
 def test_a_failed_build_leaves_nothing_and_holds_no_lock(tmp_path: Path, build: Builder) -> None:
-    def fail(missing: list[str]) -> dict[str, Measurement]:
+    def fail(missing: list[str]) -> dict[str, Fit]:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -315,7 +315,7 @@ import sys, time
 from pathlib import Path
 import torch
 from sadi_lmeval.storage.cache import cached_measurements
-from sadi_lmeval.storage.mask import Measurement
+from sadi_lmeval.storage.fit_file import Fit
 
 folder, me, keys = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
 
@@ -324,7 +324,7 @@ def build(missing):
         (folder / f"built-by-{me}-{key}").touch()
     time.sleep(1)
     card = {"kind": "mean_difference", "element": "head", "shape": [1, 1, 1], "model_type": "llama"}
-    return {key: Measurement({"difference": torch.ones(1, 1, 1)}, card) for key in missing}
+    return {key: Fit({"difference": torch.ones(1, 1, 1)}, card) for key in missing}
 
 (folder / f"ready-{me}").touch()
 deadline = time.monotonic() + 60

@@ -23,23 +23,23 @@ import yaml
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from sadi_lmeval.arms import arm
+from sadi_lmeval.steering.methods import grid, site_of
 from transformers import AutoModelForCausalLM
 
 from sadi_lmeval import cli
-from sadi_lmeval.arms import arm
 from sadi_lmeval.comparison import compare
 from sadi_lmeval.comparison.compared import Answers, ComparedModel
 from sadi_lmeval.harness.run_task import digest
+from sadi_lmeval.identity.weights import weights_digest
 from sadi_lmeval.options import Options
 from sadi_lmeval.pairs.sources import Known
 from sadi_lmeval.passes import engine
-from sadi_lmeval.reports.record import FOLDER, Record, file_name, load_record, save_record
+from sadi_lmeval.records.record import FOLDER, Record, file_name, load_record, save_record
 from sadi_lmeval.settings import Grid
 from sadi_lmeval.steering import steering
-from sadi_lmeval.steering.methods import grid, site_of
-from sadi_lmeval.storage.cache import weights_digest
+from sadi_lmeval.storage.fit_file import load_fit
 from sadi_lmeval.storage.journal import Journal, held
-from sadi_lmeval.storage.mask import load_mask
 from sadi_lmeval.versions import versions
 
 Command = Callable[..., list[str]]
@@ -183,8 +183,8 @@ def assert_scored_alike(
 def assert_steered_alike(record: Record, other: dict[str, Any]) -> None:
     """By the same vectors and settings, chosen alike."""
     assert_alike(record.steering, other, f"{record.task} under {record.method}")
-    for one, two in zip(record.steering.get("masks", []), other.get("masks", []), strict=True):
-        mine, theirs = (load_mask(Path(mask["file"])).tensors for mask in (one, two))
+    for one, two in zip(record.steering.get("fits", []), other.get("fits", []), strict=True):
+        mine, theirs = (load_fit(Path(mask["file"])).tensors for mask in (one, two))
         assert mine.keys() == theirs.keys()
         for name, tensor in mine.items():
             torch.testing.assert_close(tensor, theirs[name], atol=1e-4, rtol=1e-4)
@@ -367,12 +367,12 @@ def test_model_arguments_that_say_nothing_of_a_method_count_for_all(
 
 
 def masks_of(record: Record) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = record.steering["masks"]
+    found: list[dict[str, Any]] = record.steering["fits"]
     return found
 
 
 def cards_of(record: Record) -> list[dict[str, Any]]:
-    return [load_mask(Path(mask["file"])).card for mask in masks_of(record)]
+    return [load_fit(Path(mask["file"])).card for mask in masks_of(record)]
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -29,17 +29,24 @@ from transformers import (
 
 from sadi_lmeval.architecture import sites
 from sadi_lmeval.architecture.positions import Points
-from sadi_lmeval.architecture.sites import ARCHITECTURES, Architecture, Site, find_site, register
+from sadi_lmeval.architecture.sites import (
+    ARCHITECTURES,
+    Architecture,
+    Site,
+    find_site,
+    register_architecture,
+)
+from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.edits.diagonal import DiagonalEdits
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.interventions.edit import Edits, Scope
-from sadi_lmeval.interventions.sadi import sadi_edit
-from sadi_lmeval.options import Element, HiddenSite
+from sadi_lmeval.methods.sadi import sadi_edit
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.forward import Forward, Steered
 from sadi_lmeval.passes.packing import UNSTEERED, Continuation
 from sadi_lmeval.passes.prefill import steered_generation
 from sadi_lmeval.passes.scoring import log_likelihoods
 from sadi_lmeval.passes.sequences import Tree, pack
+from sadi_lmeval.types import Element, HiddenSite, Scope
 
 LAYERS, HEADS, HIDDEN = 2, 4, 32
 
@@ -180,7 +187,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sites, "ARCHITECTURES", dict(ARCHITECTURES))
     for case in CASES.values():
         if case.registered is not None:
-            register(case.kind, case.registered)
+            register_architecture(case.kind, case.registered)
 
 
 # ------------------------------------------------------------------ the oracle
@@ -349,7 +356,7 @@ def edits_of(
             mask[place] = True
         nothing = torch.zeros(site.layers, site.entries, site.entry_width)
         made_.append(sadi_edit(mask, nothing, delta, "dynamic"))
-    return Edits(site, made_, clean, scope)
+    return DiagonalEdits(site, made_, clean, scope)
 
 
 REQUESTS = [

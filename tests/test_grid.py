@@ -26,15 +26,16 @@ from test_scoring import (
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from sadi_lmeval.interventions.edit import Edit, Edits
-from sadi_lmeval.interventions.sadi import sadi_edit
-from sadi_lmeval.options import Element, HiddenSite, Steering
+from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
+from sadi_lmeval.methods.sadi import Steering, sadi_edit
 from sadi_lmeval.passes import grid as module
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.grid import grid_log_likelihoods
 from sadi_lmeval.passes.packing import UNSTEERED, Continuation, pack_requests
 from sadi_lmeval.passes.scoring import groups_of, log_likelihoods
+from sadi_lmeval.types import Element, HiddenSite
 
 MIXED = [Continuation(c, t) for c, t, _ in [*REQUESTS, *SAME_BEGINNING]]
 FEWER = MIXED[:10] + MIXED[10::4]
@@ -74,7 +75,7 @@ def in_layers(
         for mask, delta in zip(masks, deltas, strict=True)
     ]
     wide = [mask.repeat_interleave(site.entry_width, dim=1) for mask in masks]
-    return base._replace(masks=wide, deltas=deltas, edits=Edits(site, edits, clean))
+    return base._replace(masks=wide, deltas=deltas, edits=DiagonalEdits(site, edits, clean))
 
 
 def score(
@@ -496,5 +497,5 @@ def test_a_second_grid_of_the_same_model_does_not_remember_the_first(
         return values
 
     first = scored(SAME_BEGINNING, [edits])
-    scored(MIXED, [Edits(edits.site, [Edit(torch.ones(3, edits.site.width))], True)])
+    scored(MIXED, [DiagonalEdits(edits.site, [Edit(torch.ones(3, edits.site.width))], True)])
     assert torch.equal(first, scored(SAME_BEGINNING, [edits]))

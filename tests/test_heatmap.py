@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.image import imread
-
 from sadi_lmeval.arms import parameters_of
+
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.reports.heatmap import check_can_draw, check_folder, draw_heatmaps
 

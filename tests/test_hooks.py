@@ -13,7 +13,8 @@ from transformers import LlamaForCausalLM
 from sadi_lmeval.architecture.hooks import Side, keeping, passing_over, visiting
 from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.architecture.sites import find_site
-from sadi_lmeval.interventions.edit import Edit, Edits, reading
+from sadi_lmeval.edits.contract import Edits, reading
+from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
 from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.prefill import steered_generation
 from sadi_lmeval.passes.sequences import Tree, pack
@@ -147,7 +148,7 @@ def test_the_other_outputs_and_inputs_of_a_module_pass_untouched(model: LlamaFor
 
 
 def edits(model: LlamaForCausalLM, clean: bool) -> Edits:
-    return Edits(find_site(model, "head"), [Edit(gain=torch.full((3, 32), 4.0))], clean)
+    return DiagonalEdits(find_site(model, "head"), [Edit(gain=torch.full((3, 32), 4.0))], clean)
 
 
 @pytest.mark.parametrize("clean", [False, True])

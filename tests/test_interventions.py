@@ -21,11 +21,12 @@ from transformers import LlamaForCausalLM
 
 from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.architecture.sites import Site, find_site
-from sadi_lmeval.interventions.edit import Edit, Edits
-from sadi_lmeval.interventions.sadi import binary_mask, sadi_edit
-from sadi_lmeval.options import Element, HiddenSite, Steering
+from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
+from sadi_lmeval.methods.sadi import Steering, binary_mask, sadi_edit
 from sadi_lmeval.passes.forward import Forward, Steered
 from sadi_lmeval.passes.sequences import Tree, pack
+from sadi_lmeval.types import Element, HiddenSite
 
 VOCAB = 60
 HEAD_DIM = 12
@@ -203,7 +204,13 @@ def family(
     wide = [mask.repeat_interleave(site.entry_width, dim=1) for mask in masks]
     where = hidden_site if element == "hidden" else element
     return Family(
-        where, site, wide, deltas, difference.flatten(1), steering, Edits(site, edits, clean)
+        where,
+        site,
+        wide,
+        deltas,
+        difference.flatten(1),
+        steering,
+        DiagonalEdits(site, edits, clean),
     )
 
 
@@ -286,7 +293,7 @@ def test_an_edit_of_delta_zero_changes_no_logit_bit(
     site = find_site(model, "head")
     difference = torch.randn(site.layers, site.entries, site.entry_width)
     everything = torch.ones(site.layers, site.entries, dtype=torch.bool)
-    edits = Edits(site, [sadi_edit(everything, difference, 0.0, steering)], clean)
+    edits = DiagonalEdits(site, [sadi_edit(everything, difference, 0.0, steering)], clean)
     with torch.no_grad():
         plain = model(torch.tensor([TOKENS])).logits[0]
     assert torch.equal(steered_logits(model, edits, 0, 3), plain)
@@ -297,7 +304,7 @@ def test_a_delta_of_minus_one_silences_what_it_selects(model: LlamaForCausalLM) 
     site = find_site(model, "head")
     everything = torch.ones(site.layers, site.entries, dtype=torch.bool)
     difference = torch.ones(site.layers, site.entries, site.entry_width)
-    edits = Edits(site, [sadi_edit(everything, difference, -1.0, "dynamic")], clean=False)
+    edits = DiagonalEdits(site, [sadi_edit(everything, difference, -1.0, "dynamic")], clean=False)
     silent = make_model()
     with torch.no_grad():
         for block in silent.model.layers:
@@ -312,10 +319,13 @@ def test_an_edit_has_the_layers_of_its_mask_only(model: LlamaForCausalLM) -> Non
     gain[1, 7] = 2.0
     shift = torch.zeros_like(gain)
     shift[2, 3] = 1.0
-    assert Edits(site, [Edit(gain)], clean=False).written_layers == [1]
-    assert Edits(site, [Edit(gain), Edit(0 * gain, shift)], clean=False).written_layers == [1, 2]
-    assert Edits(site, [Edit(gain)], clean=True).written_layers == [0, 1, 2]
-    assert Edits(site, [Edit(0 * gain)], clean=True).written_layers == []
+    assert DiagonalEdits(site, [Edit(gain)], clean=False).written_layers == [1]
+    assert DiagonalEdits(site, [Edit(gain), Edit(0 * gain, shift)], clean=False).written_layers == [
+        1,
+        2,
+    ]
+    assert DiagonalEdits(site, [Edit(gain)], clean=True).written_layers == [0, 1, 2]
+    assert DiagonalEdits(site, [Edit(0 * gain)], clean=True).written_layers == []
 
 
 def one_edit(
@@ -337,11 +347,11 @@ def test_edits_know_the_first_layer_that_each_of_them_touches(model: LlamaForCau
     nothing = Edit(torch.zeros(site.layers, site.width))
     alike = [one_edit(site, 2, 7, 2.0), one_edit(site, 0, 5, shift=1.0), nothing, two]
     for clean in (False, True):
-        edits = Edits(site, alike, clean)
+        edits = DiagonalEdits(site, alike, clean)
         assert edits.count == 4
         assert edits.first_layers == [2, 0, 3, 1]
         assert edits.layers == [0, 1, 2]
-    none = Edits(site, [], False)
+    none = DiagonalEdits(site, [], False)
     assert (none.count, none.first_layers, none.layers) == (0, [], [])
 
 
@@ -365,7 +375,7 @@ def test_every_row_gets_its_own_edit_and_untouched_entries_keep_their_bits(
         made.append(Edit(gain, shift))
     activations = torch.randn(5, 32, generator=generator)
     which = [0, 1, 1, 0, 1]
-    found = Edits(site, made, False).apply(layer, activations, torch.tensor(which))
+    found = DiagonalEdits(site, made, False).apply(layer, activations, torch.tensor(which))
     for row, edit in enumerate(which):
         gain, shift = made[edit].gain[layer], made[edit].shift[layer]  # type: ignore[index]
         expected = activations[row] + gain * activations[row] + shift
@@ -380,7 +390,7 @@ def test_the_digest_of_an_edit_says_what_it_does_and_is_that_of_no_other(
     head, neuron = find_site(model, "head"), find_site(model, "neuron")
 
     def digest(edit: Edit, site: Site = head, clean: bool = False) -> str:
-        return Edits(site, [edit], clean).digest(0)
+        return DiagonalEdits(site, [edit], clean).digest(0)
 
     different = [
         digest(one_edit(head, 1, 5, 2.0)),
@@ -402,9 +412,9 @@ def test_the_digest_of_an_edit_does_not_depend_on_the_others(model: LlamaForCaus
     """So that a response is found in the cache whatever other tasks a run has."""
     site = find_site(model, "head")
     edit, others = one_edit(site, 1, 5, 2.0), [one_edit(site, 1, 3, 1.0), one_edit(site, 2, 4, 1.0)]
-    alone = Edits(site, [edit], False).digest(0)
-    assert Edits(site, [others[0], edit], False).digest(1) == alone
-    assert Edits(site, [*others, edit], False).digest(2) == alone
+    alone = DiagonalEdits(site, [edit], False).digest(0)
+    assert DiagonalEdits(site, [others[0], edit], False).digest(1) == alone
+    assert DiagonalEdits(site, [*others, edit], False).digest(2) == alone
 
 
 @pytest.mark.parametrize("steering", ["dynamic", "fixed"])

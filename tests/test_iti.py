@@ -32,13 +32,13 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, digest
-from sadi_lmeval.interventions.iti import Probes, best_heads, fit_probes, iti_edit
+from sadi_lmeval.methods.iti import Probes, best_heads, fit_probes, iti_edit
 from sadi_lmeval.options import parse
 from sadi_lmeval.pairs.plan import draw, find_plan
 from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.settings import Parameters, Setting
 from sadi_lmeval.steering.outcome import Outcome, best
-from sadi_lmeval.storage.mask import load_mask
+from sadi_lmeval.storage.fit_file import load_fit
 
 HEADS, HEAD_DIM, LAYERS = 4, 8, 3
 GIVEN = {"n_pairs": 12, "top_k": 5, "alpha": 3}
@@ -123,11 +123,11 @@ def heads(
 
 
 def probes_of(mask: dict[str, Any]) -> Probes:
-    return Probes(**load_mask(Path(mask["file"])).tensors)
+    return Probes(**load_fit(Path(mask["file"])).tensors)
 
 
 def masks_of(results: dict[str, Any], task: str) -> list[dict[str, Any]]:
-    masks: list[dict[str, Any]] = results["config"]["sadi"][task]["masks"]
+    masks: list[dict[str, Any]] = results["config"]["sadi"][task]["fits"]
     return masks
 
 
@@ -359,7 +359,7 @@ def test_a_planted_document_is_in_no_probe_direction_or_sigma(
     task = make_task(tmp_path, "planted", {"train": mixed, "validation": scored})
     given = {**GIVEN, "n_pairs": 16}
     [mask] = masks_of(run_task("planted", "hf-iti", **given), "planted")
-    card = load_mask(Path(mask["file"])).card
+    card = load_fit(Path(mask["file"])).card
     of_the_task = {digest(d) for d in task.documents("train")}
     leaked = {digest(d) for d in task.evaluated()} | {digest(task.documents("train")[-1])}
     assert len(card["documents"]) == 16
@@ -376,7 +376,7 @@ def test_each_fold_is_steered_by_the_others_documents_alone(evaluate: Any, heads
     """All 25 of the other half: every one of them, and none of the own."""
     masks = masks_of(evaluate("tiny_folds", model="hf-iti", **{**GIVEN, "n_pairs": 25}),
                      "tiny_folds")  # fmt: skip
-    cards = [load_mask(Path(mask["file"])).card for mask in masks]
+    cards = [load_fit(Path(mask["file"])).card for mask in masks]
     assert [len(set(card["documents"])) for card in cards] == [25, 25]
     assert not set(cards[0]["documents"]) & set(cards[1]["documents"])
     for index, mask in enumerate(masks):
@@ -473,7 +473,7 @@ def test_top_k_and_alpha_are_chosen_on_held_out_documents_by_what_they_score_the
     of_pairs, documents = held_out_of(tasks_folder, "tiny_choice", **given)
     scored = {digest(d) for d in load(tasks_folder, "tiny_choice").evaluated()}
     held_out = {digest(d) for d in documents}
-    assert of_pairs == set(load_mask(Path(mask["file"])).card["documents"])
+    assert of_pairs == set(load_fit(Path(mask["file"])).card["documents"])
     assert len(held_out) == 10
     assert not held_out & (of_pairs | scored)
 

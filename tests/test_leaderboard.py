@@ -16,8 +16,8 @@ from statsmodels.stats.multitest import multipletests
 from test_record import answered, make_record
 
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.records.record import Record
 from sadi_lmeval.reports.leaderboard import boards_of
-from sadi_lmeval.reports.record import Record
 from sadi_lmeval.reports.tables import comma_separated, json_text, markdown, model_index, shown
 
 GOLD = [0, 1] * 20
@@ -202,7 +202,7 @@ def test_the_json_says_how_to_repeat_each_cell() -> None:
     assert repeat["model"]["weights_digest"] == "ab12"
     assert repeat["command"] == "sadi-lmeval compare --tasks boolq"
     assert repeat["steering"]["folds"] == 2
-    (mask,) = repeat["steering"]["masks"]
+    (mask,) = repeat["steering"]["fits"]
     assert (mask["sha256"], mask["cache_key"]) == ("5ha", "key")
     assert mask["tuning"] == {"chosen": {"top_k": 6}}
     assert "selected" not in mask

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.interventions.sadi import entry_scores
-from sadi_lmeval.storage import mask as mask_module
-from sadi_lmeval.storage.mask import Measurement, load_mask, save_mask
+from sadi_lmeval.methods.sadi import entry_scores
+from sadi_lmeval.storage import fit_file as mask_module
+from sadi_lmeval.storage.fit_file import Fit, load_fit, save_fit
 
 VALUES = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
 CARD: dict[str, Any] = {
@@ -42,23 +42,23 @@ PROBES = {
 }
 
 
-def difference(values: Tensor = VALUES, card: dict[str, Any] = CARD) -> Measurement:
-    return Measurement({"difference": values}, card)
+def difference(values: Tensor = VALUES, card: dict[str, Any] = CARD) -> Fit:
+    return Fit({"difference": values}, card)
 
 
-def probes(**changes: Tensor) -> Measurement:
-    return Measurement({**PROBES, **changes}, {**CARD, "kind": "probes"})
+def probes(**changes: Tensor) -> Fit:
+    return Fit({**PROBES, **changes}, {**CARD, "kind": "probes"})
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "of" / "a" / "new" / "folder.safetensors"
-    save_mask(difference(), path)
+    save_fit(difference(), path)
     return path
 
 
 def test_a_mask_comes_back_as_it_was_saved(saved: Path) -> None:
-    loaded = load_mask(saved)
+    loaded = load_fit(saved)
     assert set(loaded.tensors) == {"difference"}
     assert torch.equal(loaded.tensors["difference"], VALUES)
     assert loaded.tensors["difference"].dtype == torch.float32
@@ -68,14 +68,14 @@ def test_a_mask_comes_back_as_it_was_saved(saved: Path) -> None:
 def test_values_that_are_not_contiguous_come_back_too(tmp_path: Path) -> None:
     values = torch.randn(8, 4, 3).transpose(0, 2)
     path = tmp_path / "mask"
-    save_mask(difference(values), path)
-    assert torch.equal(load_mask(path).tensors["difference"], values)
+    save_fit(difference(values), path)
+    assert torch.equal(load_fit(path).tensors["difference"], values)
 
 
 def test_probes_come_back_as_they_were_saved(tmp_path: Path) -> None:
     path = tmp_path / "mask"
-    save_mask(probes(), path)
-    loaded = load_mask(path)
+    save_fit(probes(), path)
+    loaded = load_fit(path)
     assert set(loaded.tensors) == set(PROBES)
     for name, values in PROBES.items():
         assert torch.equal(loaded.tensors[name], values), name
@@ -90,17 +90,17 @@ def test_the_digest_is_of_every_tensor_with_its_name_and_shape() -> None:
         probes(mass_mean=PROBES["probe"], probe=PROBES["mass_mean"]).digest,
         difference().digest,
         difference(VALUES.view(3, 8, 4)).digest,
-        Measurement({"other": VALUES}, CARD).digest,
+        Fit({"other": VALUES}, CARD).digest,
     ]
     assert len(set(found)) == len(found)
     turned = dict(reversed(PROBES.items()))
-    assert Measurement(turned, {}).digest == found[0]
+    assert Fit(turned, {}).digest == found[0]
 
 
 def test_saving_twice_replaces_the_file_and_leaves_nothing_else(saved: Path) -> None:
     other = difference(VALUES + 1)
-    save_mask(other, saved)
-    assert torch.equal(load_mask(saved).tensors["difference"], other.tensors["difference"])
+    save_fit(other, saved)
+    assert torch.equal(load_fit(saved).tensors["difference"], other.tensors["difference"])
     assert list(saved.parent.iterdir()) == [saved]
 
 
@@ -116,7 +116,7 @@ def test_the_score_of_a_head_is_the_mean_over_its_activations() -> None:
 def refused(path: Path) -> str:
     """What is said of the file: one line that names it."""
     with pytest.raises(UserError) as caught:
-        load_mask(path)
+        load_fit(path)
     said = str(caught.value)
     assert str(path) in said
     assert len(said.splitlines()) == 1
@@ -148,7 +148,7 @@ def test_a_flipped_bit_is_refused_unless_it_changes_nothing_that_is_read(saved: 
         flipped[place] ^= 1 << bit
         saved.write_bytes(bytes(flipped))
         try:
-            loaded = load_mask(saved)
+            loaded = load_fit(saved)
         except UserError:
             found.append(place)
         else:
@@ -233,7 +233,7 @@ def test_a_file_with_right_checksums_is_taken(tmp_path: Path) -> None:
     """So that what is refused above is not refused for its checksums."""
     path = tmp_path / "mask.safetensors"
     forged({**CARD, "sha256": difference().digest}, VALUES, path)
-    assert torch.equal(load_mask(path).tensors["difference"], VALUES)
+    assert torch.equal(load_fit(path).tensors["difference"], VALUES)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_a_file_without_the_tensors_of_its_kind_is_refused(
         name: values.clone(memory_format=torch.contiguous_format)
         for name, values in tensors.items()
     }
-    digest = Measurement(tensors, {}).digest
+    digest = Fit(tensors, {}).digest
     forged({**CARD, "kind": kind, "sha256": digest}, tensors, path)
     refused(path)
 
@@ -307,7 +307,7 @@ def test_a_failed_write_leaves_no_file(
 
     monkeypatch.setattr(os, failing, full)
     with pytest.raises(OSError, match="No space left"):
-        save_mask(difference(), tmp_path / "mask.safetensors")
+        save_fit(difference(), tmp_path / "mask.safetensors")
     assert not list(tmp_path.iterdir())
 
 
@@ -319,13 +319,13 @@ def test_a_failed_write_leaves_the_older_file_as_it_was(
 
     monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        save_mask(difference(VALUES + 1), saved)
+        save_fit(difference(VALUES + 1), saved)
     monkeypatch.undo()
-    assert torch.equal(load_mask(saved).tensors["difference"], VALUES)
+    assert torch.equal(load_fit(saved).tensors["difference"], VALUES)
     assert list(saved.parent.iterdir()) == [saved]
 
 
 def test_a_card_that_is_no_json_writes_no_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
-        save_mask(difference(VALUES, {"element": object()}), tmp_path / "mask.safetensors")
+        save_fit(difference(VALUES, {"element": object()}), tmp_path / "mask.safetensors")
     assert not list(tmp_path.iterdir())

@@ -58,8 +58,8 @@ def test_steering_changes_generated_text(evaluate: Any) -> None:
 
 def test_two_tasks_use_two_masks_and_cross_fitted_tasks_one_a_fold(evaluate: Any) -> None:
     found = evaluate("tiny_choice", "tiny_folds", **STEER)["config"]["sadi"]
-    keys = [mask["cache_key"] for task in found.values() for mask in task["masks"]]
-    assert [len(found[task]["masks"]) for task in ("tiny_choice", "tiny_folds")] == [1, 2]
+    keys = [mask["cache_key"] for task in found.values() for mask in task["fits"]]
+    assert [len(found[task]["fits"]) for task in ("tiny_choice", "tiny_folds")] == [1, 2]
     assert len(set(keys)) == 3
     assert found["tiny_choice"]["folds"] is None
     assert found["tiny_folds"]["folds"] == 2
@@ -86,7 +86,7 @@ def test_the_results_say_how_a_task_was_steered(evaluate: Any) -> None:
     found = evaluate("tiny_choice", element="neuron", **STEER)["config"]["sadi"]["tiny_choice"]
     assert (found["element"], found["top_k"], found["delta"]) == ("neuron", 3, 4.0)
     assert (found["recipe"], found["pairs_from"]) == ("right_wrong", "train")
-    [mask] = found["masks"]
+    [mask] = found["fits"]
     assert mask["n_pairs"] == 12
     assert len(mask["selected"]) == 3
     assert all(layer < 3 and entry < 48 for layer, entry in mask["selected"])
@@ -109,7 +109,7 @@ def test_a_second_run_builds_nothing_and_says_so(
 
 def test_a_saved_mask_steers_another_run(evaluate: Any, tmp_path: Path) -> None:
     own = evaluate("tiny_choice", **STEER)
-    file = own["config"]["sadi"]["tiny_choice"]["masks"][0]["file"]
+    file = own["config"]["sadi"]["tiny_choice"]["fits"][0]["file"]
     other = evaluate("tiny_choice", cache_dir=str(tmp_path / "none"), mask=file, **STEER)
     assert numbers(other, "tiny_choice") == numbers(own, "tiny_choice")
     assert not (tmp_path / "none").exists()
@@ -118,7 +118,7 @@ def test_a_saved_mask_steers_another_run(evaluate: Any, tmp_path: Path) -> None:
 def test_a_mask_from_another_task_is_that_tasks_mask(evaluate: Any) -> None:
     found = evaluate("tiny_text", mask_from="tiny_choice", **STEER)["config"]["sadi"]["tiny_text"]
     own = evaluate("tiny_choice", **STEER)["config"]["sadi"]["tiny_choice"]
-    assert found["masks"][0]["selected"] == own["masks"][0]["selected"]
+    assert found["fits"][0]["selected"] == own["fits"][0]["selected"]
     assert found["mask_from"] == "tiny_choice"
 
 

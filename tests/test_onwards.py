@@ -41,7 +41,8 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerF
 from sadi_lmeval import model as model_module
 from sadi_lmeval.architecture.signature import cache_parameter
 from sadi_lmeval.architecture.sites import find_site
-from sadi_lmeval.interventions.edit import Edit, Edits, Scope
+from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
 from sadi_lmeval.options import Method, parse
 from sadi_lmeval.pairs.plan import draw, find_plan
 from sadi_lmeval.passes.batches import Bounds
@@ -52,7 +53,8 @@ from sadi_lmeval.passes.grid import grid_log_likelihoods
 from sadi_lmeval.passes.packing import UNSTEERED, Continuation
 from sadi_lmeval.passes.prefill import Prompts, steered_generation, with_shared_beginning
 from sadi_lmeval.passes.scoring import Score, log_likelihoods
-from sadi_lmeval.storage.mask import load_mask
+from sadi_lmeval.storage.fit_file import load_fit
+from sadi_lmeval.types import Scope
 
 Where = Literal["head", "residual"]
 WHERE: list[Where] = ["head", "residual"]
@@ -364,7 +366,7 @@ def family(
     def changed(edit: Edit) -> Change:
         return lambda layer, values: values * (1 + edit.gain[layer]) + edit.shift[layer]
 
-    return Family(where, Edits(site, made, False, scope), [changed(edit) for edit in made])
+    return Family(where, DiagonalEdits(site, made, False, scope), [changed(edit) for edit in made])
 
 
 @pytest.fixture(scope="module")
@@ -462,11 +464,11 @@ def test_later_tokens_count_as_soon_as_there_are_any(model: LlamaForCausalLM) ->
     for where in WHERE:
         onwards, prompt = family(model, where), family(model, where, "prompt")
         prompt = prompt._replace(
-            edits=Edits(
+            edits=DiagonalEdits(
                 prompt.edits.site, [Edit(torch.full((3, prompt.edits.site.width), 0.5))], False
             )
         )
-        same = Edits(
+        same = DiagonalEdits(
             onwards.edits.site,
             [Edit(torch.full((3, onwards.edits.site.width), 0.5))],
             False,
@@ -503,7 +505,7 @@ def test_an_edit_of_nothing_gives_exactly_the_unsteered_scores(
 ) -> None:
     site = family(model, where).edits.site
     zero = Edit(torch.zeros(site.layers, site.width), torch.zeros(site.layers, site.width))
-    nothing = Edits(site, [zero] * 5, False, "onwards")
+    nothing = DiagonalEdits(site, [zero] * 5, False, "onwards")
     plain = score(model, MIXED, None, branching)
     assert score(model, MIXED, nothing, branching) == plain
 
@@ -740,7 +742,7 @@ def test_generation_with_an_adapter_is_steered_too(scope: Scope) -> None:
     wrapped = get_peft_model(base, lora).eval()
     for where in WHERE:
         edits = family(base, where, scope)
-        found = generate(wrapped, Edits(edits.edits.site, [], False), 0)
+        found = generate(wrapped, DiagonalEdits(edits.edits.site, [], False), 0)
         edited = generate(wrapped, edits.edits, 3)
         assert (edited[1] - found[1]).abs().max() > 1e-2
         assert_generated(base, edits, 3, edited)
@@ -851,7 +853,7 @@ def test_the_same_change_of_more_tokens_is_another_edit_to_the_response_cache(
     shift = torch.zeros(site.layers, site.width)
     shift[1] = 2.0
     one, other, again = (
-        Edits(site, [Edit(torch.zeros_like(shift), shift)], False, scope).digest(0)
+        DiagonalEdits(site, [Edit(torch.zeros_like(shift), shift)], False, scope).digest(0)
         for scope in ("prompt", "onwards", "onwards")
     )
     assert one != other == again
@@ -870,8 +872,8 @@ def test_sadi_and_its_ablations_edit_the_last_prompt_token_alone(
     given = {"top_k": 3, "delta": 3, **arguments}
     for task in ("tiny_choice", "tiny_text"):
         results = evaluate(task, **given)
-        [mask] = results["config"]["sadi"][task]["masks"]
-        difference = load_mask(Path(mask["file"])).tensors["difference"]
+        [mask] = results["config"]["sadi"][task]["fits"]
+        difference = load_fit(Path(mask["file"])).tensors["difference"]
         chosen = {(layer, head) for layer, head in mask["selected"]}
 
         def change(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from sadi_lmeval.steering.methods import check_where, grid, largest_where, options_of, tuned
 
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.options import PARAMETERS, Method, Options, parse
 from sadi_lmeval.settings import CAA_STRENGTHS, ITI_GRID, SADI_GRIDS, Grid, Setting
-from sadi_lmeval.steering.methods import check_where, grid, largest_where, options_of, tuned
 
 
 @pytest.mark.parametrize(

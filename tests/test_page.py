@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from test_record import answered, make_record
 
+from sadi_lmeval.records.record import Record
 from sadi_lmeval.reports.leaderboard import boards_of
 from sadi_lmeval.reports.page import page
-from sadi_lmeval.reports.record import Record
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 

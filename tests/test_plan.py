@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sadi_lmeval.steering.methods import options_of
 from test_pairs import ANSWERS, CHOICE, OTHER, harness_requests, load, make_task, words
 
 from sadi_lmeval.errors import UserError
@@ -21,7 +22,6 @@ from sadi_lmeval.pairs.pairs import scored_texts
 from sadi_lmeval.pairs.plan import Drawn, Plan, draw, find_plan, num_fewshot
 from sadi_lmeval.pairs.recipe import Recipe
 from sadi_lmeval.pairs.sources import Source
-from sadi_lmeval.steering.methods import options_of
 
 
 def row(number: int, question: str | None = None) -> Document:
@@ -146,7 +146,7 @@ def test_nothing_of_a_fold_made_its_mask_or_its_choice(tasks_folder: Path, folds
         pairs, held_out = split(draw(plan, source, options, tuning=True))
         assert len(pairs) >= 12
         assert len(held_out) >= 10
-        mine = [d for d in task.evaluated() if plan.sources.mask_of(d) == fold]
+        mine = [d for d in task.evaluated() if plan.sources.fit_of(d) == fold]
         assert len(mine) >= 50 // folds
         every = [*pairs, *held_out, *mine]
         assert len(contents(every)) == len(questions(every)) == len(every)
@@ -398,7 +398,7 @@ def test_every_fold_has_the_same_pairs_out_of_a_file_and_held_out_documents_of_o
     assert len(found) == folds
     for fold, each in enumerate(found):
         assert each.pairs == found[0].pairs
-        mine = [d for d in task.evaluated() if plan.sources.mask_of(d) == fold]
+        mine = [d for d in task.evaluated() if plan.sources.fit_of(d) == fold]
         assert len(each.held_out) >= 10
         assert not contents(each.held_out) & contents(mine)
 

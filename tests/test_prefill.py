@@ -13,8 +13,9 @@ from transformers import DynamicCache, LlamaForCausalLM
 
 from sadi_lmeval.architecture.signature import cache_parameter
 from sadi_lmeval.architecture.sites import find_site
-from sadi_lmeval.interventions.edit import Edit, Edits
-from sadi_lmeval.options import Element, HiddenSite, Steering
+from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
+from sadi_lmeval.methods.sadi import Steering
 from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.prefill import (
     Prompts,
@@ -23,6 +24,7 @@ from sadi_lmeval.passes.prefill import (
     steered_generation,
     with_shared_beginning,
 )
+from sadi_lmeval.types import Element, HiddenSite
 
 PROMPTS = [[5, 9, 7, 4, 8, 33, 21], [11], [5, 9, 7]]
 STEPS = 4
@@ -111,7 +113,7 @@ def test_an_edit_of_delta_zero_changes_no_logit_bit_of_a_generation(
     model: LlamaForCausalLM, clean: bool
 ) -> None:
     site = find_site(model, "head")
-    nothing = Edits(site, [Edit(torch.zeros(site.layers, site.width))], clean)
+    nothing = DiagonalEdits(site, [Edit(torch.zeros(site.layers, site.width))], clean)
     tokens, logits = generate(model, nothing)
     plain_tokens, plain_logits = generate(model, None)
     assert torch.equal(tokens, plain_tokens)
@@ -135,7 +137,7 @@ def test_only_masked_entries_of_the_last_prompt_token_are_touched(
     site = find_site(model, element, hidden_site)
     gain = torch.zeros(site.layers, site.width)
     gain[0, [1, 5]] = 3.0
-    edits = Edits(site, [Edit(gain)], clean=False)
+    edits = DiagonalEdits(site, [Edit(gain)], clean=False)
     ids, mask = padded(PROMPTS)
     forced = torch.tensor([[3, 14], [15, 9], [26, 5]])
     full = torch.cat([mask, torch.ones_like(forced)], dim=-1)

@@ -16,7 +16,7 @@ import quick_host
 import torch
 
 from sadi_lmeval.processes import ALONE
-from sadi_lmeval.storage.mask import load_mask
+from sadi_lmeval.storage.fit_file import load_fit
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +64,7 @@ class Run(NamedTuple):
     @property
     def masks(self) -> dict[str, Any]:
         cache = self.folder / "cache"
-        return {path.name: load_mask(path) for path in sorted(cache.glob("*.safetensors"))}
+        return {path.name: load_fit(path) for path in sorted(cache.glob("*.safetensors"))}
 
 
 class Layouts:
@@ -171,7 +171,7 @@ def test_settings_and_selected_entries_are_those_of_one_process(
 ) -> None:
     one, several = (runs[each].results["config"]["sadi"] for each in ("one", layout))
     for task in TASKS:
-        for mask, other in zip(one[task]["masks"], several[task]["masks"], strict=True):
+        for mask, other in zip(one[task]["fits"], several[task]["fits"], strict=True):
             same = ("top_k", "delta", "selected", "cache_key", "n_pairs")
             assert {key: mask[key] for key in same} == {key: other[key] for key in same}
             assert mask["tuning"]["documents"] == other["tuning"]["documents"] == 7

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.reports.record import (
+from sadi_lmeval.records.record import (
     FOLDER,
     Record,
     file_name,
@@ -133,7 +133,7 @@ def test_a_file_that_is_something_else_is_refused(tmp_path: Path, content: bytes
 
 
 def test_a_missing_or_unknown_field_is_refused_though_the_checksum_fits(tmp_path: Path) -> None:
-    from sadi_lmeval.reports.record import _digest
+    from sadi_lmeval.records.record import _digest
 
     path = save_record(make_record(), tmp_path)
     whole = json.loads(path.read_text())

@@ -16,7 +16,7 @@ from test_leaderboard import scored, two_tasks
 from test_record import make_record
 
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.reports.record import FOLDER, FORMAT, Record, _digest, save_record
+from sadi_lmeval.records.record import FOLDER, FORMAT, Record, _digest, save_record
 from sadi_lmeval.reports.report import merged, report
 
 FILES = ["leaderboard.csv", "leaderboard.json", "leaderboard.md", "model-index.yaml"]

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from sadi_lmeval.architecture.sites import Site, find_site
-from sadi_lmeval.interventions.edit import Edit, Edits
-from sadi_lmeval.options import Element, HiddenSite, Steering
+from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
+from sadi_lmeval.methods.sadi import Steering
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.packing import Continuation
 from sadi_lmeval.passes.scoring import Score, log_likelihoods, truncated
+from sadi_lmeval.types import Element, HiddenSite
 
 A, B, C = (5, 9, 7, 4, 8, 33, 21), (11,), (5, 9, 7)
 REQUESTS = [
@@ -139,7 +141,7 @@ def test_a_delta_of_zero_scores_exactly_as_the_unsteered_model(
     model: LlamaForCausalLM, branching: bool, clean: bool
 ) -> None:
     site = find_site(model, "neuron")
-    nothing = Edits(site, [Edit(torch.zeros(site.layers, site.width))] * 3, clean)
+    nothing = DiagonalEdits(site, [Edit(torch.zeros(site.layers, site.width))] * 3, clean)
     assert score(model, REQUESTS, nothing, branching) == score(model, REQUESTS, None, branching)
 
 
@@ -274,7 +276,7 @@ def test_only_masked_entries_of_last_prompt_tokens_are_touched(
     gains = torch.zeros(2, site.layers, site.width)
     gains[0, 0, [1, 5]] = 3.0
     gains[1, 0, [2]] = -2.0
-    edits = Edits(site, [Edit(gains[0]), Edit(gains[1])], clean)
+    edits = DiagonalEdits(site, [Edit(gains[0]), Edit(gains[1])], clean)
     requests = [Continuation(c, t, e % 2) for c, t, e in requests]
     with watching(model, site) as passes:
         score(model, requests, None, branching, ONE_BATCH)

@@ -13,12 +13,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from sadi_lmeval.architecture import sites
 from sadi_lmeval.architecture.hooks import visiting
 from sadi_lmeval.architecture.positions import Points
-from sadi_lmeval.architecture.sites import ARCHITECTURES, Architecture, find_site, register
+from sadi_lmeval.architecture.sites import (
+    ARCHITECTURES,
+    Architecture,
+    find_site,
+    register_architecture,
+)
+from sadi_lmeval.edits.contract import Edits, reading
+from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.interventions.edit import Edit, Edits, reading
-from sadi_lmeval.options import Element, HiddenSite
 from sadi_lmeval.passes.forward import Forward, Steered
 from sadi_lmeval.passes.sequences import Tree, pack
+from sadi_lmeval.types import Element, HiddenSite
 
 SIZES = {
     "vocab_size": 64,
@@ -105,7 +111,9 @@ def test_every_site_of_every_listed_architecture_steers(kind: str) -> None:
         for layer in (0, 1):
             gain = torch.zeros(site.layers, site.width)
             gain[layer, ::2] = 2.0  # not all: a norm would undo that
-            gap = (logits(model, Edits(site, [Edit(gain)], False)) - plain).abs().amax(dim=-1)
+            gap = (
+                (logits(model, DiagonalEdits(site, [Edit(gain)], False)) - plain).abs().amax(dim=-1)
+            )
             where = (element, hidden_site, layer)
             assert gap[:3].max() < 1e-5, where
             assert gap[3] > 1e-3, where
@@ -185,7 +193,7 @@ def test_an_unlisted_architecture_is_found_by_looking(kind: str) -> None:
         site = find_site(model, element)  # type: ignore[arg-type]
         assert (site.layers, site.width) == (2, width)
         gain = torch.full((2, width), 2.0)
-        assert (logits(model, Edits(site, [Edit(gain)], False)) - plain).abs().max() > 1e-2
+        assert (logits(model, DiagonalEdits(site, [Edit(gain)], False)) - plain).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("kind", ["mamba", "xglm"])
@@ -220,7 +228,9 @@ def test_a_neuron_of_several_experts_is_refused_in_an_unlisted_architecture(
 
 def test_a_registered_architecture_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sites, "ARCHITECTURES", dict(ARCHITECTURES))
-    register("xglm", Architecture("model.layers", "self_attn.out_proj", "fc2", "activation_fn"))
+    register_architecture(
+        "xglm", Architecture("model.layers", "self_attn.out_proj", "fc2", "activation_fn")
+    )
     found = find_site(tiny("xglm", num_layers=2, attention_heads=4, d_model=32), "head")
     assert (found.layers, found.entries, found.entry_width) == (2, 4, 8)
 

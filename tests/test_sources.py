@@ -71,7 +71,7 @@ def test_the_training_split_is_used_where_there_is_one(tasks_folder: Path) -> No
     assert (found.split, found.folds, len(found.sources)) == ("train", None, 1)
     assert list(found.sources[0].documents) == list(task.task.training_docs())
     assert usable(found.sources[0]) == list(task.task.training_docs())
-    assert {found.mask_of(document) for document in task.evaluated()} == {0}
+    assert {found.fit_of(document) for document in task.evaluated()} == {0}
 
 
 def test_the_validation_split_is_used_where_the_test_split_is_scored(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_another_task_s_documents_are_left_out_where_they_are_scored(tmp_path: P
     found = sources(scored, source=other)
     assert found.task is other
     assert questions(usable(found.sources[0])) == questions(rows(6, 4))
-    assert {found.mask_of(document) for document in scored.evaluated()} == {0}
+    assert {found.fit_of(document) for document in scored.evaluated()} == {0}
 
 
 # ------------------------------------------------------------------ cross-fitting
@@ -169,7 +169,7 @@ def assert_no_document_meets_itself(task: RunTask, found: Sources) -> None:
     """Neither its content nor its question is among the documents of its mask."""
     others = [[identity(task, d) for d in usable(source)] for source in found.sources]
     for document in task.evaluated():
-        own, mask = identity(task, document), found.mask_of(document)
+        own, mask = identity(task, document), found.fit_of(document)
         assert own.content not in {other.content for other in others[mask]}
         assert own.question not in {other.question for other in others[mask]}
 
@@ -178,7 +178,7 @@ def assert_no_document_meets_itself(task: RunTask, found: Sources) -> None:
 def test_folds_are_contiguous_and_cover_the_whole_split(tasks_folder: Path, folds: int) -> None:
     task = load(tasks_folder, "tiny_folds")
     found = sources(task, folds)
-    fold_of = [found.mask_of(document) for document in task.evaluated()]
+    fold_of = [found.fit_of(document) for document in task.evaluated()]
     assert fold_of == sorted(fold_of)
     counts = Counter(fold_of)
     assert sorted(counts) == list(range(folds))
@@ -197,7 +197,7 @@ def test_a_document_that_stands_twice_in_the_split_never_meets_itself(
     task = make_task(tmp_path, "t", {"validation": scored})
     found = sources(task, folds)
     assert_no_document_meets_itself(task, found)
-    assert len({found.mask_of(d) for d in task.evaluated() if d["question"] == "what is 2"}) == 1
+    assert len({found.fit_of(d) for d in task.evaluated() if d["question"] == "what is 2"}) == 1
     assert all(len(usable(source)) >= 8 for source in found.sources)
 
 
@@ -211,7 +211,7 @@ def test_a_question_that_stands_twice_never_meets_itself_whatever_its_index_says
     found = sources(task, folds)
     assert_no_document_meets_itself(task, found)
     for index, source in enumerate(found.sources):
-        own = [d for d in task.evaluated() if found.mask_of(d) == index]
+        own = [d for d in task.evaluated() if found.fit_of(d) == index]
         refuse_scored_documents(task, own, card(task, usable(source)), "mask")
 
 
@@ -226,7 +226,7 @@ def test_a_limited_run_divides_the_whole_split_all_the_same(tasks_folder: Path) 
     task = load(tasks_folder, "tiny_folds")
     task.task.build_all_requests(limit=10)
     found = sources(task)
-    assert {found.mask_of(instance.doc) for instance in task.task.instances} == {0}
+    assert {found.fit_of(instance.doc) for instance in task.task.instances} == {0}
 
 
 @pytest.mark.parametrize("folds", [2, 5])
@@ -237,7 +237,7 @@ def test_the_few_shot_examples_of_a_mask_s_pairs_are_not_scored_with_it(
     task = load(tasks_folder, "tiny_folds", num_fewshot=3)
     found = sources(task, folds)
     for fold, source in enumerate(found.sources):
-        scored = {f"{d['question']} answer :" for d in task.evaluated() if found.mask_of(d) == fold}
+        scored = {f"{d['question']} answer :" for d in task.evaluated() if found.fit_of(d) == fold}
         pairs = build_pairs(task, CHOICE, source.documents, source.allowed, 8, 3, seed=0)
         for shown in {shown for pair in pairs for shown in examples(pair)}:
             assert not any(shown.startswith(question) for question in scored)
@@ -251,7 +251,7 @@ def test_the_guard_lets_through_what_the_sources_give(tasks_folder: Path, name: 
     task = load(tasks_folder, name)
     found = sources(task)
     for index, source in enumerate(found.sources):
-        scored = [d for d in task.evaluated() if found.mask_of(d) == index]
+        scored = [d for d in task.evaluated() if found.fit_of(d) == index]
         assert scored
         refuse_scored_documents(task, scored, card(task, usable(source)), source.label)
 
@@ -299,7 +299,7 @@ def test_the_guard_lets_through_what_cross_fitting_gives_where_many_share_a_ques
     task = make_task(tmp_path, "t", {"validation": scored})
     found = sources(task, folds)
     for index, source in enumerate(found.sources):
-        own = [d for d in task.evaluated() if found.mask_of(d) == index]
+        own = [d for d in task.evaluated() if found.fit_of(d) == index]
         refuse_scored_documents(task, own, card(task, usable(source)), source.label)
 
 
@@ -374,7 +374,7 @@ def test_no_pair_of_a_fold_s_mask_is_of_the_fold(
     found = sources(task, folds)
     for fold, source in enumerate(found.sources):
         pairs = build_pairs(task, recipe, source.documents, source.allowed, 100, 0, 0)
-        own = [d for d in task.evaluated() if found.mask_of(d) == fold]
+        own = [d for d in task.evaluated() if found.fit_of(d) == fold]
         assert len(pairs) >= 8
         assert not {p.document["question"] for p in pairs} & set(questions(own))
         if recipe is OTHER:

@@ -557,7 +557,7 @@ def test_a_cross_fitted_document_is_in_no_pair_of_the_mask_that_scores_it(
     keys = [document[covered.key] for document in documents]
     assert len(keys) == len(FOLDED)
     assert keys[-1] == keys[3]  # it stands in both halves
-    masks = [plan.sources.mask_of(document) for document in documents]
+    masks = [plan.sources.fit_of(document) for document in documents]
     assert set(masks) == {0, 1}
     assert masks[-1] == masks[3]
     options = Options(n_pairs=3, n_tune=2) if tuning else Options()

@@ -118,7 +118,7 @@ def test_dev_lines_are_those_of_the_tuning_of_a_run(
     lines = sweep(task, *SMALL, **model)
     assert keys(lines) == [(task, *setting) for setting in SETTINGS]
     run = evaluate(task, limit=2, element=element, grid="1/5x-2/9", n_tune=12, **model)
-    [mask] = run["config"]["sadi"][task]["masks"]
+    [mask] = run["config"]["sadi"][task]["fits"]
     mine = [line for line in lines if line["method"] in ("none", f"sadi-{element}")]
     assert [line["element"] for line in mine] == ["none"] + 4 * [element]
     for line, row in zip(mine, mask["tuning"]["table"], strict=True):
@@ -126,7 +126,7 @@ def test_dev_lines_are_those_of_the_tuning_of_a_run(
         expected = [row[name] for name in NUMBERS]
         assert [line[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-4)
         assert line["objective"] == mask["tuning"]["objective"]
-        assert line["masks"] == ([] if line["method"] == "none" else [mask["cache_key"]])
+        assert line["fits"] == ([] if line["method"] == "none" else [mask["cache_key"]])
     for line in lines:
         assert (line["split"], line["documents"], line["not_finite"]) == ("dev", 12, 0)
         if line["method"] != "none":  # which selects nothing
@@ -152,7 +152,7 @@ def test_dev_lines_of_every_other_method_are_those_of_the_tuning_of_a_run(
     lines = sweep(task, "--methods", method, "--grid", grid)
     model, own = OTHERS[method]
     run = evaluate(task, limit=2, model=model, grid=grid, n_tune=12, **own)
-    [mask] = run["config"]["sadi"][task]["masks"]
+    [mask] = run["config"]["sadi"][task]["fits"]
     names = run["config"]["sadi"][task]["parameters"]
     assert [line["method"] for line in lines] == ["none"] + 4 * [method]
     unsteered, *table = mask["tuning"]["table"]
@@ -162,7 +162,7 @@ def test_dev_lines_of_every_other_method_are_those_of_the_tuning_of_a_run(
         assert line["margin"] == pytest.approx(row["margin"], abs=1e-4)
     for line, row in zip(lines[1:], table, strict=True):
         assert [line[name] for name in names] == [row[name] for name in names]
-        assert line["masks"] == [mask["cache_key"]]
+        assert line["fits"] == [mask["cache_key"]]
         assert ("selection" in line) == (model == "hf-sadi")
         for key, value in own.items():
             assert line[key] == value
@@ -201,13 +201,13 @@ def test_dev_lines_of_a_cross_fitted_task_are_over_the_held_out_documents_of_all
 ) -> None:
     [none, line] = sweep("tiny_folds", "--methods", "sadi-head", "--top_k", "5", "--delta", "9")
     run = evaluate("tiny_folds", grid="5x9/10", n_tune=12)
-    tables = [mask["tuning"]["table"] for mask in run["config"]["sadi"]["tiny_folds"]["masks"]]
+    tables = [mask["tuning"]["table"] for mask in run["config"]["sadi"]["tiny_folds"]["fits"]]
     assert none["documents"] == line["documents"] == 24
     for found, row in ((none, 0), (line, 1)):
         for name in ("score", "difference", "margin"):
             expected = sum(table[row][name] for table in tables) / 2
             assert found[name] == pytest.approx(expected, abs=1e-4)
-    assert len(line["masks"]) == 2
+    assert len(line["fits"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -243,8 +243,8 @@ def test_test_lines_are_the_scores_of_runs_with_fixed_settings(
     assert [line["score"] for line in lines] == pytest.approx(expected)
     assert all(line["documents"] == (limit or 50) for line in lines)
     assert all(line["split"] == "test" for line in lines)
-    masks = steered["config"]["sadi"][task]["masks"]
-    assert lines[1]["masks"] == [mask["cache_key"] for mask in masks]
+    masks = steered["config"]["sadi"][task]["fits"]
+    assert lines[1]["fits"] == [mask["cache_key"] for mask in masks]
 
 
 def test_the_dev_split_says_best_and_the_test_split_oracle(
@@ -317,7 +317,7 @@ def test_masks_may_come_from_another_task_of_the_included_folder(
     grid = ("--methods", "sadi-head", "--top_k", "3", "--delta", "9")
     lines = sweep("tiny_text", *grid, include=folder, mask_from="tiny_choice")
     run = evaluate("tiny_text", mask_from="tiny_choice", grid="3x9/10", n_tune=12)
-    [mask] = run["config"]["sadi"]["tiny_text"]["masks"]
+    [mask] = run["config"]["sadi"]["tiny_text"]["fits"]
     for line, row in zip(lines, mask["tuning"]["table"][:2], strict=True):
         assert line["score"] == pytest.approx(row["score"], abs=1e-4)
 
@@ -599,12 +599,12 @@ def test_a_given_mask_is_refused_or_used(
     command: Command, evaluate: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = evaluate("tiny_choice", top_k=2, delta=3, seed=5)
-    file = run["config"]["sadi"]["tiny_choice"]["masks"][0]["file"]
+    file = run["config"]["sadi"]["tiny_choice"]["fits"][0]["file"]
     grid = ("--methods", "sadi-head", "--top_k", "3", "--delta", "9")
     if cli.main(command("tiny_choice", *grid, mask=file)) == 1:
         assert "mask" in capsys.readouterr().err.splitlines()[-1]
     else:
-        assert read(tmp_path / "out.jsonl")[1]["masks"] == [file]
+        assert read(tmp_path / "out.jsonl")[1]["fits"] == [file]
 
 
 def test_a_file_that_another_sweep_writes_is_refused(

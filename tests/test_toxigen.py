@@ -293,7 +293,7 @@ def test_a_steered_model_is_judged_by_the_classifier_of_the_metadata(
     )
     said = found["config"]["sadi"][TASK]
     assert (said["recipe"], said["pairs_from"]) == ("benign_hateful", "train")
-    assert [mask["n_pairs"] for mask in said["masks"]] == [12]
+    assert [mask["n_pairs"] for mask in said["fits"]] == [12]
     texts = [sample["filtered_resps"][0].strip() for sample in found["samples"][TASK]]
     assert len(texts) == len(SCORED)
     assert any(texts)

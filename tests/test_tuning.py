@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sadi_lmeval.steering.measured import measured
+from sadi_lmeval.steering.methods import edits_of, grid, joined, options_of, site_of
 from scipy import stats
 from test_model import numbers, scores
 from test_pairs import load
@@ -18,10 +20,11 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sadi_lmeval.architecture.sites import find_site
+from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.edits.diagonal import DiagonalEdits
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, digest
-from sadi_lmeval.interventions.edit import Edits
-from sadi_lmeval.interventions.sadi import binary_mask, entry_scores, sadi_edit
+from sadi_lmeval.methods.sadi import binary_mask, entry_scores, sadi_edit
 from sadi_lmeval.model import SADI
 from sadi_lmeval.options import Method, Options, parse
 from sadi_lmeval.pairs.pairs import scored_texts
@@ -33,21 +36,19 @@ from sadi_lmeval.passes.packing import Continuation
 from sadi_lmeval.passes.scoring import log_likelihoods
 from sadi_lmeval.settings import SADI_GRIDS, UNSTEERED
 from sadi_lmeval.steering import steering, tuning
-from sadi_lmeval.steering.measured import measured
-from sadi_lmeval.steering.methods import edits_of, grid, joined, options_of, site_of
 from sadi_lmeval.steering.outcome import Tuning
 from sadi_lmeval.steering.steering import prepare
 from sadi_lmeval.steering.tuning import Contender, Trial, tune
 from sadi_lmeval.storage.atomic import write_checked
+from sadi_lmeval.storage.fit_file import load_fit
 from sadi_lmeval.storage.journal import Journal
-from sadi_lmeval.storage.mask import load_mask
 
 GRID = {"grid": "1/3/6x-2/4/9", "n_tune": 12}
 Table = list[dict[str, Any]]
 
 
 def masks_of(results: dict[str, Any], task: str) -> list[dict[str, Any]]:
-    masks: list[dict[str, Any]] = results["config"]["sadi"][task]["masks"]
+    masks: list[dict[str, Any]] = results["config"]["sadi"][task]["fits"]
     return masks
 
 
@@ -139,7 +140,7 @@ def test_the_table_holds_what_each_setting_scores_alone(
     for index, mask in enumerate(masks):
         documents = held_out_of(tasks_folder, name, index, **ours)
         tuning = mask["tuning"]
-        difference = load_mask(Path(mask["file"])).tensors["difference"]
+        difference = load_fit(Path(mask["file"])).tensors["difference"]
         table: Table = []
         unsteered: np.ndarray[Any, Any] = np.zeros(0)
         for top_k, delta in [(0, 0.0), (1, -2.0), (1, 9.0), (5, -2.0), (5, 9.0)]:
@@ -147,7 +148,7 @@ def test_the_table_holds_what_each_setting_scores_alone(
             if top_k:
                 chosen = binary_mask(entry_scores(difference), top_k, options.selection, 0)
                 edit = sadi_edit(chosen, difference, delta, options.steering)
-                edits = Edits(site, [edit], options.activations == "clean")
+                edits = DiagonalEdits(site, [edit], options.activations == "clean")
             found = judged_alone(name, documents, model, tokenizer, edits, tuning["objective"])
             values, margins = (np.array(column) for column in zip(*found, strict=True))
             unsteered = unsteered if top_k else values
@@ -207,7 +208,7 @@ def test_the_best_of_the_table_is_chosen_and_steers_as_if_given_by_hand(
             same = numbers(by_hand, name)[part]
             assert numbers(tuned, name)[part] == pytest.approx(same, abs=1e-4)
     for key in ("top_k", "delta"):
-        values = [mask[key] for mask in record["masks"]]
+        values = [mask[key] for mask in record["fits"]]
         assert record[key] == (values if len(set(values)) > 1 else values[0])
 
 
@@ -354,7 +355,7 @@ def test_a_given_mask_is_tuned_on_documents_that_did_not_make_it(
 
     monkeypatch.setattr(steering, "tune", spying)
     found = evaluate("tiny_choice", mask=file, **GRID)
-    made = set(load_mask(Path(file)).card["documents"])
+    made = set(load_fit(Path(file)).card["documents"])
     scored = {digest(document) for document in load(tasks_folder, "tiny_choice").evaluated()}
     assert len(made) == 12
     assert len(seen) == 12
@@ -845,7 +846,7 @@ def test_methods_that_are_prepared_together_are_steered_as_each_alone(
             if mine.tuning is not None and theirs.tuning is not None:
                 assert_alike(mine.tuning, theirs.tuning)
         documents = task.evaluated()
-        assert [one.mask_of(d) for d in documents] == [other.mask_of(d) for d in documents]
+        assert [one.fit_of(d) for d in documents] == [other.fit_of(d) for d in documents]
     assert [len(each.edits) for each in together] == [2, 2, 2, 2, 2, 0, 2, 0]
     assert kept_in(tmp_path / "together") == kept_in(tmp_path / "alone")
     monkeypatch.setattr(engine, "grid_log_likelihoods", None)

@@ -16,7 +16,7 @@ def results_of(output: Path) -> tuple[Any, Any]:
     [path] = output.rglob("results_*.json")
     found = json.loads(path.read_text())
     steering = found["config"]["sadi"]
-    for mask in (mask for task in steering.values() for mask in task["masks"]):
+    for mask in (mask for task in steering.values() for mask in task["fits"]):
         mask["file"] = mask["file"] and Path(mask["file"]).name
     return found["results"], steering
 

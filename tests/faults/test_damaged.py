@@ -18,8 +18,8 @@ from conftest import Evaluate
 from faults.counts import Count
 from faults.results import alike
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.storage.fit_file import load_fit
 from sadi_lmeval.storage.journal import Journal
-from sadi_lmeval.storage.mask import load_mask
 
 PLACES = 200
 RUN: dict[str, Any] = {"n_pairs": 8, "n_tune": 8, "grid": "1/2x4/9", "negative": "hardest"}
@@ -74,13 +74,13 @@ def test_a_damaged_mask_that_is_given_by_hand_is_refused(
 ) -> None:
     evaluate("tiny_choice", limit=4, top_k=2, delta=3)
     [path] = (tmp_path / "cache").glob("*.safetensors")
-    content, sound = path.read_bytes(), load_mask(path)
+    content, sound = path.read_bytes(), load_fit(path)
     given = tmp_path / "given.safetensors"
     chosen, told = random.Random(1), Counter[str]()
     for _ in range(PLACES):
         given.write_bytes(damaged(content, chosen))
         try:
-            found = load_mask(given)
+            found = load_fit(given)
         except UserError as error:
             said = str(error)
         else:

@@ -14,10 +14,10 @@ import pytest
 from faults.commands import Commands
 from faults.counts import Count
 from faults.results import alike, results_of
-from sadi_lmeval.reports.record import load_record
+from sadi_lmeval.records.record import load_record
 from sadi_lmeval.storage.atomic import read_checked
+from sadi_lmeval.storage.fit_file import load_fit
 from sadi_lmeval.storage.journal import Journal
-from sadi_lmeval.storage.mask import load_mask
 
 MOMENTS = 25
 FILES = 30
@@ -43,7 +43,7 @@ def of_compare(folder: Path) -> Any:
     for record in records.values():
         for name in ("seconds", "command", "sha256"):
             del record[name]
-        for mask in record["steering"].get("masks", []):
+        for mask in record["steering"].get("fits", []):
             mask["file"] = Path(mask["file"]).name
     return records, (folder / "out/leaderboard.md").read_text()
 
@@ -148,7 +148,7 @@ def whole(folder: Path, cut: bool = False) -> int:
         cut: whether the last line of a journal may be cut off.
     """
     checks: dict[str, Callable[[Path], Any]] = {
-        ".safetensors": load_mask,
+        ".safetensors": load_fit,
         ".tuning.json": read_checked,
         ".hardest.json": read_checked,
     }

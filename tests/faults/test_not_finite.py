@@ -67,7 +67,7 @@ def test_a_setting_that_overflows_is_marked_while_tuning_and_not_chosen(
     grid = {"grid": f"4x3/{TOO_MUCH:g}", "n_tune": 12, "dtype": "float16"}
     for task in ("tiny_choice", "tiny_folds", "tiny_text"):
         found = evaluate(task, limit=6, **grid)["config"]["sadi"][task]
-        for mask in found["masks"]:
+        for mask in found["fits"]:
             rows = {row["delta"]: row for row in mask["tuning"]["table"]}
             assert rows[TOO_MUCH]["not_finite"] > 0
             assert rows[TOO_MUCH]["score"] is None

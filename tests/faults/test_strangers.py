@@ -27,8 +27,8 @@ from sadi_lmeval.pairs import templates
 from sadi_lmeval.pairs.benchmark import find_benchmark
 from sadi_lmeval.pairs.recipe import Recipe, load_recipe
 from sadi_lmeval.pairs.static_sets import read_static_set
-from sadi_lmeval.reports.record import load_record
-from sadi_lmeval.storage.mask import load_mask
+from sadi_lmeval.records.record import load_record
+from sadi_lmeval.storage.fit_file import load_fit
 
 EXAMPLES = 2000
 AS_LONG_AS_IT_TAKES = settings(
@@ -343,10 +343,10 @@ def test_generated_mask_headers_are_accepted_or_refused_in_one_line(
     @given(masks())
     def each(content: bytes) -> None:
         path.write_bytes(content)
-        found = outcome(load_mask, path, within=tmp_path)
+        found = outcome(load_fit, path, within=tmp_path)
         told[found] += 1
         if found == "accepted":
-            mask = load_mask(path)
+            mask = load_fit(path)
             assert mask.card["shape"] == list(mask.tensors["difference"].shape)
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
