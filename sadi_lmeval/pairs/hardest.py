@@ -44,7 +44,7 @@ def hardest(model: SteerableModel, folder: Path | None) -> Likes:
                 raise ValueError("it is of other documents")
             return [int(index) for index in found]
 
-        kind = Kind("hardest wrong choices", ".hardest.json", load, write_kept)
+        kind: Kind[list[int]] = Kind("hardest wrong choices", ".hardest.json", load, write_kept)
         found = get_or_build(
             folder, kind, [key], lambda keys, _: {keys[0]: _likeliest(model, wrongs)},
             model.processes,
