@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import inspect
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,11 @@ def versions() -> dict[str, str]:
 def code_digest(thing: Any) -> str:
     """Give the sha256 of the source file that defines a class or function; it changes with it.
 
-    What has no source file counts by its name, and by its bytecode if there is some.
+    What has no source file counts by its name, and by its bytecode if there is some. Of a
+    ``functools.partial`` the function counts.
     """
+    while isinstance(thing, partial):
+        thing = thing.func
     name = f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', repr(thing))}"
     try:
         content = Path(inspect.getfile(thing)).read_bytes()
