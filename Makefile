@@ -1,5 +1,6 @@
 # make demo   install, then run hf and hf-sadi on a small model and a task shipped here
 # make test   install, then run the linters and the test suite
+# make quick  install, then run the tests that need no model and no process: under a minute
 # make faults install, then run the slow tests: kill, damage, fill up, overflow; prints what came
 # make test-oldest  the test suite with the oldest lm-eval, transformers and torch that are admitted
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN = $(VENV)/bin
 CONSTRAINTS = constraints.txt
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test lint suite faults test-oldest clean
+.PHONY: demo test lint quick suite faults test-oldest clean
 
 $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +28,10 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+quick: $(VENV)/.ready
+	$(PYTEST) -m quick
 
 suite: $(VENV)/.ready
 	$(PYTEST) -m "not slow" --ignore tests/faults

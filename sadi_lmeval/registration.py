@@ -173,7 +173,7 @@ def _index_tasks(manager: ModuleType) -> None:
 
 
 def _attempt(action: Callable[[ModuleType], None], module: ModuleType) -> None:
-    """Run an action on the module; its failure is told, but never stops the import of lm-eval."""
+    """Run an action on the module; a failure is logged, but never stops the import of lm-eval."""
     try:
         action(module)
     except Exception as error:

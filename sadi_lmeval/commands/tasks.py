@@ -14,12 +14,12 @@ def add(commands: Any) -> None:
         "tasks",
         help="list the covered benchmarks with recipe, splits and whether their data is reachable",
         description="List every covered benchmark: harness tasks, the recipe of their pairs, where "
-        "the pairs come from, what is scored, and whether the data can be had now. Any other task "
-        "with choices or targets works by the default recipe.",
+        "the pairs come from, what is scored, and whether the data is available now. Any other "
+        "task with choices or targets works by the default recipe.",
     )
     tasks.add_argument("--include_path", type=Path, help="a folder with your own benchmark files")
     tasks.add_argument(
-        "--offline", action="store_true", help="do not look whether the data can be had"
+        "--offline", action="store_true", help="do not check whether the data is available"
     )
     tasks.set_defaults(run=run)
 
@@ -57,7 +57,7 @@ def run(given: argparse.Namespace, rest: object, command: object) -> None:
 
 
 def _reachable(reasons: list[str]) -> str:
-    """How many data sets can be had: those without a reason why not."""
+    """Say how many data sets are available: those without a reason why not."""
     there = reasons.count("")
     if there == len(reasons):
         return "yes"

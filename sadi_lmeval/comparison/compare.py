@@ -40,9 +40,9 @@ logger = logging.getLogger("lm_eval.sadi")
 _IDENTITY = "comparison.json"
 _ANSWERS = "answers.jsonl"
 _NOT_OURS = ("task_manager", "model_args", "verbosity", "write_out", "check_integrity")
-"""Arguments of the harness that results do not depend on, or that are told apart."""
+"""Arguments of the harness that results do not depend on, or that count by themselves."""
 _ON_THE_CARD = frozenset(["pretrained", "revision", "dtype"])
-"""Model arguments of which the model's card tells what came of them."""
+"""Model arguments that the model's card covers."""
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,11 @@ def check_folder(folder: Path, what: Comparison) -> None:
 
 def _asked(what: Comparison) -> dict[str, Any]:
     """What a comparison's records have in common, as far as is known before the model is."""
-    told_apart = own_arguments(None) | OF_THE_MACHINE | _ON_THE_CARD
+    counted_apart = own_arguments(None) | OF_THE_MACHINE | _ON_THE_CARD
     model_args = what.host.get("model_args") or {}
     return {
         **{f"lm_eval's {key}": value for key, value in what.host.items() if key not in _NOT_OURS},
-        "--model_args": {k: v for k, v in model_args.items() if k not in told_apart},
+        "--model_args": {k: v for k, v in model_args.items() if k not in counted_apart},
         "versions": versions(),
         "settings": what.settings,
     }
@@ -180,7 +180,7 @@ def _known(folder: Path) -> dict[str, Any] | None:
     """What a folder's records have in common, or None of a new folder.
 
     Raises:
-        UserError: it cannot be told.
+        UserError: it cannot be read.
     """
     path = folder / _IDENTITY
     try:

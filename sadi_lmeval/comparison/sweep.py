@@ -98,7 +98,7 @@ def sweep(
     lines: list[dict[str, Any]] = []
     every: _Every = {UNSTEERED: [_NOTHING]}
     every |= {name: what.settings(name, model) for name in what.arms}
-    wanted = [(name, setting) for name, settings in every.items() for setting in settings]
+    asked = [(name, setting) for name, settings in every.items() for setting in settings]
     for number, task in enumerate(tasks, start=1):
         parts = parts_of(task, what, options, model)
         run = _identity(parts, what, options, model)
@@ -120,10 +120,10 @@ def sweep(
             file.add(*fresh)
             done |= {(line["method"], _setting(line, what)): line for line in fresh}
         else:
-            logger.info("Task %s: all %d settings are in %s", task.name, len(wanted), output)
+            logger.info("Task %s: all %d settings are in %s", task.name, len(asked), output)
         for path in notes.parent.glob(f"{notes.name}*"):
             path.unlink(missing_ok=True)
-        lines += [done[each] for each in wanted]
+        lines += [done[each] for each in asked]
     return lines
 
 

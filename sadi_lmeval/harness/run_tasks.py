@@ -167,7 +167,7 @@ def load_task(name: str, folders: list[Path], like: RunTask | None) -> RunTask:
     """A task that is not part of the run, rendered with the settings of one that is, if any.
 
     Raises:
-        UserError: the harness knows no such task, or it is a group, or its data cannot be had.
+        UserError: the harness knows no such task, or it is a group, or its data is not available.
     """
     if like is not None and name in like.others:
         return like.others[name]
@@ -204,7 +204,7 @@ def load_tasks(
         manager: what knows the tasks, instead of the folders.
 
     Raises:
-        UserError: the harness knows no such name, or its data cannot be had.
+        UserError: the harness knows no such name, or its data is not available.
     """
     if manager is None:
         manager = task_manager(folders)

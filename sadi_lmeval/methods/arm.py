@@ -215,7 +215,7 @@ def _arm(
     options: Options,
     faults: list[str],
 ) -> Arm:
-    """An arm; what is faulty is left out, and told in ``faults``."""
+    """An arm; what is faulty is left out, and listed in ``faults``."""
     values, own = arguments.read(kind, given)
     faults += own
     for key, value in kind.protocols.get(options.protocol, {}).items():

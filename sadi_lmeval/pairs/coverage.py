@@ -1,4 +1,4 @@
-"""Which harness tasks the benchmark files cover, and whether their data can be had."""
+"""Which harness tasks the benchmark files cover, and whether their data is available."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def data_set(settings: Mapping[str, Any]) -> DataSet:
 
 
 def reach(dataset: DataSet) -> str:
-    """Why a data set cannot be had now, in one line; empty where it can."""
+    """Why a data set is not available now, in one line; empty where it can."""
     files = json.loads(dataset.data_files)
     try:
         datasets.load_dataset_builder(dataset.path, dataset.name, data_files=files)
@@ -131,11 +131,11 @@ def stay_offline() -> None:
 def reached(
     rows: Iterable[Covered], progress: Callable[[list[Any]], Iterable[Any]]
 ) -> dict[DataSet, str]:
-    """Of each data set, why it cannot be had now, or an empty text.
+    """Of each data set, why it is not available now, or an empty text.
 
     Args:
         rows: that name the data sets.
         progress: shows how far it is, as ``tqdm`` does.
     """
-    wanted = list(dict.fromkeys(dataset for row in rows for dataset in row.datasets))
-    return {dataset: reach(dataset) for dataset in progress(wanted)}
+    listed = list(dict.fromkeys(dataset for row in rows for dataset in row.datasets))
+    return {dataset: reach(dataset) for dataset in progress(listed)}

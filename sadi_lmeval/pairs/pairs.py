@@ -44,13 +44,13 @@ def build_pairs(
     recipe: Recipe,
     documents: Sequence[Document],
     allowed: Callable[[Document], bool],
-    wanted: int,
+    target: int,
     num_fewshot: int,
     seed: int,
     negative: Negative = "random",
     likes: Likes | None = None,
 ) -> list[Pair]:
-    """Draw ``wanted`` pairs from ``documents``, or as many as can be made of them.
+    """Draw ``target`` pairs from ``documents``, or as many as can be made of them.
 
     The draw depends on the seed and the documents alone. A document that makes no pair (no
     gold choice, no number in its target) is passed over, and so is one that stands there again.
@@ -60,7 +60,7 @@ def build_pairs(
         recipe: what is contrasted; not a static one.
         documents: where the pairs come from.
         allowed: whether a document may make a pair.
-        wanted: how many pairs.
+        target: how many pairs.
         num_fewshot: few-shot examples in each prompt; they never are documents of the pairs.
         seed: of the draw and of the choice of wrong answers.
         negative: which wrong choice: a ``random`` one, ``all``, each in a pair of its own, or the
@@ -73,7 +73,7 @@ def build_pairs(
     made: list[_Made] = []
     count = 0
     for index, known_as in _candidates(task, documents, allowed, examples, order):
-        if count >= wanted:
+        if count >= target:
             break
         document = documents[index]
         if recipe.contrast == "choice":
@@ -89,7 +89,7 @@ def build_pairs(
     with task.few_shot_pool(examples, seed):
         texts = [task.texts(each.document, num_fewshot) for each in made]
     if recipe.contrast == "choice":
-        return _of_choices(task, recipe, made, texts, negative, likes, random)[:wanted]
+        return _of_choices(task, recipe, made, texts, negative, likes, random)[:target]
     delimiter = task.answer_delimiter()
     pairs = []
     for each, [(context, _), *_] in zip(made, texts, strict=True):

@@ -163,15 +163,15 @@ def draw(
         UserError: too few documents.
     """
     task, shots, seed = plan.source_task, num_fewshot(plan, options), options.seed
-    wanted = options.n_pairs or plan.benchmark.n_pairs or DEFAULT_N_PAIRS
+    target = options.n_pairs or plan.benchmark.n_pairs or DEFAULT_N_PAIRS
     tuned = (options.n_tune or DEFAULT_N_TUNE) if chosen else 0
     usable: list[Document] = []
     candidates = usable_documents(
         task, plan.own_recipe, source.documents, source.allowed, shots, seed
     )
     if plan.is_static:
-        pairs = static_pairs(plan.task, task, plan.recipe, wanted, seed)
-        _check_pairs(plan, source, options, len(pairs), wanted)
+        pairs = static_pairs(plan.task, task, plan.recipe, target, seed)
+        _check_pairs(plan, source, options, len(pairs), target)
         if not chosen:
             return Drawn(pairs, [])
         used = Known.of(pair.known_as for pair in pairs)
@@ -180,17 +180,17 @@ def draw(
         _check_held_out(plan, source, options, chosen, len(held_out), 0, len(held_out))
         return Drawn(pairs, held_out)
     if chosen:
-        usable = list(itertools.islice(candidates, wanted + tuned))
-        if len(usable) < wanted + tuned and not options.n_pairs:
+        usable = list(itertools.islice(candidates, target + tuned))
+        if len(usable) < target + tuned and not options.n_pairs:
             least = options.n_tune or _FEWEST_TUNED
-            share = max(least, len(usable) * tuned // (wanted + tuned))
-            wanted = max(_FEWEST_PAIRS, len(usable) - share)
+            share = max(least, len(usable) * tuned // (target + tuned))
+            target = max(_FEWEST_PAIRS, len(usable) - share)
     likes = None if model is None else hardest(model, folder_for(options, model))
     pairs = build_pairs(
-        *(task, plan.recipe, source.documents, source.allowed, wanted, shots, seed),
+        *(task, plan.recipe, source.documents, source.allowed, target, shots, seed),
         *(options.negative, likes),
     )
-    _check_pairs(plan, source, options, len(pairs), wanted)
+    _check_pairs(plan, source, options, len(pairs), target)
     if not chosen:
         return Drawn(pairs, [])
     used = Known.of(pair.known_as for pair in pairs)
@@ -200,15 +200,15 @@ def draw(
     return Drawn(pairs, held_out)
 
 
-def _check_pairs(plan: Plan, source: Source, options: Options, made: int, wanted: int) -> None:
+def _check_pairs(plan: Plan, source: Source, options: Options, made: int, target: int) -> None:
     name = plan.source_task.name
-    if made < (wanted if options.n_pairs else _FEWEST_PAIRS):
+    if made < (target if options.n_pairs else _FEWEST_PAIRS):
         raise UserError(
             f"task {name}: {_origin(plan, source)} makes {made} contrastive pairs, but "
             f"{options.n_pairs or _FEWEST_PAIRS} are needed; pass a smaller n_pairs, or "
             "mask_from=TASK"
         )
-    if made < wanted:
+    if made < target:
         logger.info(
             "Task %s: %s makes %d contrastive pairs; all are used",
             *(name, plan.pairs_from(source), made),

@@ -68,7 +68,7 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """sha256 of what changes the pairs; those out of a file are told apart by their texts."""
+        """sha256 of what changes the pairs; those out of a file count by their texts."""
         apart = ("description", "recipe", "pairs")
         content = {k: v for k, v in asdict(self).items() if k not in apart}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

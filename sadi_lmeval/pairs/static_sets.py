@@ -55,9 +55,9 @@ def read_static_set(path: Path) -> list[dict[str, str]]:
 
 
 def static_pairs(
-    scored: RunTask, task: RunTask, recipe: Recipe, wanted: int, seed: int
+    scored: RunTask, task: RunTask, recipe: Recipe, target: int, seed: int
 ) -> list[Pair]:
-    """Draw ``wanted`` pairs of a static set, or as many as there are.
+    """Draw ``target`` pairs of a static set, or as many as there are.
 
     A pair whose prompt stands in the prompt of a document that is scored is left out, and so is
     one whose prompt stands there again.
@@ -66,7 +66,7 @@ def static_pairs(
         scored: the task whose documents must not help to make the mask.
         task: says how the run renders prompts: chat template and system instruction.
         recipe: a static one.
-        wanted: how many pairs.
+        target: how many pairs.
         seed: of the draw.
 
     Raises:
@@ -78,7 +78,7 @@ def static_pairs(
     seen: set[str] = set()
     for row in Random(seed).sample(rows, len(rows)):
         question = normalized(row["prompt"])
-        if len(pairs) == wanted:
+        if len(pairs) == target:
             break
         if question in seen or question in asked:
             continue

@@ -1,4 +1,4 @@
-"""One forward pass: activations read or edited at points, logits only where they are wanted."""
+"""One forward pass: activations read or edited at points, logits only where they are needed."""
 
 from __future__ import annotations
 
@@ -133,13 +133,13 @@ class Forward:
             ``read``, ``[k, layers, width]``.
         """
         cache = cache_of(batch.past, len(batch.input_ids))
-        wanted = {start: self.blocks[start - 1] for start in starts if start}
+        kept_at = {start: self.blocks[start - 1] for start in starts if start}
         with ExitStack() as stack:
             collected = [
                 stack.enter_context(reading(site, read)) if site is not None and read else None
                 for site in sites
             ]
-            kept = stack.enter_context(keeping(wanted))
+            kept = stack.enter_context(keeping(kept_at))
             logits = self._run(batch, points, cache)
         if kept.in_tuple:
             self._in_tuple = kept.in_tuple[0]

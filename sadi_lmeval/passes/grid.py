@@ -62,7 +62,7 @@ def grid_log_likelihoods(
         resuming: whether a pass may begin at a later layer.
         bounds: the size of a batch.
         softmax_dtype: of the log-softmax; None: that of the logits.
-        done: told the scores of some requests under all settings as soon as they are there.
+        done: gets the scores of some requests under all settings as soon as they are there.
     """
     requests = [Continuation(context, tokens) for context, tokens, _ in requests]
     if not branching:

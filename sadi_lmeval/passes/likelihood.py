@@ -44,7 +44,7 @@ def likelihood(
     for start, first, last in zip(starts.tolist(), bounds, bounds[1:], strict=False):
         part = logits[start : start + step]
         rows = (points[first:last] - start).to(logits.device)
-        wanted = tokens[first:last].to(logits.device)
-        found.append(part.log_softmax(dim=-1, dtype=softmax_dtype)[rows, wanted])
-        greedy.append(part.argmax(dim=-1)[rows] == wanted)
+        target = tokens[first:last].to(logits.device)
+        found.append(part.log_softmax(dim=-1, dtype=softmax_dtype)[rows, target])
+        greedy.append(part.argmax(dim=-1)[rows] == target)
     return Likelihood(torch.cat(found).cpu(), torch.cat(greedy).cpu())

@@ -113,7 +113,7 @@ _WITHIN = -2
 
 
 def _packed(requests: Sequence[Continuation], members: list[int], past: int) -> Row:
-    """A trie of token sequences, in which a last prompt token is told apart by its edit."""
+    """A trie of token sequences, in which last prompt tokens differ by their edits."""
     signs: list[tuple[list[_Sign], int]] = []
     for index in members:
         context, tokens, edit = requests[index]

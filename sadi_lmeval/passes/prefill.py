@@ -140,13 +140,13 @@ def with_shared_beginning(forward: Forward, prompts: Prompts, beginning: list[in
     """
     ids, mask = prompts.input_ids.clone(), prompts.attention_mask.clone()
     length = len(beginning)
-    wanted = torch.tensor(beginning, device=ids.device)
+    expected = torch.tensor(beginning, device=ids.device)
     for row, padding in enumerate((mask == 0).sum(dim=1).tolist()):
         rest = ids[row, padding + length :]
-        if not len(rest) or not torch.equal(ids[row, padding : padding + length], wanted):
+        if not len(rest) or not torch.equal(ids[row, padding : padding + length], expected):
             return prompts
         pads = ids[row, :padding].clone()
-        ids[row, :length] = wanted
+        ids[row, :length] = expected
         ids[row, length : length + padding] = pads
         mask[row, :length], mask[row, length : length + padding] = 1, 0
     return Prompts(ids, mask, cache_of(forward.prefix(beginning), len(ids)))

@@ -54,7 +54,7 @@ def log_likelihoods(
             (prompt, continuation without its last token) is a row of its own.
         bounds: the size of a batch.
         softmax_dtype: of the log-softmax; None: that of the logits.
-        done: told the index and score of requests as soon as they are scored.
+        done: gets the index and score of requests as soon as they are scored.
     """
     scores: list[Score] = [(0.0, False)] * len(requests)
     for group in groups_of(requests, branching):

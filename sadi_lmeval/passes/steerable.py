@@ -35,5 +35,5 @@ class SteerableModel(Protocol):
 
 
 def folder_for(options: Options, model: SteerableModel) -> Path | None:
-    """Where what is made with a model is kept; nowhere, if its weights cannot be told apart."""
+    """Where what is made with a model is kept; nowhere, if its weights cannot be read."""
     return None if model.model_card["weights_digest"] is None else cache_folder(options)

@@ -233,11 +233,11 @@ def _refuse_disagreement(records: Sequence[Record]) -> None:
 
 
 def _disagree(record: Record, other: Record, what: str) -> NoReturn:
-    said = (
+    message = (
         f"{record.task}: {record.method} and {other.method} are of different {what}, and cannot be "
         "compared; run both again in a new folder"
     )
-    raise UserError(printable(said))
+    raise UserError(printable(message))
 
 
 def _cell(record: Record, unsteered: Record | None) -> Cell:
@@ -245,13 +245,13 @@ def _cell(record: Record, unsteered: Record | None) -> Cell:
     if unsteered is not None and (
         (record.documents, record.metric) != (unsteered.documents, unsteered.metric)
     ):
-        told = (
+        message = (
             f"{record.task}: {record.method} ({len(record.documents)} documents, {record.metric}) "
             f"and {unsteered.method} ({len(unsteered.documents)} documents, {unsteered.metric}) "
             "were not scored on the same documents with the same metric, and cannot be compared; "
             "run both again"
         )
-        raise UserError(printable(told))
+        raise UserError(printable(message))
     value, stderr = record.metrics.get(record.metric, [None, None])
     known = [number for number in record.values if number is not None]
     if stderr is None and len(known) > 1 and len(known) == len(record.values):

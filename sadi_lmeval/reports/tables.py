@@ -83,13 +83,13 @@ def conditions(board: Board) -> str:
 
 def majorities(board: Board) -> str:
     """What always giving the most frequent right answer would score, in a line."""
-    told = []
+    shares = []
     for task in board.tasks:
         found = board.majority(task)
-        told.append(
+        shares.append(
             f"{task} none" if found is None else f"{task} {100 * found[0]:.1f} % ({found[1]})"
         )
-    return f"Majority label: {', '.join(told)}."
+    return f"Majority label: {', '.join(shares)}."
 
 
 def _sections(board: Board) -> list[str]:
@@ -140,8 +140,8 @@ def _difference(cell: Cell, scale: int) -> str:
     compared = cell.comparison
     if None in (cell.value, cell.p_holm) or compared is None or compared.difference is None:
         return ""
-    told = f" ({shown(compared.difference, scale, sign=True)}, p {cell.p_holm:.2g})"
-    return told + (f" {cell.mark}" if cell.mark else "")
+    text = f" ({shown(compared.difference, scale, sign=True)}, p {cell.p_holm:.2g})"
+    return text + (f" {cell.mark}" if cell.mark else "")
 
 
 def _matrix(board: Board, transfer: Transfer) -> list[str]:
@@ -219,7 +219,7 @@ def comma_separated(boards: Sequence[Board]) -> str:
 def json_text(boards: Sequence[Board]) -> str:
     """``leaderboard.json``: everything, and what is needed to repeat each cell."""
 
-    def told(cell: Cell) -> dict[str, Any]:
+    def content(cell: Cell) -> dict[str, Any]:
         return {
             **_numbers(cell),
             "metrics": cell.record.metrics,
@@ -236,14 +236,14 @@ def json_text(boards: Sequence[Board]) -> str:
                 {
                     "method": row.method,
                     "average": None if row.average is None else row.average._asdict(),
-                    "cells": {task: told(cell) for task, cell in row.cells.items()},
+                    "cells": {task: content(cell) for task, cell in row.cells.items()},
                 }
                 for row in board.rows
             ],
             "transfers": [
                 {
                     "method": transfer.method,
-                    "cells": [told(c) for c in transfer.cells.values() if c.record.mask_from],
+                    "cells": [content(c) for c in transfer.cells.values() if c.record.mask_from],
                 }
                 for transfer in board.transfers
             ],

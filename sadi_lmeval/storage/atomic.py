@@ -21,7 +21,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file, its folder included; nobody ever sees a part of it.
 
     Its permissions are those of any new file, so that a folder can be shared. What processes that
-    were killed had begun to write of it is taken away.
+    were killed had begun to write of it is deleted.
 
     Raises:
         OSError: the folder cannot be written.
@@ -75,4 +75,4 @@ def _is_abandoned(path: Path) -> bool:
     try:
         return time.time() - path.stat().st_mtime > _ABANDONED
     except OSError:
-        return False  # another process has taken it away
+        return False  # another process has deleted it

@@ -1,4 +1,4 @@
-"""Work that is noted down line by line, so that an interrupted run goes on where it was."""
+"""Work that is noted down line by line, so that an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             size = path.stat().st_size if path.exists() else 0
             if size > LARGEST:
-                raise UserError(f"{path}: larger than {LARGEST} bytes; take it away")
+                raise UserError(f"{path}: larger than {LARGEST} bytes; delete it")
             whole = self._read(path) if size else 0
             if whole < size:
                 os.truncate(path, whole)
@@ -111,8 +111,8 @@ class Journal:
     def _give_up(self, error: OSError) -> None:
         if self.required:
             raise UserError(
-                f"{self.path} cannot be written ({error}); make room or give it rights, then give "
-                "the same command again"
+                f"{self.path} cannot be written ({error}); make room or give it rights, then "
+                "re-run the same command"
             )
         logger.warning("%s cannot be written (%s): the work is done but not kept", self.path, error)
         self.path = None

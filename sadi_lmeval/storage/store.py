@@ -105,15 +105,15 @@ def get_or_build(
         processes: of the run; the first one reads and writes the folder, for all.
     """
     found: dict[str, Kept[T]] = {}
-    wanted = list(dict.fromkeys(keys))
+    needed = list(dict.fromkeys(keys))
 
     def look() -> list[str]:
-        for key in wanted:
+        for key in needed:
             if folder is not None and key not in found:
                 known = _load(kind, folder, key)
                 if known is not None:
                     found[key] = known
-        return [key for key in wanted if key not in found]
+        return [key for key in needed if key not in found]
 
     missing = processes.broadcast(look)
     if missing and folder is None:
