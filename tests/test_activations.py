@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from sadi_lmeval.architecture.sites import find_site
-from sadi_lmeval.passes.activations import HeadProbes, MeanDifference, TokenPair, read_pairs
+from sadi_lmeval.methods.collectors import Kept, MeanDifference
+from sadi_lmeval.passes.activations import TokenPair, read_pairs
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.types import Element, HiddenSite
@@ -191,7 +192,7 @@ def test_probes_keep_every_activation_under_its_pair_and_its_side(
     pairs = SAME_BEGINNING + PAIRS
     site = find_site(model, "head")
     for bounds in LAYOUTS:
-        probes = HeadProbes(site, len(pairs), 0)
+        probes = Kept("all", site, len(pairs), {}, lambda positive, negative, label: {})
         read_pairs(Forward(model), [(site, probes)], pairs, 2, branching, bounds, "test")
         assert probes.values.dtype == torch.float32
         for number, pair in enumerate(pairs):

@@ -18,10 +18,10 @@ from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.folders import task_configs
 from sadi_lmeval.harness.run_task import RunTask
-from sadi_lmeval.options import Options
+from sadi_lmeval.methods.arm import read_arm
 from sadi_lmeval.pairs.benchmark import Benchmark, find_benchmark, read_benchmark
 from sadi_lmeval.pairs.recipe import load_recipe
-from sadi_lmeval.settings import Grid, Setting
+from sadi_lmeval.settings import Setting
 from sadi_lmeval.steering.steering import settings_for
 
 
@@ -64,7 +64,7 @@ def test_every_benchmark_of_the_package_is_sound_and_names_a_recipe_that_is_ther
 def test_a_task_that_no_file_names_leaves_everything_open() -> None:
     found = find_benchmark("nobody_knows", [])
     assert found == Benchmark(benchmark="nobody_knows", tasks=("nobody_knows",))
-    assert found.top_k == found.delta == {}
+    assert found.settings == {}
 
 
 @pytest.mark.parametrize(
@@ -82,34 +82,51 @@ def test_a_task_that_no_file_names_leaves_everything_open() -> None:
 def test_what_a_file_names_counts_where_the_user_gives_nothing(
     tmp_path: Path, element: Any, user: dict[str, Any], expected: set[float], tried: bool
 ) -> None:
-    numbers = {"top_k": {"head": 2, "hidden": 2}, "delta": {"neuron": 3, "hidden": 9}}
-    write(tmp_path, "a.yaml", tasks=["x"], **numbers)
+    named = {
+        "sadi-head": {"top_k": 2},
+        "sadi-neuron": {"delta": 3},
+        "sadi-hidden": {"top_k": 2, "delta": 9},
+    }
+    write(tmp_path, "a.yaml", tasks=["x"], settings=named)
     task = RunTask(SimpleNamespace(config=SimpleNamespace(task="x")))  # type: ignore[arg-type]
-    options = Options(element=element, include_path=str(tmp_path), **user)
+    arm = read_arm("sadi", {"element": element, "include_path": str(tmp_path), **user})
     site = Site(element, (torch.nn.Identity(),) * 30, "input", 100, 1)
-    every, chosen = settings_for(task, options, site)
-    same = {k for k in {s.where for s in every} if all(s.where == k for s in every)}
-    same |= {d for d in {s.strength for s in every} if all(s.strength == d for s in every)}
+    every, chosen = settings_for(task, arm, site)
+    same = {k for k in {s[0] for s in every} if all(s[0] == k for s in every)}
+    same |= {d for d in {s[1] for s in every} if all(s[1] == d for s in every)}
     assert (same, chosen) == (expected, tried)
 
 
+def test_what_a_file_names_of_a_narrower_arm_counts_before_that_of_a_wider_one(
+    tmp_path: Path,
+) -> None:
+    """``random`` sets an argument more than ``sadi-head``, of whose kind it is."""
+    named = {"sadi-head": {"top_k": 2, "delta": 3}, "random": {"top_k": 5, "delta": 7}}
+    write(tmp_path, "a.yaml", tasks=["x"], settings=named)
+    task = RunTask(SimpleNamespace(config=SimpleNamespace(task="x")))  # type: ignore[arg-type]
+    site = Site("head", (torch.nn.Identity(),) * 30, "input", 100, 1)
+    for selection, setting in (("top", (2, 3.0)), ("bottom", (2, 3.0)), ("random", (5, 7.0))):
+        arm = read_arm("sadi", {"selection": selection, "include_path": str(tmp_path)})
+        assert settings_for(task, arm, site) == ([setting], False)
+
+
 def test_a_grid_of_the_user_s_counts_more_than_what_a_file_names(tmp_path: Path) -> None:
-    write(tmp_path, "a.yaml", tasks=["x"], top_k={"head": 2}, delta={"head": 3})
+    write(tmp_path, "a.yaml", tasks=["x"], settings={"sadi-head": {"top_k": 2, "delta": 3}})
     task = RunTask(SimpleNamespace(config=SimpleNamespace(task="x")))  # type: ignore[arg-type]
     site = Site("head", (torch.nn.Identity(),) * 3, "input", 4, 1)
-    options = Options(include_path=str(tmp_path), grid=Grid((1, 5), (9.0,)))
-    assert settings_for(task, options, site) == ([Setting(1, 9.0), Setting(5, 9.0)], True)
+    arm = read_arm("sadi", {"include_path": str(tmp_path), "grid": "1/5x9"})
+    assert settings_for(task, arm, site) == ([Setting(1, 9.0), Setting(5, 9.0)], True)
 
 
 @pytest.mark.parametrize(("method", "count"), [("iti", 5), ("caa", 12)])
-def test_what_a_file_names_is_sadi_s_and_counts_for_no_other_method(
+def test_what_a_file_names_of_an_arm_counts_for_no_other_method(
     tmp_path: Path, method: Any, count: int
 ) -> None:
-    numbers = {"top_k": {"head": 2, "hidden": 2}, "delta": {"head": 3, "hidden": 3}}
-    write(tmp_path, "a.yaml", tasks=["x"], **numbers)
+    numbers = {"top_k": 2, "delta": 3}
+    write(tmp_path, "a.yaml", tasks=["x"], settings={"sadi-head": numbers, "sadi-hidden": numbers})
     task = RunTask(SimpleNamespace(config=SimpleNamespace(task="x")))  # type: ignore[arg-type]
     site = Site("head", (torch.nn.Identity(),) * 3, "input", 4, 1)
-    every, chosen = settings_for(task, Options(method=method, include_path=str(tmp_path)), site)
+    every, chosen = settings_for(task, read_arm(method, {"include_path": str(tmp_path)}), site)
     assert (len(every), chosen) == (count, True)
 
 
@@ -161,8 +178,7 @@ def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
         pairs_from="train",
         folds=1,
         n_pairs="many",
-        top_k={"heads": 3},
-        delta={"head": "strong"},
+        settings={"sadi-heads": {"top_k": 3}, "sadi-head": {"delta": "strong", "deltas": 1}},
     )
     with pytest.raises(UserError) as caught:
         find_benchmark("anything", [tmp_path])
@@ -176,8 +192,9 @@ def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
         "pairs_from must be a list",
         "folds must be a whole number of at least 2, not 1",
         "n_pairs must be a whole number of at least 1, not 'many'",
-        "top_k must map head, neuron, hidden to numbers",
-        "delta must map head, neuron, hidden to numbers",
+        "settings of 'sadi-heads': did you mean 'sadi-head'",
+        "settings of sadi-head: delta must be a finite number, not 'strong'",
+        "settings of sadi-head: 'deltas': did you mean 'delta'?",
     ):
         assert words in said
 
@@ -191,14 +208,16 @@ def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
         {"tasks": []},
         {"tasks": "boolq"},
         {"tasks": [1]},
-        {"top_k": {"head": 0}},
-        {"top_k": {"head": -5}},
-        {"top_k": {"head": 1.5}},
-        {"top_k": {"head": True}},
-        {"delta": {"head": math.nan}},
-        {"delta": {"head": math.inf}},
-        {"delta": {"head": False}},
-        {"delta": 9},
+        {"settings": {"sadi-head": {"top_k": 0}}},
+        {"settings": {"sadi-head": {"top_k": -5}}},
+        {"settings": {"sadi-head": {"top_k": 1.5}}},
+        {"settings": {"sadi-head": {"top_k": True}}},
+        {"settings": {"sadi-head": {"delta": math.nan}}},
+        {"settings": {"sadi-head": {"delta": math.inf}}},
+        {"settings": {"sadi-head": {"delta": False}}},
+        {"settings": {"sadi-head": 9}},
+        {"settings": {"none": {}}},
+        {"settings": 9},
         {"benchmark": ["a", "list"]},
     ],
     ids=str,
@@ -223,7 +242,7 @@ def test_files_of_other_kinds_are_passed_over(tmp_path: Path, text: str) -> None
     assert find_benchmark("boolq", [tmp_path]) == find_benchmark("boolq", [])
 
 
-KEYS = ["tasks", "recipe", "pairs_from", "folds", "n_pairs", "top_k", "delta", "taks"]
+KEYS = ["tasks", "recipe", "pairs_from", "folds", "n_pairs", "settings", "taks"]
 numbers = st.one_of(st.integers(-3, 300), st.floats(), values)
 contents = st.fixed_dictionaries(
     {"benchmark": st.one_of(st.text(max_size=5), values)},
@@ -233,9 +252,13 @@ contents = st.fixed_dictionaries(
         "pairs_from": st.one_of(st.lists(st.text(max_size=5), max_size=2), values),
         "folds": numbers,
         "n_pairs": numbers,
-        "top_k": st.dictionaries(st.sampled_from(["head", "neuron", "hiden"]), numbers, max_size=2),
-        "delta": st.one_of(
-            st.dictionaries(st.sampled_from(["head", "hidden"]), numbers, max_size=2), values
+        "settings": st.one_of(
+            st.dictionaries(
+                st.sampled_from(["sadi-head", "caa", "sadi-hiden"]),
+                st.dictionaries(st.sampled_from(["top_k", "delta", "layer"]), numbers, max_size=2),
+                max_size=2,
+            ),
+            values,
         ),
         "taks": values,
     },
@@ -244,7 +267,7 @@ contents = st.fixed_dictionaries(
 
 @given(contents)
 @example("benchmark: b\ntasks: [x]\nrecipe: 2001-99-99")
-@example("benchmark: b\ntasks: [x]\ntop_k: {head: 3}\ndelta: {neuron: -2.5}")
+@example("benchmark: b\ntasks: [x]\nsettings: {sadi-head: {top_k: 3, delta: -2.5}}")
 @example("task: a harness task\nmetadata: {date: 2001-99-99}")
 @example("task: a harness task\nmetadata: {version: 0x_}")
 @example("benchmark: b\ntasks: [x]\nrecipe: !!bool x")
@@ -278,9 +301,9 @@ def test_whatever_a_file_says_it_is_sound_or_passed_over_or_refused_in_one_line(
     assert found.recipe is None or isinstance(found.recipe, str)
     assert found.folds >= 2
     assert found.n_pairs is None or found.n_pairs >= 1
-    for element in ("head", "neuron", "hidden"):
-        assert found.top_k.get(element, 1) >= 1
-        assert math.isfinite(found.delta.get(element, 0.0))
+    for numbers in found.settings.values():
+        assert numbers.get("top_k", 1) >= 1
+        assert all(math.isfinite(number) for number in numbers.values())
 
 
 def test_a_folder_that_is_called_like_a_file_does_no_harm(tmp_path: Path) -> None:

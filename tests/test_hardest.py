@@ -15,7 +15,7 @@ from test_pairs import CHOICE, everything, load, make_task
 
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import RunTask, Text
-from sadi_lmeval.model import SADI
+from sadi_lmeval.model import SteeredModel, model_class
 from sadi_lmeval.pairs import hardest as module
 from sadi_lmeval.pairs.hardest import hardest
 from sadi_lmeval.pairs.pairs import Pair, build_pairs
@@ -23,11 +23,11 @@ from sadi_lmeval.storage.atomic import read_checked, write_checked
 
 
 @pytest.fixture(scope="module")
-def model(model_folder: Path) -> SADI:
-    return SADI(pretrained=str(model_folder), device="cpu", batch_size=4)
+def model(model_folder: Path) -> SteeredModel:
+    return model_class("sadi")(pretrained=str(model_folder), device="cpu", batch_size=4)
 
 
-def plain_log_likelihood(model: SADI, text: Text) -> float:
+def plain_log_likelihood(model: SteeredModel, text: Text) -> float:
     """Of an answer after its prompt, by one pass of the model over the whole of it."""
     context = model.tok_encode(text[0]) if text[0] else [model.prefix_token_id]
     answer = model.tok_encode(text[1], add_special_tokens=False)
@@ -70,7 +70,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("name", ["tiny_choice", "tiny_folds", "tiny_empty", "tiny_input"])
 def test_the_hardest_wrong_choice_has_the_highest_plain_log_likelihood(
-    model: SADI, tasks_folder: Path, tmp_path: Path, name: str
+    model: SteeredModel, tasks_folder: Path, tmp_path: Path, name: str
 ) -> None:
     task = load(tasks_folder, name)
     likes = hardest(model, tmp_path)
@@ -87,7 +87,9 @@ def test_the_hardest_wrong_choice_has_the_highest_plain_log_likelihood(
     assert places == {0, 1}
 
 
-def test_the_hardest_is_found_for_each_document_by_itself(model: SADI, tmp_path: Path) -> None:
+def test_the_hardest_is_found_for_each_document_by_itself(
+    model: SteeredModel, tmp_path: Path
+) -> None:
     found = hardest(model, tmp_path)(WRONGS)
     for each, index in zip(WRONGS, found, strict=True):
         values = [plain_log_likelihood(model, text) for text in each]
@@ -95,14 +97,16 @@ def test_the_hardest_is_found_for_each_document_by_itself(model: SADI, tmp_path:
     assert found == [hardest(model, tmp_path / "anew")([each])[0] for each in WRONGS]
 
 
-def test_of_equally_likely_choices_the_first_is_the_hardest(model: SADI, tmp_path: Path) -> None:
+def test_of_equally_likely_choices_the_first_is_the_hardest(
+    model: SteeredModel, tmp_path: Path
+) -> None:
     text = ("the cat is", " red")
     assert hardest(model, tmp_path)([[text, text, text]]) == [0]
 
 
 @pytest.mark.parametrize("wrongs", [[], [[("a", " b")]], [[("a", " b")], [("c", " d")]]])
 def test_where_there_is_nothing_to_choose_the_model_is_not_asked(
-    model: SADI, tmp_path: Path, wrongs: list[list[Text]], monkeypatch: pytest.MonkeyPatch
+    model: SteeredModel, tmp_path: Path, wrongs: list[list[Text]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: Any, **keywords: Any) -> None:
         raise AssertionError("a pass for nothing")
@@ -111,7 +115,9 @@ def test_where_there_is_nothing_to_choose_the_model_is_not_asked(
     assert hardest(model, tmp_path)(wrongs) == [0] * len(wrongs)
 
 
-def test_a_task_with_two_choices_has_the_same_pairs_either_way(model: SADI, tmp_path: Path) -> None:
+def test_a_task_with_two_choices_has_the_same_pairs_either_way(
+    model: SteeredModel, tmp_path: Path
+) -> None:
     rows = [{"question": f"q {i}", "choices": ["yes", "no"], "label": i % 2} for i in range(12)]
     task = make_task(tmp_path, "two", {"validation": rows})
     likes = hardest(model, tmp_path / "cache")
@@ -120,7 +126,9 @@ def test_a_task_with_two_choices_has_the_same_pairs_either_way(model: SADI, tmp_
     assert len(found) == 12
 
 
-def test_documents_without_a_wrong_choice_leave_nothing_to_ask(model: SADI, tmp_path: Path) -> None:
+def test_documents_without_a_wrong_choice_leave_nothing_to_ask(
+    model: SteeredModel, tmp_path: Path
+) -> None:
     rows = [{"question": f"q {i}", "choices": ["yes"], "label": 0} for i in range(3)]
     task = make_task(tmp_path, "one", {"validation": rows})
     likes = hardest(model, tmp_path / "cache")
@@ -137,7 +145,7 @@ def test_without_a_model_the_hardest_is_the_user_s_error(tasks_folder: Path) -> 
 # ------------------------------------------------------------------ the cache
 
 
-def test_it_is_found_once_and_kept(model: SADI, tmp_path: Path, passes: list[int]) -> None:
+def test_it_is_found_once_and_kept(model: SteeredModel, tmp_path: Path, passes: list[int]) -> None:
     found = hardest(model, tmp_path)(WRONGS)
     assert hardest(model, tmp_path)(WRONGS) == found
     assert passes == [len(WRONGS)]
@@ -146,7 +154,9 @@ def test_it_is_found_once_and_kept(model: SADI, tmp_path: Path, passes: list[int
     assert passes == [len(WRONGS)] * 2
 
 
-def test_what_is_kept_is_what_is_given(model: SADI, tmp_path: Path, passes: list[int]) -> None:
+def test_what_is_kept_is_what_is_given(
+    model: SteeredModel, tmp_path: Path, passes: list[int]
+) -> None:
     found = hardest(model, tmp_path)(WRONGS)
     [path] = tmp_path.glob("*.hardest.json")
     assert read_checked(path) == found
@@ -166,7 +176,7 @@ def test_what_is_kept_is_what_is_given(model: SADI, tmp_path: Path, passes: list
     ],
 )
 def test_other_texts_are_found_anew(
-    model: SADI, tmp_path: Path, passes: list[int], wrongs: list[list[Text]]
+    model: SteeredModel, tmp_path: Path, passes: list[int], wrongs: list[list[Text]]
 ) -> None:
     hardest(model, tmp_path)(WRONGS)
     hardest(model, tmp_path)(wrongs)
@@ -175,12 +185,12 @@ def test_other_texts_are_found_anew(
 
 
 def test_another_model_s_is_found_anew(
-    model: SADI, tokenizer: Any, tmp_path: Path, passes: list[int]
+    model: SteeredModel, tokenizer: Any, tmp_path: Path, passes: list[int]
 ) -> None:
     one = hardest(model, tmp_path)(WRONGS)
     torch.manual_seed(1)
     other = tiny_llama(len(tokenizer), initializer_range=0.2)
-    wrapped = SADI(pretrained=other, tokenizer=tokenizer, device="cpu", batch_size=4)
+    wrapped = model_class("sadi")(pretrained=other, tokenizer=tokenizer, device="cpu", batch_size=4)
     found = hardest(wrapped, tmp_path)(WRONGS)
     assert len(passes) == 2
     for each, index in zip(WRONGS, found, strict=True):
@@ -192,13 +202,15 @@ def test_another_model_s_is_found_anew(
 
 @pytest.mark.parametrize("arguments", [{"add_bos_token": True}, {"max_length": 4}])
 def test_what_changes_the_tokens_makes_it_found_anew(
-    model: SADI,
+    model: SteeredModel,
     model_folder: Path,
     tmp_path: Path,
     passes: list[int],
     arguments: dict[str, Any],
 ) -> None:
-    other = SADI(pretrained=str(model_folder), device="cpu", batch_size=4, **arguments)
+    other = model_class("sadi")(
+        pretrained=str(model_folder), device="cpu", batch_size=4, **arguments
+    )
     wrongs = [[("one two three four five six", f" {word}") for word in ("red", "blue", "green")]]
     one, another = ([each.continuation(*text) for text in wrongs[0]] for each in (model, other))
     assert one != another
@@ -232,7 +244,7 @@ DAMAGED = [
 
 @pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
 def test_a_damaged_file_is_made_anew(
-    model: SADI, tmp_path: Path, passes: list[int], content: bytes
+    model: SteeredModel, tmp_path: Path, passes: list[int], content: bytes
 ) -> None:
     found = hardest(model, tmp_path)(WRONGS)
     [path] = tmp_path.glob("*.hardest.json")
@@ -247,7 +259,7 @@ def test_a_damaged_file_is_made_anew(
 
 
 def test_a_folder_that_cannot_be_made_costs_time_alone(
-    model: SADI, tmp_path: Path, passes: list[int]
+    model: SteeredModel, tmp_path: Path, passes: list[int]
 ) -> None:
     expected = hardest(model, tmp_path)(WRONGS)
     file = tmp_path / "file"
@@ -259,7 +271,7 @@ def test_a_folder_that_cannot_be_made_costs_time_alone(
 
 
 def test_a_folder_where_nothing_can_be_written_costs_time_and_a_warning(
-    model: SADI,
+    model: SteeredModel,
     tmp_path: Path,
     passes: list[int],
     monkeypatch: pytest.MonkeyPatch,
@@ -279,7 +291,7 @@ def test_a_folder_where_nothing_can_be_written_costs_time_and_a_warning(
 
 
 def test_a_folder_that_is_read_only_is_read_from(
-    model: SADI, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
+    model: SteeredModel, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody else has filled it."""
     expected = hardest(model, tmp_path)(WRONGS)
@@ -294,7 +306,7 @@ def test_a_folder_that_is_read_only_is_read_from(
         def __exit__(self, *arguments: object) -> None:
             pass
 
-    monkeypatch.setattr("sadi_lmeval.storage.cache.FileLock", ReadOnly)
+    monkeypatch.setattr("sadi_lmeval.storage.store.FileLock", ReadOnly)
     assert hardest(model, tmp_path)(WRONGS) == expected
     assert len(passes) == 1
     assert hardest(model, tmp_path)(WRONGS[:3]) == expected[:3]

@@ -10,21 +10,23 @@ from typing import Any
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.image import imread
-from sadi_lmeval.arms import parameters_of
 
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.methods.registry import arm_names
 from sadi_lmeval.reports.heatmap import check_can_draw, check_folder, draw_heatmaps
+from sadi_lmeval.settings import Setting
+
+AXES = {name: arm.method.axes for name, arm in arm_names().items() if arm.method is not None}
 
 
 def line(
     method: str, where: int, strength: float, difference: float | None = 0.0, task: str = "one"
 ) -> dict[str, Any]:
-    names = parameters_of(method)
+    numbers = AXES[method].named(Setting(where, strength)) if method in AXES else {}
     return {
         "task": task,
         "method": method,
-        names.where: where,
-        names.strength: strength,
+        **numbers,
         "difference": difference,
         "score": None if difference is None else 0.5 + difference,
         "objective": "metric",
@@ -54,7 +56,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[list[float]]]:
 def test_every_task_and_method_has_an_image(tmp_path: Path) -> None:
     lines = [{**NONE, "task": task} for task in ("one", "a/b c")]
     lines += [line(m, 1, 2.0, 0.1, task) for task in ("one", "a/b c") for m in METHODS]
-    written = draw_heatmaps(lines, tmp_path / "new" / "folder")
+    written = draw_heatmaps(lines, AXES, tmp_path / "new" / "folder")
     names = [f"{task}.{method}.png" for task in ("one", "a_b_c") for method in METHODS]
     assert [path.name for path in written] == names
     for path in written:
@@ -73,7 +75,7 @@ def test_a_cell_is_where_its_k_and_delta_are(
         line("sadi-head", 2, -1.0, -0.3),
         line("sadi-neuron", 5, 4.0, 0.4),
     ]
-    draw_heatmaps(lines, tmp_path)
+    draw_heatmaps(lines, AXES, tmp_path)
     [[small, large], [[other]]] = drawn
     assert small == [-0.3, 0.2]
     assert large[0] == 0.1
@@ -88,7 +90,9 @@ def test_the_axes_have_the_names_of_the_method(
     for name in ("set_xlabel", "set_ylabel"):
         monkeypatch.setattr(Axes, name, lambda self, text, **more: labels.append(text))
     lines = [NONE, *(line("caa", layer, 1.5, 0.1 * layer) for layer in (2, 0, 1))]
-    draw_heatmaps([*lines, line("iti", 3, 15.0, 0.5), line("sadi-head", 3, 9.0, 0.6)], tmp_path)
+    draw_heatmaps(
+        [*lines, line("iti", 3, 15.0, 0.5), line("sadi-head", 3, 9.0, 0.6)], AXES, tmp_path
+    )
     labels = [label for label in labels if label]  # the colour bar has none
     assert labels == ["multiplier", "layer", "alpha", "K", "delta", "K"]
     assert drawn == [[[0.0], [0.1], [0.2]], [[0.5]], [[0.6]]]
@@ -110,16 +114,16 @@ def test_a_setting_that_is_not_finite_is_an_empty_cell(
 def test_a_heatmap_without_any_difference_is_drawn(
     tmp_path: Path, difference: float | None
 ) -> None:
-    assert draw_heatmaps([NONE, line("sadi-head", 1, 1.0, difference)], tmp_path)
+    assert draw_heatmaps([NONE, line("sadi-head", 1, 1.0, difference)], AXES, tmp_path)
 
 
 def test_a_heatmap_is_drawn_where_the_unsteered_model_is_not_finite(tmp_path: Path) -> None:
     unsteered = {**NONE, "score": None, "difference": None}
-    assert draw_heatmaps([unsteered, line("sadi-head", 1, 1.0, None)], tmp_path)
+    assert draw_heatmaps([unsteered, line("sadi-head", 1, 1.0, None)], AXES, tmp_path)
 
 
 def test_the_unsteered_model_alone_has_no_heatmap(tmp_path: Path) -> None:
-    assert draw_heatmaps([NONE], tmp_path) == []
+    assert draw_heatmaps([NONE], AXES, tmp_path) == []
 
 
 def test_without_matplotlib_the_user_is_told_how_to_install_it(

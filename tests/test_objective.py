@@ -14,7 +14,7 @@ from test_pairs import load, make_task
 
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, RunTask
-from sadi_lmeval.harness.run_tasks import note_tasks_of_the_run
+from sadi_lmeval.harness.run_tasks import note_tasks
 from sadi_lmeval.options import Objective
 from sadi_lmeval.pairs.recipe import Recipe
 from sadi_lmeval.passes.scoring import Score
@@ -265,7 +265,7 @@ def test_a_run_compiles_a_template_once_and_renders_every_document_as_before() -
     documents = [{"a": 1, "b": "p"}, {"a": 2, "b": "q"}, {"a": 21, "b": "{{ a }}"}]
     expected = [harness.apply_template(text, row) for row in documents for text in texts]
     assert harness.env.from_string("{{ a }}") is not harness.env.from_string("{{ a }}")
-    note_tasks_of_the_run()
+    note_tasks()
     assert harness.env.from_string("{{ a }}") is harness.env.from_string("{{ a }}")
     assert harness.env.from_string("{{ a }}") is not harness.env.from_string("{{ b }}")
     for _ in range(2):
@@ -275,7 +275,7 @@ def test_a_run_compiles_a_template_once_and_renders_every_document_as_before() -
 
 @pytest.mark.usefixtures("fresh_templates")
 def test_a_template_that_fails_fails_again_and_does_no_harm_to_the_next() -> None:
-    note_tasks_of_the_run()
+    note_tasks()
     for _ in range(2):
         with pytest.raises(UndefinedError, match="'a' is undefined"):
             harness.apply_template("{{ a }}", {"b": 1})
@@ -287,8 +287,8 @@ def test_a_template_that_fails_fails_again_and_does_no_harm_to_the_next() -> Non
 @pytest.mark.usefixtures("fresh_templates")
 def test_a_second_run_goes_on_with_the_templates_of_the_first() -> None:
     """A wrapper around a wrapper would keep everything twice."""
-    note_tasks_of_the_run()
+    note_tasks()
     first, template = harness.env.from_string, harness.env.from_string("{{ a }}")
-    note_tasks_of_the_run()
+    note_tasks()
     assert harness.env.from_string is first
     assert harness.env.from_string("{{ a }}") is template

@@ -43,7 +43,7 @@ from sadi_lmeval.architecture.signature import cache_parameter
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
-from sadi_lmeval.options import Method, parse
+from sadi_lmeval.methods.arm import read_arm
 from sadi_lmeval.pairs.plan import draw, find_plan
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.branching import can_resume, longest_branching_path
@@ -237,15 +237,15 @@ def assert_scored_as_the_loop_says(
 
 
 def texts_of_pairs(
-    folder: Path, name: str, method: Method, mask: int = 0, **arguments: Any
+    folder: Path, name: str, method: str, mask: int = 0, **arguments: Any
 ) -> list[tuple[str, str]]:
     """The right and the wrong text of every pair of a mask, prompts included.
 
     One without a prompt begins with the token that scoring puts in its place.
     """
-    options = parse({"n_pairs": 12, **arguments}, method)
+    options = read_arm(method, {"n_pairs": 12, **arguments}).options
     plan = find_plan(load(folder, name), options)
-    drawn = draw(plan, plan.sources.sources[mask], options, tuning=False)
+    drawn = draw(plan, plan.sources.sources[mask], options, ())
 
     def whole(prompt: str, answer: str) -> str:
         return (prompt or "<s>") + answer

@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sadi_lmeval.steering.methods import options_of
 from test_pairs import ANSWERS, CHOICE, OTHER, harness_requests, load, make_task, words
 
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, LengthLimit, RunTask, digest
-from sadi_lmeval.harness.run_tasks import limited, note_tasks_of_the_run, tasks_of_the_run
-from sadi_lmeval.model import CAA, ITI, SADI
-from sadi_lmeval.options import REFERENCE_LENGTH, Method, Options, parse
+from sadi_lmeval.harness.run_tasks import RunRank, RunTasks, limited, note_tasks
+from sadi_lmeval.methods.arm import read_arm
+from sadi_lmeval.methods.registry import method_names
+from sadi_lmeval.methods.sadi import SADI
+from sadi_lmeval.model import model_class
+from sadi_lmeval.options import REFERENCE_LENGTH, Options
 from sadi_lmeval.pairs.pairs import scored_texts
 from sadi_lmeval.pairs.plan import Drawn, Plan, draw, find_plan, num_fewshot
 from sadi_lmeval.pairs.recipe import Recipe
@@ -32,11 +34,15 @@ def row(number: int, question: str | None = None) -> Document:
     }
 
 
+CHOSEN = ("top_k", "delta")
+"""Numbers that are chosen on held-out documents."""
+
+
 def drawn(task: RunTask, options: Options, tuning: bool = True) -> Drawn:
     """For a task with one mask."""
     plan = find_plan(task, options)
     [source] = plan.sources.sources
-    return draw(plan, source, options, tuning)
+    return draw(plan, source, options, CHOSEN if tuning else ())
 
 
 def split(found: Drawn) -> tuple[list[Document], list[Document]]:
@@ -98,7 +104,7 @@ def test_few_shot_examples_are_neither_in_a_pair_nor_held_out(tmp_path: Path) ->
     [source] = plan.sources.sources
     for seed in range(5):
         options = Options(seed=seed, n_pairs=20, n_tune=16)
-        found = draw(plan, source, options, tuning=True)
+        found = draw(plan, source, options, CHOSEN)
         pairs, held_out = split(found)
         texts = scored_texts(task, CHOICE, held_out, source.allowed, 3, seed)
         prompts = [context for [(context, _), *_] in texts]
@@ -119,7 +125,7 @@ def test_a_document_with_the_question_of_a_few_shot_example_is_in_neither(tmp_pa
     [source] = plan.sources.sources
     for seed in range(5):
         options = Options(seed=seed, n_pairs=8)
-        pairs, held_out = split(draw(plan, source, options, tuning=True))
+        pairs, held_out = split(draw(plan, source, options, CHOSEN))
         texts = scored_texts(task, CHOICE, held_out, source.allowed, 2, seed)
         shown = {part.split(" ?")[0] for part in texts[0][0][0].split("\n\n")[:-1]}
         assert len(shown) == 2
@@ -143,7 +149,7 @@ def test_nothing_of_a_fold_made_its_mask_or_its_choice(tasks_folder: Path, folds
     plan = find_plan(task, options)
     assert len(plan.sources.sources) == folds
     for fold, source in enumerate(plan.sources.sources):
-        pairs, held_out = split(draw(plan, source, options, tuning=True))
+        pairs, held_out = split(draw(plan, source, options, CHOSEN))
         assert len(pairs) >= 12
         assert len(held_out) >= 10
         mine = [d for d in task.evaluated() if plan.sources.fit_of(d) == fold]
@@ -160,7 +166,7 @@ def test_a_fold_s_document_that_stands_in_another_fold_too_is_not_held_out_for_i
     rows[33] = {**row(33), "question": rows[5]["question"]}  # and the same question
     task = make_task(tmp_path, "folded", {"validation": rows})
     plan = find_plan(task, Options())
-    [first, second] = (draw(plan, s, Options(), tuning=True) for s in plan.sources.sources)
+    [first, second] = (draw(plan, s, Options(), CHOSEN) for s in plan.sources.sources)
     pairs, held_out = split(first)
     assert len(pairs) + len(held_out) == 18  # without the two
     assert not questions([*pairs, *held_out]) & questions(rows[:20])
@@ -207,13 +213,13 @@ def test_documents_are_shared_out_where_they_are_few(
     many: RunTask, documents: int, given: dict[str, int], pairs: int, held_out: int
 ) -> None:
     plan, source = few(many, documents)
-    found = draw(plan, source, Options(**given), tuning=True)  # type: ignore[arg-type]
+    found = draw(plan, source, Options(**given), CHOSEN)  # type: ignore[arg-type]
     assert (len(found.pairs), len(found.held_out)) == (pairs, held_out)
 
 
 def test_without_tuning_nothing_is_held_out(many: RunTask) -> None:
     plan, source = few(many, 100)
-    found = draw(plan, source, Options(), tuning=False)
+    found = draw(plan, source, Options(), ())
     assert (len(found.pairs), found.held_out) == (100, [])
 
 
@@ -223,15 +229,15 @@ def test_the_same_number_of_pairs_is_of_the_same_documents_with_and_without_tuni
     plan, source = few(many, 100)
     for seed in range(3):
         options = Options(n_pairs=30, seed=seed)
-        tuned, fixed = (draw(plan, source, options, tuning) for tuning in (True, False))
+        tuned, fixed = (draw(plan, source, options, chosen) for chosen in (CHOSEN, ()))
         assert tuned.pairs == fixed.pairs
 
 
 def test_the_draw_follows_from_the_seed(many: RunTask) -> None:
     plan, source = few(many, 300)
-    one, same = (draw(plan, source, Options(seed=4), tuning=True) for _ in range(2))
+    one, same = (draw(plan, source, Options(seed=4), CHOSEN) for _ in range(2))
     assert one == same
-    assert draw(plan, source, Options(seed=5), tuning=True).held_out != one.held_out
+    assert draw(plan, source, Options(seed=5), CHOSEN).held_out != one.held_out
 
 
 @pytest.mark.parametrize(
@@ -250,7 +256,7 @@ def test_too_few_documents_are_told_with_the_numbers_and_what_to_pass(
 ) -> None:
     plan, source = few(many, documents)
     with pytest.raises(UserError) as caught:
-        draw(plan, source, Options(**given), tuning=True)  # type: ignore[arg-type]
+        draw(plan, source, Options(**given), CHOSEN)  # type: ignore[arg-type]
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in ["task many", "train", "n_pairs", *words]), message
@@ -263,7 +269,7 @@ def test_a_choice_on_few_documents_is_warned_of(
     for n_tune, warned in ((20, False), (19, True)):
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="lm_eval.sadi"):
-            draw(plan, source, Options(n_tune=n_tune), tuning=True)
+            draw(plan, source, Options(n_tune=n_tune), CHOSEN)
         assert ("only 19 held-out documents" in caplog.text) is warned
 
 
@@ -282,7 +288,7 @@ def test_whatever_the_documents_nothing_is_shared_and_what_the_user_says_is_kept
     documents = [row(i, f"question {i % 30}") for i in numbers]
     options = Options(n_pairs=n_pairs, n_tune=n_tune, seed=seed)
     try:
-        found = draw(plan, source._replace(documents=documents), options, tuning=True)
+        found = draw(plan, source._replace(documents=documents), options, CHOSEN)
     except UserError:
         return
     pairs, held_out = split(found)
@@ -382,7 +388,7 @@ def test_a_benchmark_may_name_a_static_recipe_and_the_user_another(tmp_path: Pat
     options = Options(include_path=str(tmp_path))
     plan = find_plan(task, options)
     assert (plan.recipe.recipe, plan.own_recipe.recipe) == ("mine", "right_wrong")
-    assert len(draw(plan, plan.sources.sources[0], options, tuning=True).pairs) == 9
+    assert len(draw(plan, plan.sources.sources[0], options, CHOSEN).pairs) == 9
     plan = find_plan(task, Options(include_path=str(tmp_path), recipe="right_wrong"))
     assert not plan.is_static
 
@@ -394,7 +400,7 @@ def test_every_fold_has_the_same_pairs_out_of_a_file_and_held_out_documents_of_o
     task = load(tasks_folder, "tiny_folds")
     options = Options(folds=folds, recipe=static(tmp_path, [f"is {i} so" for i in range(8)]))
     plan = find_plan(task, options)
-    found = [draw(plan, source, options, tuning=True) for source in plan.sources.sources]
+    found = [draw(plan, source, options, CHOSEN) for source in plan.sources.sources]
     assert len(found) == folds
     for fold, each in enumerate(found):
         assert each.pairs == found[0].pairs
@@ -456,7 +462,7 @@ def test_another_task_s_pairs_by_a_static_recipe_leave_out_what_is_scored(
     options = Options(recipe=recipe, mask_from="other", include_path=str(tmp_path))
     plan = find_plan(task, options)
     assert plan.source_task.name == "other"
-    found = draw(plan, plan.sources.sources[0], options, tuning=True)
+    found = draw(plan, plan.sources.sources[0], options, CHOSEN)
     assert {pair.document["prompt"] for pair in found.pairs} == {
         f"question {i}" for i in (60, 61, 62, 63)
     }
@@ -473,7 +479,7 @@ def test_no_more_pairs_than_are_wanted_and_none_of_a_held_out_document(
 ) -> None:
     plan, source = few(many, 60)
     options = Options(negative=negative, n_pairs=n_pairs)  # type: ignore[arg-type]
-    found = draw(plan, source, options, tuning=True)
+    found = draw(plan, source, options, CHOSEN)
     pairs, held_out = split(found)
     assert len(pairs) == n_pairs if n_pairs else 4 <= len(pairs) <= 150
     assert not contents(pairs) & contents(held_out)
@@ -487,26 +493,36 @@ def test_the_hardest_choice_needs_a_model_and_keeps_what_it_finds_in_the_cache(
     plan, source = few(many, 30)
     options = Options(negative="hardest", n_pairs=8, cache_dir=str(tmp_path / "kept"))
     with pytest.raises(UserError, match="negative=hardest"):
-        draw(plan, source, options, tuning=False)
-    model = SADI(pretrained=str(model_folder), device="cpu", batch_size=4)
-    found = draw(plan, source, options, tuning=False, model=model)
+        draw(plan, source, options, ())
+    model = model_class("sadi")(pretrained=str(model_folder), device="cpu", batch_size=4)
+    found = draw(plan, source, options, (), model)
     assert len(list((tmp_path / "kept").glob("*.hardest.json"))) == 1
     assert len(found.pairs) == 8
-    usual = draw(plan, source, Options(n_pairs=8), tuning=False)
+    usual = draw(plan, source, Options(n_pairs=8), ())
     assert split(found)[0] == split(usual)[0]
-    assert draw(plan, source, options, tuning=True, model=model).pairs == found.pairs
+    assert draw(plan, source, options, CHOSEN, model).pairs == found.pairs
 
 
 # ------------------------------------------------------------------ as the reference code does
 
 
+def sadi(**given: Any) -> SADI:
+    """The method as the arguments of ``hf-sadi`` make it."""
+    found = read_arm("sadi", given).method
+    assert isinstance(found, SADI)
+    return found
+
+
 def test_the_reference_protocol_sets_what_the_reference_code_does() -> None:
     expected = {"activations": "clean", "selection": "top", "steering": "dynamic"}
-    found = parse({"protocol": "reference"})
-    assert found == Options(protocol="reference", **expected)  # type: ignore[arg-type]
-    assert parse({"protocol": "reference", **expected}) == found
-    assert parse({}).protocol == "default"
-    assert parse({"protocol": "default"}) == parse({}) == Options()
+    found = read_arm("sadi", {"protocol": "reference"})
+    assert found.options == Options(protocol="reference")
+    assert found.method == SADI(**expected)  # type: ignore[arg-type]
+    assert read_arm("sadi", {"protocol": "reference", **expected}) == found
+    assert read_arm("sadi", {}).options.protocol == "default"
+    plain = read_arm("sadi", {})
+    assert read_arm("sadi", {"protocol": "default"}) == plain
+    assert (plain.options, plain.method) == (Options(), SADI())
 
 
 @pytest.mark.parametrize(
@@ -523,16 +539,16 @@ def test_what_the_reference_code_does_otherwise_is_refused_by_its_name(
     name: str, value: str, meant: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        parse({"protocol": "reference", name: value})
+        sadi(protocol="reference", **{name: value})
     said = str(caught.value)
     assert said == f"{name}={value}: protocol=reference means {name}={meant}; pass either"
-    assert getattr(parse({name: value}), name) == value
+    assert getattr(sadi(**{name: value}), name) == value
 
 
 def test_all_conflicts_with_the_reference_code_are_told_at_once() -> None:
     given = {"activations": "live", "selection": "bottom", "steering": "fixed", "seed": -1}
     with pytest.raises(UserError) as caught:
-        parse({"protocol": "reference", **given})
+        sadi(protocol="reference", **given)
     assert "\n" not in str(caught.value)
     for name, value in given.items():
         assert f"{name}={value}" in str(caught.value)
@@ -543,23 +559,26 @@ def test_a_value_that_there_is_not_is_refused_with_the_nearest(name: str) -> Non
     near = {"negative": ("hardst", "hardest"), "protocol": ("refrence", "reference")}
     given, meant = near[name]
     with pytest.raises(UserError, match=f"{name}={given}: did you mean '{meant}'"):
-        parse({name: given})
+        read_arm("sadi", {name: given})
 
 
-@pytest.mark.parametrize("method", ["iti", "caa"])
-def test_the_other_methods_take_the_reference_protocol_for_its_documents(method: Method) -> None:
-    found = options_of({"protocol": "reference"}, method)
-    assert found == Options(method=method, protocol="reference")
+@pytest.mark.parametrize("method", [name for name in method_names() if name != "sadi"])
+def test_the_other_methods_take_the_reference_protocol_for_its_documents(method: str) -> None:
+    found, plain = (read_arm(method, given) for given in ({"protocol": "reference"}, {}))
+    assert found.options == Options(protocol="reference")
+    assert found.method == plain.method
 
 
-@pytest.mark.parametrize("kind", [SADI, ITI, CAA])
+@pytest.mark.parametrize("method", method_names())
 def test_the_reference_protocol_limits_the_length_for_every_method(
-    model_folder: Path, kind: Any
+    model_folder: Path, method: str
 ) -> None:
+    kind = model_class(method)
     plain = kind(pretrained=str(model_folder), device="cpu")
     assert plain.length_limit is None
     model = kind(pretrained=str(model_folder), device="cpu", protocol="reference")
     limit = model.length_limit
+    assert limit is not None
     assert limit.tokens == REFERENCE_LENGTH == 700
     text = "the cat is red . " * 3
     assert limit.count(text) == len(model.tok_encode(text)) == 15
@@ -646,18 +665,35 @@ def test_pairs_and_held_out_documents_are_within_the_limit_too(tmp_path: Path) -
 def test_the_tasks_of_a_run_are_limited_as_it_begins_and_those_of_the_next_are_not(
     tmp_path: Path,
 ) -> None:
-    try:
-        note_tasks_of_the_run(LengthLimit(9, words))
-        long_and_short(tmp_path).task.build_all_requests()
-        [noted] = tasks_of_the_run().values()
-        assert noted.limit == LengthLimit(9, words)
-        documents = {digest(instance.doc) for instance in noted.task.instances}
-        assert documents == contents(noted.evaluated())
-        assert 0 < len(documents) < 24
-        note_tasks_of_the_run()
-        long_and_short(tmp_path).task.build_all_requests()
-        [noted] = tasks_of_the_run().values()
-        assert noted.limit is None
-        assert len(noted.evaluated()) == 24
-    finally:
-        note_tasks_of_the_run()
+    """The harness asks a model for its rank, and hands it to the tasks."""
+    note_tasks()
+    first, second = RunTasks(LengthLimit(9, words)), RunTasks()
+    long_and_short(tmp_path).task.build_all_requests(rank=RunRank(0, first), world_size=1)
+    [noted] = first.by_name.values()
+    assert noted.limit == LengthLimit(9, words)
+    documents = {digest(instance.doc) for instance in noted.task.instances}
+    assert documents == contents(noted.evaluated())
+    assert 0 < len(documents) < 24
+    assert second.by_name == {}
+    long_and_short(tmp_path).task.build_all_requests(rank=RunRank(0, second), world_size=1)
+    [noted] = second.by_name.values()
+    assert noted.limit is None
+    assert len(noted.evaluated()) == 24
+    foreign = long_and_short(tmp_path).task
+    foreign.build_all_requests(rank=0, world_size=1)
+    assert len(foreign.eval_docs) == 24
+    assert list(second.by_name.values()) == [noted]
+
+
+def test_tasks_that_are_noted_after_an_answer_are_of_another_run(tmp_path: Path) -> None:
+    note_tasks()
+    run = RunTasks()
+    for name in ("one", "two"):
+        task = make_task(tmp_path, name, {"validation": [row(i) for i in range(3)]}).task
+        task.build_all_requests(rank=RunRank(0, run), world_size=1)
+    assert list(run.by_name) == ["one", "two"]
+    run.end()
+    assert list(run.by_name) == ["one", "two"]  # until the next one begins
+    task = make_task(tmp_path, "three", {"validation": [row(0)]}).task
+    task.build_all_requests(rank=RunRank(0, run), world_size=1)
+    assert list(run.by_name) == ["three"]

@@ -41,7 +41,8 @@ from torch import Tensor, nn
 
 from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.passes.activations import MeanDifference, TokenPair, read_pairs
+from sadi_lmeval.methods.collectors import MeanDifference
+from sadi_lmeval.passes.activations import TokenPair, read_pairs
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.branching import can_resume, longest_branching_path
 from sadi_lmeval.passes.forward import Forward

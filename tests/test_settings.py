@@ -10,20 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.methods import caa, iti, sadi
 from sadi_lmeval.settings import (
-    CAA_STRENGTHS,
-    ITI_GRID,
-    SADI_GRIDS,
-    UNSTEERED,
-    Grid,
-    Parameters,
+    Axes,
+    Axis,
+    SearchSpace,
     Setting,
-    grid_of,
-    read_grid,
+    read_search_space,
+    search_space_of,
+)
+from sadi_lmeval.types import Size
+
+SADI, CAA = sadi.AXES, caa.AXES
+THREE = Axes(
+    Axis("layer", whole=True, least=0, counts="layer"),
+    Axis("alpha", least=0, most=1, strength=True),
+    Axis("beta"),
 )
 
-SADI = Parameters("top_k", "delta")
-CAA = Parameters("layer", "multiplier")
+
+def space(*values: tuple[float, ...], axes: Axes = SADI) -> SearchSpace:
+    return SearchSpace(axes, values)
 
 
 @pytest.mark.parametrize(
@@ -37,38 +44,48 @@ CAA = Parameters("layer", "multiplier")
 def test_a_reference_grid_is_the_paper_s_with_delta_one_below_its_strength(
     element: str, count: int, top_k: list[int], strengths: list[int]
 ) -> None:
-    settings = SADI_GRIDS[element].settings
+    settings = sadi.GRIDS[element].settings  # type: ignore[index]
     assert len(settings) == len(set(settings)) == count
     assert set(settings) == {Setting(k, strength - 1) for k in top_k for strength in strengths}
 
 
 def test_the_size_of_an_edit_is_k_times_the_magnitude_of_delta() -> None:
-    assert Setting(3, -4.0).size(SADI) == Setting(2, 6.0).size(SADI) == 12
-    assert UNSTEERED.size(SADI) == 0
+    size = sadi.SADI().edit_size
+    assert size(Setting(3, -4.0)) == size(Setting(2, 6.0)) == 12
+    assert size(SADI.unsteered) == 0
 
 
 def test_the_size_of_an_edit_of_a_layer_is_its_strength_whichever_layer_it_is() -> None:
-    sizes = {Setting(layer, 1.5).size(CAA) for layer in (0, 1, 30)}
-    assert sizes == {Setting(7, -1.5).size(CAA)} == {1.5}
-    assert Setting(30, 1.0).size(CAA) < Setting(0, 1.5).size(CAA)
-    assert UNSTEERED.size(CAA) == 0
+    size = caa.CAA().edit_size
+    sizes = {size(Setting(layer, 1.5)) for layer in (0, 1, 30)}
+    assert sizes == {size(Setting(7, -1.5))} == {1.5}
+    assert size(Setting(30, 1.0)) < size(Setting(0, 1.5))
+    assert size(CAA.unsteered) == 0
 
 
 def test_a_setting_is_told_under_the_names_of_its_method() -> None:
-    assert Setting(3, -4.0).named(SADI) == {"top_k": 3, "delta": -4.0}
-    assert Setting(0, 1.5).named(CAA) == {"layer": 0, "multiplier": 1.5}
-    assert UNSTEERED.named(CAA) == {"layer": 0, "multiplier": 0.0}
-    assert Setting(48, 15.0).named(Parameters("top_k", "alpha")) == {"top_k": 48, "alpha": 15.0}
+    assert SADI.named(Setting(3, -4.0)) == {"top_k": 3, "delta": -4.0}
+    assert CAA.named(Setting(0, 1.5)) == {"layer": 0, "multiplier": 1.5}
+    assert CAA.named(CAA.unsteered) == {"layer": 0, "multiplier": 0.0}
+    assert iti.AXES.named(Setting(48, 15.0)) == {"top_k": 48, "alpha": 15.0}
+    assert THREE.named(Setting(2, 0.5, -1.0)) == {"layer": 2, "alpha": 0.5, "beta": -1.0}
 
 
 def test_the_grids_of_iti_and_caa_are_their_authors() -> None:
-    assert list(ITI_GRID) == [(48, 64, 80, 96), (10, 15, 20, 25, 30)]
-    assert list(CAA_STRENGTHS) == [0.5, 1, 1.5, 2]
+    assert list(iti.GRID.values) == [(48, 64, 80, 96), (10, 15, 20, 25, 30)]
+    assert list(caa.MULTIPLIERS) == [0.5, 1, 1.5, 2]
 
 
 def test_a_grid_has_no_setting_that_steers_nothing() -> None:
-    assert Grid((1, 2), (0.0, 3.0)).settings == [Setting(1, 3), Setting(2, 3)]
-    assert Grid((1, 2), (0.0, -0.0)).settings == []
+    assert space((1, 2), (0.0, 3.0)).settings == [Setting(1, 3), Setting(2, 3)]
+    assert space((1, 2), (0.0, -0.0)).settings == []
+    found = space((0, 1), (0.0, 0.5), (0.0, 2.0), axes=THREE).settings
+    assert found == [(0, 0.5, 0.0), (0, 0.5, 2.0), (1, 0.5, 0.0), (1, 0.5, 2.0)]
+
+
+def test_without_a_strength_all_but_the_setting_of_zeros_steer() -> None:
+    axes = Axes(Axis("a"), Axis("b"))
+    assert space((0.0, 1.0), (0.0, 2.0), axes=axes).settings == [(0, 2), (1, 0), (1, 2)]
 
 
 @pytest.mark.parametrize(
@@ -87,14 +104,46 @@ def test_a_grid_has_no_setting_that_steers_nothing() -> None:
 def test_a_grid_is_read_as_text_or_as_a_mapping_and_duplicates_are_dropped(
     given: object, top_k: tuple[int, ...], delta: tuple[float, ...]
 ) -> None:
-    found = read_grid(given, SADI)
-    assert found == Grid(top_k, delta)
-    assert all(type(k) is int for k in found.where)
-    assert all(type(d) is float for d in found.strength)
+    found = read_search_space(given, SADI)
+    assert found == space(top_k, delta)
+    assert all(type(k) is int for k in found.values[0])
+    assert all(type(d) is float for d in found.values[1])
 
 
 @pytest.mark.parametrize(
-    ("given", "words", "parameters"),
+    "given",
+    [
+        "1/2x.5/1x0/-1",
+        "layer:1/2,alpha:.5/1,beta:0/-1",
+        "beta:0/-1; layer:1/2; alpha:.5/1",
+        {"layer": [1, 2], "alpha": (0.5, 1), "beta": "0/-1".split("/")},
+    ],
+)
+def test_a_space_of_three_numbers_is_read_in_order_or_by_name(given: object) -> None:
+    expected = space((1, 2), (0.5, 1.0), (0.0, -1.0), axes=THREE)
+    assert read_search_space(given, THREE) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("1/2x.5", ["write layer and alpha and beta as 1/2/4x4/9x.5/1", "layer before the x"]),
+        ("1x2x0", ["alpha must be a finite number of at least 0 and of at most 1, not '2'"]),
+        ("1x.5x0x3", ["beta must be a finite number, not '0x3'"]),
+        ("layer:1,alpha:.5", ["must map layer and alpha and beta"]),
+        ("layer:1,alpha:.5,gamma:1", ["must map layer and alpha and beta"]),
+        ("layer:x,alpha:,beta:1", ["layer must", "alpha must", "''"]),
+    ],
+)
+def test_the_faults_of_a_space_of_three_numbers_are_told(given: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        read_search_space(given, THREE)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "words", "axes"),
     [
         ("1/2", ["grid=1/2", "1/2/4x4/9", "K before the x"], SADI),
         (7, ["grid=7"], SADI),
@@ -125,10 +174,10 @@ def test_a_grid_is_read_as_text_or_as_a_mapping_and_duplicates_are_dropped(
     ],
 )
 def test_all_faults_of_a_grid_are_told_at_once_in_one_line(
-    given: object, words: list[str], parameters: Parameters
+    given: object, words: list[str], axes: Axes
 ) -> None:
     with pytest.raises(UserError) as caught:
-        read_grid(given, parameters)
+        read_search_space(given, axes)
     message = str(caught.value)
     assert message.startswith("grid=")
     assert "\n" not in message
@@ -137,16 +186,17 @@ def test_all_faults_of_a_grid_are_told_at_once_in_one_line(
 
 def test_the_faults_of_lists_name_their_source() -> None:
     with pytest.raises(UserError, match=r"^mine: K must .*'z'; no delta$"):
-        grid_of(["1", "z"], [], "mine", SADI)
+        search_space_of([["1", "z"], []], "mine", SADI)
     with pytest.raises(UserError, match=r"^mine: layer must .*'z'; no multiplier$"):
-        grid_of(["0", "z"], [], "mine", CAA)
+        search_space_of([["0", "z"], []], "mine", CAA)
 
 
 def test_the_first_layer_may_be_in_a_grid_and_a_k_of_zero_may_not() -> None:
-    assert read_grid("0/3x1/-2", CAA) == Grid((0, 3), (1.0, -2.0))
-    assert read_grid({"multiplier": [1], "layer": 0}, CAA) == Grid((0,), (1.0,))
+    assert read_search_space("0/3x1/-2", CAA) == space((0, 3), (1.0, -2.0), axes=CAA)
+    found = read_search_space({"multiplier": [1], "layer": 0}, CAA)
+    assert found == space((0,), (1.0,), axes=CAA)
     with pytest.raises(UserError, match="K must be a whole number of at least 1"):
-        read_grid("0/3x1/-2", SADI)
+        read_search_space("0/3x1/-2", SADI)
 
 
 numbers = st.lists(st.integers(1, 10**6), min_size=1)
@@ -156,10 +206,10 @@ finite = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1)
 @given(numbers, finite)
 def test_whatever_is_written_is_read_back(top_k: list[int], delta: list[float]) -> None:
     text = f"{'/'.join(map(str, top_k))}x{'/'.join(map(repr, delta))}"
-    expected = Grid(tuple(dict.fromkeys(top_k)), tuple(dict.fromkeys(delta)))
-    for names in (SADI, CAA):
-        mapping = dict(zip(names, (top_k, delta), strict=True))
-        assert read_grid(text, names) == read_grid(mapping, names) == expected
+    for axes in (SADI, CAA):
+        expected = space(tuple(dict.fromkeys(top_k)), tuple(dict.fromkeys(delta)), axes=axes)
+        mapping = dict(zip(axes.names, (top_k, delta), strict=True))
+        assert read_search_space(text, axes) == read_search_space(mapping, axes) == expected
     assert len(set(expected.settings)) == len(set(top_k)) * len(set(delta) - {0.0})
 
 
@@ -175,10 +225,10 @@ strengths = st.lists(
 def test_a_thinned_grid_is_part_of_the_whole_and_has_no_more_settings_than_were_asked_for(
     where: list[int], strength: list[float], most: int
 ) -> None:
-    whole = Grid(tuple(where), tuple(strength))
+    whole = space(tuple(where), tuple(strength))
     found = whole.thinned(most)
     assert 1 <= len(found.settings) <= most
-    for kept, values in zip(found, whole, strict=True):
+    for kept, values in zip(found.values, whole.values, strict=True):
         places = [values.index(value) for value in kept]
         assert places == sorted(set(places))
         if len(places) > 1:
@@ -190,9 +240,9 @@ def test_a_thinned_grid_is_part_of_the_whole_and_has_no_more_settings_than_were_
     else:
         # neither axis is given up where both can be kept; then no other choice has more settings
         sizes = [(a, min(len(strength), most // a)) for a in range(1, min(len(where), most) + 1)]
-        ends = [min(2, len(values)) for values in whole]
+        ends = [min(2, len(values)) for values in whole.values]
         both = [(a, b) for a, b in sizes if a >= ends[0] and b >= ends[1]]
-        assert (len(found.where), len(found.strength)) in (both or sizes)
+        assert tuple(map(len, found.values)) in (both or sizes)
         assert len(found.settings) == max(a * b for a, b in both or sizes)
 
 
@@ -200,20 +250,53 @@ def test_a_thinned_grid_is_part_of_the_whole_and_has_no_more_settings_than_were_
     ("grid", "most", "expected"),
     [
         # of as many settings those whose axes are in about their own proportion
-        (Grid((1, 2, 4, 6, 8, 10), tuple(map(float, range(16)))), 24, (3, 8)),
-        (Grid(tuple(range(32)), CAA_STRENGTHS), 24, (12, 2)),
-        (ITI_GRID, 24, (4, 5)),
-        (ITI_GRID, 16, (4, 4)),
-        (ITI_GRID, 1, (1, 1)),
+        (space((1, 2, 4, 6, 8, 10), tuple(map(float, range(16)))), 24, (3, 8)),
+        (space(tuple(range(32)), caa.MULTIPLIERS, axes=CAA), 24, (12, 2)),
+        (iti.GRID, 24, (4, 5)),
+        (iti.GRID, 16, (4, 4)),
+        (iti.GRID, 1, (1, 1)),
         # five of one layer would be more, but say nothing of the others
-        (Grid((0, 1, 2), (1.0, 2.0, 3.0, 4.0, 5.0)), 5, (2, 2)),
-        (Grid((0,), (1.0, 2.0, 3.0, 4.0, 5.0)), 3, (1, 3)),
+        (space((0, 1, 2), (1.0, 2.0, 3.0, 4.0, 5.0)), 5, (2, 2)),
+        (space((0,), (1.0, 2.0, 3.0, 4.0, 5.0)), 3, (1, 3)),
+        (space(tuple(range(8)), (0.25, 0.5, 1.0), (-1.0, 0.0, 1.0), axes=THREE), 12, (3, 2, 2)),
+        (space(tuple(range(8)), (0.5,), (-1.0, 0.0, 1.0), axes=THREE), 6, (3, 1, 2)),
     ],
 )
-def test_both_axes_of_a_grid_are_thinned(grid: Grid, most: int, expected: tuple[int, int]) -> None:
+def test_all_axes_of_a_grid_are_thinned(
+    grid: SearchSpace, most: int, expected: tuple[int, ...]
+) -> None:
     found = grid.thinned(most)
-    assert (len(found.where), len(found.strength)) == expected
+    assert tuple(map(len, found.values)) == expected
+    assert len(found.settings) <= most
 
 
 def test_of_an_axis_that_is_thinned_to_one_value_the_middle_is_kept() -> None:
-    assert Grid((1, 2, 3), (4.0, 5.0, 6.0)).thinned(1) == Grid((2,), (5.0,))
+    assert space((1, 2, 3), (4.0, 5.0, 6.0)).thinned(1) == space((2,), (5.0,))
+
+
+@given(st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=9, unique=True), min_size=3,
+                max_size=3), st.integers(1, 60))  # fmt: skip
+def test_a_thinned_space_of_three_numbers_keeps_every_axis_where_it_can(
+    values: list[list[int]], most: int
+) -> None:
+    whole = space(*(tuple(each) for each in values), axes=Axes(Axis("a"), Axis("b"), Axis("c")))
+    found = whole.thinned(most)
+    assert 1 <= len(found.settings) <= most
+    for kept, every in zip(found.values, whole.values, strict=True):
+        assert set(kept) <= set(every)
+        if len(kept) > 1:
+            assert (kept[0], kept[-1]) == (every[0], every[-1])
+    if math.prod(min(2, len(each)) for each in values) <= most:
+        assert all(len(kept) > 1 or len(each) == 1
+                   for kept, each in zip(found.values, values, strict=True))  # fmt: skip
+
+
+def test_a_space_goes_no_further_than_the_model() -> None:
+    size = Size(3, 4, 32)
+    assert space((1, 12, 13), (2.0,)).within(size) == space((1, 12), (2.0,))
+    assert space((48, 64), (2.0,)).within(size) == space((12,), (2.0,))
+    found = space((0, 2, 3, 30), (0.5,), (1.0,), axes=THREE).within(size)
+    assert found.values[0] == (0, 2)
+    single = Axes(Axis("n", whole=True, counts="activations"))
+    assert space((1, 96, 97), axes=single).within(size).values == ((1, 96),)
+    assert space((1, 96, 97), axes=single).within(Size(3, 4)).values == ((1, 96, 97),)

@@ -403,7 +403,7 @@ def test_a_static_pair_whose_prompt_a_scored_document_holds_is_left_out(
     task = make_task(tmp_path, "t", {"train": train, "validation": scored}, **config)
     options = Options(recipe=str(recipe))
     plan = find_plan(task, options)
-    pairs = draw(plan, plan.sources.sources[0], options, tuning=False).pairs
+    pairs = draw(plan, plan.sources.sources[0], options, ()).pairs
     assert {p.document["prompt"] for p in pairs} == {f"what is {i}" for i in range(4, 9)}
     refuse_scored_documents(task, scored, of_pairs(pairs), "mask")
 
@@ -418,7 +418,7 @@ def test_a_mask_of_a_static_pair_whose_prompt_is_scored_is_refused(tmp_path: Pat
     options = Options(recipe=str(recipe))
     harmless = make_task(tmp_path, "one", {"validation": [answered(50), answered(51)]})
     plan = find_plan(harmless, options)
-    pairs = draw(plan, plan.sources.sources[0], options, tuning=False).pairs
+    pairs = draw(plan, plan.sources.sources[0], options, ()).pairs
     assert len(pairs) == 4
     other = make_task(tmp_path, "other", {"validation": [answered(50), answered(5)]})
     refuse_scored_documents(harmless, harmless.evaluated(), of_pairs(pairs), "mask")

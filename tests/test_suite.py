@@ -25,6 +25,8 @@ from sadi_lmeval.options import Options
 from sadi_lmeval.pairs.pairs import Pair
 from sadi_lmeval.pairs.plan import Drawn, Plan, draw, find_plan
 
+CHOSEN = ("top_k", "delta")
+"""Numbers that are chosen on held-out documents."""
 Said = Callable[[Row, str], bool]
 """Whether an answer to a row is right, or wrong, by the row alone."""
 
@@ -429,7 +431,9 @@ def planned(suite: Suite, name: str) -> Plan:
 @functools.cache
 def drawn(suite: Suite, name: str, tuning: bool = False) -> list[Drawn]:
     plan = planned(suite, name)
-    return [draw(plan, source, Options(), tuning) for source in plan.sources.sources]
+    return [
+        draw(plan, source, Options(), CHOSEN if tuning else ()) for source in plan.sources.sources
+    ]
 
 
 def rows(name: str, *splits: str) -> list[Row]:
@@ -497,7 +501,7 @@ def test_every_label_of_five_is_among_the_pairs_and_neutral_meets_both_ends(suit
     plan = planned(suite, "sadi_sst5")
     [source] = plan.sources.sources
     for seed in range(8):
-        pairs = draw(plan, source, Options(seed=seed), False).pairs
+        pairs = draw(plan, source, Options(seed=seed), ()).pairs
         seen |= {(pair.positive[1].strip(), pair.negative[1].strip()) for pair in pairs}
     assert seen == {
         ("very negative", "very positive"),
@@ -540,7 +544,7 @@ def test_no_answer_of_a_scored_document_is_another_one_s_wrong_answer(
     plan = planned(suite, name)
     [source] = plan.sources.sources
     pairs = [
-        pair for seed in range(10) for pair in draw(plan, source, Options(seed=seed), False).pairs
+        pair for seed in range(10) for pair in draw(plan, source, Options(seed=seed), ()).pairs
     ]
     assert any("Hollow Tower" in str(document) for document in source.documents)
     assert not any("hollow tower" in pair.negative[1].lower() for pair in pairs)
@@ -562,7 +566,7 @@ def test_a_cross_fitted_document_is_in_no_pair_of_the_mask_that_scores_it(
     assert masks[-1] == masks[3]
     options = Options(n_pairs=3, n_tune=2) if tuning else Options()
     for mask, source in enumerate(plan.sources.sources):
-        found = draw(plan, source, options, tuning)
+        found = draw(plan, source, options, CHOSEN if tuning else ())
         used = {pair.document[covered.key] for pair in found.pairs}
         used |= {document[covered.key] for document in found.held_out}
         assert used
