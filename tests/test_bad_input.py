@@ -52,7 +52,7 @@ GOOD = {"top_k": 2, "delta": 3}
 def test_a_faulty_argument_is_refused_before_the_model_is_loaded(
     evaluate: Any, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], words: list[str]
 ) -> None:
-    monkeypatch.setattr("sadi_lmeval.model.SADI._create_model", None)
+    monkeypatch.setattr("sadi_lmeval.model.SteeredModel._create_model", None)
     with pytest.raises(UserError) as caught:
         evaluate("tiny_choice", **arguments)
     message = str(caught.value)

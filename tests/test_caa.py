@@ -257,7 +257,7 @@ def test_a_mask_of_another_element_or_site_is_refused(evaluate: Any) -> None:
 def test_a_layer_that_the_model_does_not_have_is_refused(
     evaluate: Any, monkeypatch: pytest.MonkeyPatch, layer: float
 ) -> None:
-    monkeypatch.setattr("sadi_lmeval.model.CAA._create_model", None)
+    monkeypatch.setattr("sadi_lmeval.model.SteeredModel._create_model", None)
     with pytest.raises(UserError, match=f"layer={layer}") as caught:
         evaluate("tiny_choice", model="hf-caa", **{**GIVEN, "layer": layer})
     one_line(caught)

@@ -595,7 +595,7 @@ def test_the_last_types_are_neither_listed_nor_would_the_second_be_found(
     monkeypatch.setattr(sites, "ARCHITECTURES", ARCHITECTURES)
     assert not {"llama_like", "xglm", "falcon_h1"} & set(ARCHITECTURES)
     assert site_of(made("an unlisted type like Llama"), "head").entries == HEADS
-    adds_one = r"'xglm'.*sadi_lmeval\.architecture\.sites\.register adds one"
+    adds_one = r"'xglm'.*sadi_lmeval\.register_architecture adds one"
     with pytest.raises(UserError, match=adds_one):
         site_of(made("XGLM, registered by hand"), "head")
 
@@ -605,7 +605,9 @@ def test_the_last_types_are_neither_listed_nor_would_the_second_be_found(
 def test_a_model_without_attention_in_every_layer_is_refused_in_one_line(
     name: str, where: str
 ) -> None:
-    with pytest.raises(UserError, match=r"heads and MLPs were not found.*register adds") as caught:
+    with pytest.raises(
+        UserError, match=r"heads and MLPs were not found.*register_architecture adds"
+    ) as caught:
         site_of(made(name), where)
     assert repr(REFUSED[name][0]) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -102,7 +102,7 @@ def test_a_setting_that_is_not_finite_is_an_empty_cell(
     tmp_path: Path, drawn: list[list[list[float]]]
 ) -> None:
     [path] = draw_heatmaps(
-        [NONE, line("sadi-head", 1, 1.0, None), line("sadi-head", 1, 2.0, 0.1)], tmp_path
+        [NONE, line("sadi-head", 1, 1.0, None), line("sadi-head", 1, 2.0, 0.1)], AXES, tmp_path
     )
     [[[bad, good]]] = drawn
     assert math.isnan(bad)

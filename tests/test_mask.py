@@ -190,9 +190,9 @@ def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
 def test_safetensors_of_another_kind_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "mask.safetensors"
     save_file({"difference": VALUES}, path)
-    assert "not a mask of this package" in refused(path)
-    save_file({"difference": VALUES}, path, {"format": "sadi-lmeval 2"})
-    assert "'sadi-lmeval 1'" in refused(path)
+    assert "not a fit of this package" in refused(path)
+    save_file({"difference": VALUES}, path, {"format": "sadi-lmeval 3"})
+    assert "'sadi-lmeval 2'" in refused(path)
     save_file({"weight": VALUES}, path, {"format": "sadi-lmeval 1"})
     refused(path)
 

@@ -16,7 +16,7 @@ import datasets
 import lm_eval
 import pytest
 import torch
-from conftest import tiny_llama
+from conftest import tiny_llama, with_paths
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.tasks import TaskManager
@@ -318,6 +318,7 @@ def run_task(
             batch_size=batch_size,
             bootstrap_iters=0,
         )
+        with_paths(results, tmp_path / "cache")
         return results
 
     return run

@@ -21,6 +21,7 @@ from sadi_lmeval.records.record import (
     load_records,
     save_record,
 )
+from sadi_lmeval.records.steering import SteeringRecord
 
 
 def make_record(**changes: Any) -> Record:
@@ -50,9 +51,14 @@ def make_record(**changes: Any) -> Record:
         "gold": [[1] if value else [0] for value in values],
         "labels": ["no", "yes"],
         "steering": {"method": "none", "parameters": []},
+        "task_digest": "cd34",
+        "pairs_digests": [],
         "seconds": 1.5,
     }
-    return Record(**(whole | changes))
+    whole |= changes
+    if isinstance(whole["steering"], dict):
+        whole["steering"] = SteeringRecord.from_json(whole["steering"])
+    return Record(**whole)
 
 
 def answered(chosen: list[int | None], gold: list[int], **changes: Any) -> Record:

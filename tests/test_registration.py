@@ -232,7 +232,7 @@ def test_every_model_of_the_harness_is_still_registered() -> None:
         print(json.dumps([sorted(MODEL_MAPPING), sorted(model_registry), "torch" in sys.modules]))
     """
     harness, registered, torch_is_loaded = answer(sys.executable, code)
-    assert set(registered) == {*harness, *registration.MODELS}
+    assert set(registered) == {*harness, *registration.model_targets()}
     assert "hf" in harness
     assert not torch_is_loaded
 
@@ -257,7 +257,7 @@ def assert_knows_our_names(environment: Environment, name: str, folder: Path) ->
     assert "Selected Tasks: ['sadi_facts']" in done.stdout + done.stderr
     _, found, names = done.stderr.partition("Supported model names: ")
     assert found, done.stderr
-    assert {"hf", "dummy", "vllm", *registration.MODELS} <= set(names.strip().split(", "))
+    assert {"hf", "dummy", "vllm", *registration.model_targets()} <= set(names.strip().split(", "))
 
 
 def test_our_task_runs_with_a_model_that_is_not_ours(
@@ -457,8 +457,8 @@ def test_models_and_tasks_are_each_left_to_a_harness_that_discovers_them(
     """
     harness = stand_in(tmp_path, models=models, tasks=tasks)
     bridged, all_models, wrapped, all_tasks = answer(sys.executable, code, PYTHONPATH=str(harness))
-    assert bridged == ["hf"] + ([] if models else list(registration.MODELS))
-    assert sorted(all_models) == sorted(["hf", *registration.MODELS])
+    assert bridged == ["hf"] + ([] if models else list(registration.model_targets()))
+    assert sorted(all_models) == sorted(["hf", *registration.model_targets()])
     assert wrapped is not tasks
     assert set(all_tasks) == OUR_TASKS | OUR_GROUPS
 
@@ -492,7 +492,7 @@ def test_a_harness_imported_before_the_package_is_told_at_once(tmp_path: Path) -
     """
     before, after, finders = answer(sys.executable, code, "-I", "-S")
     assert before == [["hf"], []]
-    assert after == [sorted(["hf", *registration.MODELS]), sorted(OUR_TASKS | OUR_GROUPS)]
+    assert after == [sorted(["hf", *registration.model_targets()]), sorted(OUR_TASKS | OUR_GROUPS)]
     assert "AfterImport" not in finders
 
 
@@ -574,7 +574,9 @@ def test_two_finders_that_ask_all_others_do_not_ask_each_other_for_ever(module: 
 
 def test_the_entry_points_say_what_the_bridge_says() -> None:
     points = importlib.metadata.distribution("sadi-lmeval").entry_points
-    assert {p.name: p.value for p in points.select(group="lm_eval.models")} == registration.MODELS
+    assert {
+        p.name: p.value for p in points.select(group="lm_eval.models")
+    } == registration.model_targets()
     (tasks,) = points.select(group="lm_eval.tasks")
     spec = importlib.util.find_spec(tasks.value)
     assert spec is not None

@@ -207,7 +207,7 @@ def test_an_architecture_without_known_sites_is_refused_with_a_list(
     assert "\n" not in said
     assert repr(kind) in said
     assert all(name in said for name in ARCHITECTURES)
-    assert "sadi_lmeval.architecture.sites.register" in said
+    assert "sadi_lmeval.register_architecture" in said
 
 
 @pytest.mark.parametrize("kind", [*MIXTURES, "qwen2_moe"])
@@ -246,7 +246,7 @@ def test_a_module_that_is_not_there_is_named_in_one_line(
     monkeypatch: pytest.MonkeyPatch, architecture: Architecture
 ) -> None:
     monkeypatch.setitem(sites.ARCHITECTURES, "llama", architecture)
-    says_where = r"'llama'.*sadi_lmeval\.architecture\.sites\.register"
+    says_where = r"'llama'.*sadi_lmeval\.register_architecture"
     with pytest.raises(UserError, match=says_where) as caught:
         find_site(tiny_llama(40), "head")
     assert "\n" not in str(caught.value)

@@ -589,7 +589,7 @@ def test_a_mistake_is_one_line_before_the_model_is_loaded(
     model: dict[str, Any],
     words: list[str],
 ) -> None:
-    monkeypatch.setattr("sadi_lmeval.model.SADI._create_model", None)
+    monkeypatch.setattr("sadi_lmeval.model.SteeredModel._create_model", None)
     arguments = command("tiny_choice", "--methods", "sadi-head", *options, **model)
     said = refused(arguments, capsys)
     assert all(word in said for word in words), said
@@ -636,7 +636,7 @@ def test_without_matplotlib_heatmaps_are_refused_before_anything_is_done(
         "find_spec",
         lambda name, *more: None if name == "matplotlib" else find(name, *more),
     )
-    monkeypatch.setattr("sadi_lmeval.model.SADI._create_model", None)
+    monkeypatch.setattr("sadi_lmeval.model.SteeredModel._create_model", None)
     folder = tmp_path / "images"
     said = refused(command("tiny_choice", *SMALL, "--heatmaps", str(folder)), capsys)
     assert "pip install 'sadi-lmeval[plot]'" in said

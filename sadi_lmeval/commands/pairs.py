@@ -16,6 +16,8 @@ from sadi_lmeval.errors import UserError
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
+    from sadi_lmeval.methods.arm import Arm
+
 
 def add(commands: Any) -> None:
     """Describe the command's options."""
@@ -48,7 +50,7 @@ def run(given: argparse.Namespace, rest: object, command: object) -> None:
     from lm_eval.utils import simple_parse_args_string
 
     from sadi_lmeval.harness.run_tasks import limited, load_tasks, task_manager
-    from sadi_lmeval.options import NAMES, read_options
+    from sadi_lmeval.options import NAMES
     from sadi_lmeval.pairs.plan import draw, find_plan
 
     if given.examples < 0:
@@ -62,16 +64,15 @@ def run(given: argparse.Namespace, rest: object, command: object) -> None:
         arguments["recipe"] = given.recipe
     if given.include_path is not None:
         arguments.setdefault("include_path", str(given.include_path))
-    options, faults = read_options({name: arguments[name] for name in arguments if name in NAMES})
-    if faults:
-        raise UserError("; ".join(faults))
+    arm = _arm(arguments)
+    options = arm.options
     needs_model = (
         options.negative == "hardest"
         or options.protocol == "reference"
         or bool(given.apply_chat_template)
     )
     if not needs_model:
-        _refuse_misspelt([name for name in arguments if name not in NAMES])
+        _refuse_misspelt(list(arguments))
     settings: dict[str, Any] = {
         "system_instruction": given.system_instruction,
         "apply_chat_template": bool(given.apply_chat_template),
@@ -83,7 +84,8 @@ def run(given: argparse.Namespace, rest: object, command: object) -> None:
     [task] = load_tasks([given.task], folders, given.num_fewshot, settings, manager)
     model = None
     if needs_model:
-        model = _model(given, arguments)
+        shared = {name: getattr(options, name) for name in NAMES}
+        model = _model(given, {**arguments, **shared})
         if given.apply_chat_template:
             settings["chat_template"] = model.apply_chat_template
             model.chat_template(given.apply_chat_template)
@@ -94,12 +96,26 @@ def run(given: argparse.Namespace, rest: object, command: object) -> None:
     said = f"task {task.name}" + (f", pairs of {origin}" if origin != task.name else "")
     print(f"{said}, recipe {plan.recipe.recipe} ({plan.recipe.contrast})")
     for number, source in enumerate(plan.sources.sources):
-        drawn = draw(plan, source, options, ("a setting",), model)
+        drawn = draw(plan, source, options, arm.axes.names if arm.is_chosen else (), model)
         lines += _shown(plan, source, drawn, 0 if number else given.examples)
         if plan.is_static:
             break  # the same for every fold
     if given.output is not None:
         _write(given.output, lines)
+
+
+def _arm(arguments: dict[str, Any]) -> Arm:
+    """Take our arguments out, and read them as the first method that has all of them would."""
+    from sadi_lmeval.methods.arm import own_arguments, read_arm
+    from sadi_lmeval.methods.registry import all_argument_names, argument_names, methods
+
+    names = own_arguments(None)
+    ours = {name: arguments.pop(name) for name in list(arguments) if name in names}
+    of_method = all_argument_names() & set(ours)
+    for name, method in methods().items():
+        if of_method <= argument_names(method):
+            return read_arm(name, ours)
+    raise UserError(f"no method has {' and '.join(sorted(of_method))} together")
 
 
 def _refuse_a_group(name: str, manager: TaskManager) -> None:
