@@ -6,13 +6,16 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
-from sadi_lmeval.arms import NAMES, arm, check_arms, parameters_of
-from sadi_lmeval.steering.methods import grid, is_unsteered, kind_of, options_of, site_of, tuned
 
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.options import OF_METHODS, Method, Options
+from sadi_lmeval.methods.arm import Arm, read_arm, read_arms
+from sadi_lmeval.methods.registry import arm_names, check_arm_names, methods
+from sadi_lmeval.options import NAMES as SHARED_NAMES
+from sadi_lmeval.types import Size
 
-ALONE: dict[str, tuple[Method, dict[str, Any]]] = {
+NAMES = tuple(arm_names())
+
+ALONE: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("sadi", {"method": "none"}),
     "sadi-head": ("sadi", {}),
     "sadi-neuron": ("sadi", {"element": "neuron"}),
@@ -32,100 +35,117 @@ SHARED = {
     "n_tune": 9,
     "folds": 3,
     "seed": 5,
-    "hidden_site": "residual",
-    "activations": "clean",
     "objective": "metric",
     "recipe": "right_wrong",
     "mask_from": "boolq",
     "cache_dir": "here",
     "pairs_num_fewshot": 1,
 }
+OWN = {"hidden_site": "residual", "activations": "clean", "direction": "probe"}
 SIZES = [(3, 4), (1, 1), (30, 9), (32, 14336)]
 """Layers and entries a layer."""
+
+
+def arm(name: str, **given: Any) -> Arm:
+    return read_arms([name], given)[name]
 
 
 def test_every_documented_name_is_known_and_no_other() -> None:
     assert set(NAMES) == set(ALONE)
     assert NAMES[0] == "none"
-    check_arms(list(NAMES))
+    check_arm_names(NAMES)
+
+
+def test_compare_takes_the_arms_of_every_method_by_default_and_no_ablation() -> None:
+    usual = {name for name, each in arm_names().items() if each.usual}
+    assert usual == {"none"}.union(*(method.arms for method in methods().values()))
+    ablations = {name for method in methods().values() for name in method.ablations}
+    assert usual | ablations == set(NAMES)
+    assert not usual & ablations
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_arm_has_the_options_of_the_model_that_steers_so_alone(name: str) -> None:
+def test_an_arm_is_what_the_model_that_steers_so_alone_has(name: str) -> None:
     method, arguments = ALONE[name]
-    assert arm(name, Options()) == options_of(arguments, method)
+    assert replace(arm(name), name="") == replace(read_arm(method, arguments), name="")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_arm_keeps_all_that_is_shared(name: str) -> None:
-    found = arm(name, options_of(dict(SHARED)))
-    live = {"activations": "live"} if name in ("iti", "caa") else {}  # they have no clean ones
-    assert {key: getattr(found, key) for key in SHARED} == {**SHARED, **live}
+    found = arm(name, **SHARED).options
+    assert {key: getattr(found, key) for key in SHARED} == SHARED
+
+
+def test_an_argument_counts_for_every_arm_whose_method_has_it() -> None:
+    found = read_arms(NAMES, OWN)
+    for name, each in found.items():
+        if each.method is None:
+            continue
+        own = {field.name for field in fields(each.method)}
+        for key, value in OWN.items():
+            assert key not in own or getattr(each.method, key) == value
+    assert found["iti"].record()["direction"] == "probe"
+    assert found["sadi-head"].record()["activations"] == "clean"
+
+
+def test_an_argument_that_no_arm_has_is_refused() -> None:
+    with pytest.raises(UserError) as caught:
+        read_arms(["none", "caa"], {"direction": "probe"})
+    assert str(caught.value).startswith("direction=probe: no method of none, caa has direction")
+    assert read_arms(["caa", "iti"], {"direction": "probe"})["iti"].record()["direction"] == "probe"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_arm_sets_nothing_but_what_tells_methods_apart(name: str) -> None:
-    changed = {
-        field.name
-        for field in fields(Options)
-        if getattr(arm(name, Options()), field.name) != getattr(Options(), field.name)
-    }
-    assert changed <= {*OF_METHODS, "selection", "steering"}
+def test_an_arm_sets_nothing_but_arguments_of_its_own_method(name: str) -> None:
+    _, sets, _ = arm_names()[name]
+    assert not set(sets) & SHARED_NAMES
+    record = arm(name).record()
+    assert {key: record[key] for key in sets} == dict(sets)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_an_arm_is_the_same_whatever_method_the_shared_options_are_of(name: str) -> None:
-    for method in ("none", "iti", "caa"):
-        assert arm(name, Options(method=method)) == arm(name, Options())
+def test_only_none_is_unsteered_and_every_other_arm_is_chosen() -> None:
+    assert [name for name in NAMES if arm(name).is_unsteered] == ["none"]
+    assert [name for name in NAMES if not arm(name).is_chosen] == ["none"]
 
 
-def test_iti_keeps_its_direction() -> None:
-    assert arm("iti", Options(direction="probe")).direction == "probe"
-
-
-def test_only_none_is_unsteered_and_every_other_arm_is_tuned() -> None:
-    assert [name for name in NAMES if is_unsteered(arm(name, Options()))] == ["none"]
-    assert [name for name in NAMES if not tuned(arm(name, Options()))] == ["none"]
-
-
-def test_arms_name_their_two_numbers_as_their_methods_do() -> None:
-    assert tuple(parameters_of("iti")) == ("top_k", "alpha")
-    assert tuple(parameters_of("caa")) == ("layer", "multiplier")
-    others = set(NAMES) - {"iti", "caa"}
-    assert {tuple(parameters_of(name)) for name in others} == {("top_k", "delta")}
+def test_arms_name_their_numbers_as_their_methods_do() -> None:
+    assert arm("iti").axes.names == ("top_k", "alpha")
+    assert arm("caa").axes.names == ("layer", "multiplier")
+    assert arm("none").axes.names == ()
+    others = set(NAMES) - {"iti", "caa", "none"}
+    assert {arm(name).axes.names for name in others} == {("top_k", "delta")}
 
 
 def test_arms_read_where_they_steer() -> None:
-    sites = {name: site_of(arm(name, Options()))[0] for name in NAMES if name != "none"}
-    assert {name for name, element in sites.items() if element == "neuron"} == {
+    places = {name: arm(name).method.place for name in NAMES if name != "none"}  # type: ignore[union-attr]
+    elements = {name: element for name, (element, _) in places.items()}
+    assert {name for name, element in elements.items() if element == "neuron"} == {
         "sadi-neuron",
         "random-neuron",
         "fixed-neuron",
     }
-    assert {name for name, element in sites.items() if element == "hidden"} == {
+    assert {name for name, element in elements.items() if element == "hidden"} == {
         "sadi-hidden",
         "random-hidden",
         "fixed-hidden",
         "caa",
     }
-    assert site_of(arm("caa", Options())) == ("hidden", "residual")
-    kinds = {name: kind_of(arm(name, Options())) for name in NAMES}
-    assert {name for name, kind in kinds.items() if kind == "probes"} == {"iti"}
+    assert places["caa"] == ("hidden", "residual")
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
 def test_no_arm_has_more_settings_than_any_other_may_have(name: str, size: tuple[int, int]) -> None:
-    options = arm(name, Options())
-    usual = grid(options, size)
+    found = arm(name)
+    usual = found.search_space(Size(*size))
     for most in (1, 2, 3, 5, 12, 100, 1000):
         settings = usual.thinned(most).settings
         assert 1 <= len(settings) <= most
         assert set(settings) <= set(usual.settings)
         # as a run of this method alone would be told them
-        thinned = replace(options, grid=usual.thinned(most))
-        assert grid(thinned, size).settings == settings
-        assert tuned(thinned)
+        thinned = replace(found, space=usual.thinned(most))
+        assert thinned.search_space(Size(*size)).settings == settings
+        assert thinned.is_chosen
 
 
 @pytest.mark.parametrize(
@@ -142,6 +162,6 @@ def test_no_arm_has_more_settings_than_any_other_may_have(name: str, size: tuple
 )
 def test_an_unknown_name_is_refused_with_the_nearest_ones(name: str, words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        check_arms(["none", name])
+        check_arm_names(["none", name])
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "\n" not in str(caught.value)

@@ -68,7 +68,7 @@ def test_a_faulty_argument_is_refused_before_the_model_is_loaded(
         ("hf-sadi", {"direction": "probe"}, ["direction=probe: hf-sadi has no direction"]),
         ("hf-iti", {"delta": 3}, ["delta=3: hf-iti has no delta", "top_k and alpha"]),
         ("hf-iti", {"element": "head"}, ["element=head: hf-iti has no element"]),
-        ("hf-iti", {"method": "none"}, ["method=none: hf-iti has no method"]),
+        ("hf-iti", {"method": "sadi"}, ["method=sadi: allowed: iti, none"]),
         ("hf-iti", {"top_k": 13}, ["top_k=13", "12 entries", "3 layers of 4"]),
         ("hf-iti", {"grid": "1/13x3"}, ["top_k=13", "12 entries"]),
         ("hf-iti", {"alpha": "big"}, ["alpha=big: must be a finite number"]),
@@ -155,7 +155,7 @@ def test_a_damaged_or_foreign_mask_is_refused(evaluate: Any, tmp_path: Path) -> 
     with pytest.raises(UserError, match="damaged"):
         evaluate("tiny_choice", mask=str(damaged), **GOOD)
     damaged.write_bytes(b"not a mask")
-    with pytest.raises(UserError, match="not a mask"):
+    with pytest.raises(UserError, match="not a fit"):
         evaluate("tiny_choice", mask=str(damaged), **GOOD)
     with pytest.raises(UserError, match="element head, but this run has neuron"):
         evaluate("tiny_choice", mask=own, element="neuron", **GOOD)

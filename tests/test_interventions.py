@@ -434,7 +434,7 @@ def test_clean_activations_may_be_given_once_for_several_points(
     torch.testing.assert_close(clean[0], clean[2], atol=1e-5, rtol=1e-5)
     expected = forward.logits(batch, points, Steered(edits, points, which))
     of_point = torch.tensor([1, 0, 1])
-    given = Steered(edits, points, which, clean[[1, 0]], of_point)
+    given = Steered(edits, points, which, of_point=of_point, unsteered=clean[[1, 0]])
     torch.testing.assert_close(forward.logits(batch, points, given), expected, atol=1e-5, rtol=1e-5)
 
 

@@ -174,7 +174,8 @@ def test_a_benchmark_is_added_with_one_small_file(evaluate: Any, tmp_path: Path)
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "mine.yaml").write_text(
-        "benchmark: mine\ntasks: [tiny_*]\nrecipe: other_target\nfolds: 3\ntop_k: {head: 5}\n"
+        "benchmark: mine\ntasks: [tiny_*]\nrecipe: other_target\nfolds: 3\n"
+        "settings: {sadi-head: {top_k: 5}}\n"
     )
     found = evaluate("tiny_folds", include_path=str(folder), recipe="right_wrong", delta=3)
     said = found["config"]["sadi"]["tiny_folds"]

@@ -5,11 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sadi_lmeval.steering.methods import check_where, grid, largest_where, options_of, tuned
+from sadi_lmeval.steering.methods import check_where, grid, largest_where, tuned
 
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.options import PARAMETERS, Method, Options, parse
-from sadi_lmeval.settings import CAA_STRENGTHS, ITI_GRID, SADI_GRIDS, Grid, Setting
+from sadi_lmeval.methods.arm import Arm, read_arm
+from sadi_lmeval.methods.sadi import GRIDS
+from sadi_lmeval.options import Options
+from sadi_lmeval.settings import SearchSpace, Setting
+from sadi_lmeval.types import Size
+
+
+def sadi(given: dict[str, Any], method: str = "sadi") -> Arm:
+    return read_arm(method, given)
+
+
+def values(arm: Arm, size: tuple[int, int] | None = None) -> tuple[Any, ...]:
+    """Of each axis of its search space."""
+    found: SearchSpace = arm.search_space(None if size is None else Size(*size))
+    return found.values
 
 
 @pytest.mark.parametrize(
@@ -32,77 +45,77 @@ from sadi_lmeval.settings import CAA_STRENGTHS, ITI_GRID, SADI_GRIDS, Grid, Sett
 def test_k_and_delta_are_tuned_unless_the_user_gives_one_of_them(
     arguments: dict[str, Any], expected: bool
 ) -> None:
-    assert tuned(parse(arguments)) is expected
+    assert sadi(arguments).is_chosen is expected
 
 
 def test_the_grid_is_the_reference_code_s_of_the_element() -> None:
     for element in ("head", "neuron", "hidden"):
-        assert grid(parse({"element": element})) == SADI_GRIDS[element]
+        assert sadi({"element": element}).search_space() == GRIDS[element]  # type: ignore[index]
 
 
 def test_a_number_that_the_user_fixed_stands_in_place_of_its_list() -> None:
-    assert grid(parse({"top_k": 3, "delta": "auto"})) == Grid((3,), SADI_GRIDS["head"].strength)
-    assert grid(parse({"delta": -2, "top_k": "auto"})) == Grid(SADI_GRIDS["head"].where, (-2.0,))
-    assert grid(parse({"grid": "1/2x4/9", "top_k": 7})) == Grid((7,), (4.0, 9.0))
-    assert grid(parse({"grid": "1/2x4/9", "delta": 1})) == Grid((1, 2), (1.0,))
-    assert grid(parse({"top_k": 3, "delta": 2})).settings == [Setting(3, 2.0)]
+    assert values(sadi({"top_k": 3, "delta": "auto"})) == ((3,), GRIDS["head"].values[1])
+    assert values(sadi({"delta": -2, "top_k": "auto"})) == (GRIDS["head"].values[0], (-2.0,))
+    assert values(sadi({"grid": "1/2x4/9", "top_k": 7})) == ((7,), (4.0, 9.0))
+    assert values(sadi({"grid": "1/2x4/9", "delta": 1})) == ((1, 2), (1.0,))
+    assert sadi({"top_k": 3, "delta": 2}).search_space().settings == [Setting(3, 2.0)]
 
 
 def test_the_reference_grid_goes_no_further_than_the_model_and_the_user_s_is_taken_as_it_is() -> (
     None
 ):
-    assert grid(parse({}), (3, 2)).where == (1, 2, 4, 6)
-    assert grid(parse({}), (1, 5)).where == (1, 2, 4)
-    assert grid(parse({"element": "neuron"}), (3, 48)).where == (3, 5, 10, 30, 50, 100)
-    assert grid(parse({"grid": "2/8x1"}), (3, 2)).where == (2, 8)
-    assert grid(parse({"top_k": 8, "delta": "auto"}), (3, 2)).where == (8,)
+    assert values(sadi({}), (3, 2))[0] == (1, 2, 4, 6)
+    assert values(sadi({}), (1, 5))[0] == (1, 2, 4)
+    assert values(sadi({"element": "neuron"}), (3, 48))[0] == (3, 5, 10, 30, 50, 100)
+    assert values(sadi({"grid": "2/8x1"}), (3, 2))[0] == (2, 8)
+    assert values(sadi({"top_k": 8, "delta": "auto"}), (3, 2))[0] == (8,)
 
 
 def test_no_more_settings_than_max_settings_are_tried() -> None:
-    assert grid(options_of({"grid": "1/2x3/4", "max_settings": 4})).settings
+    assert sadi({"grid": "1/2x3/4", "max_settings": 4}).search_space().settings
     with pytest.raises(UserError) as caught:
-        options_of({"grid": "1/2/3x3/4", "max_settings": 5})
+        sadi({"grid": "1/2/3x3/4", "max_settings": 5})
     for word in ("6 settings", "max_settings=5", "smaller grid="):
         assert word in str(caught.value)
     with pytest.raises(UserError, match="96 settings"):
-        options_of({"max_settings": 95})
-    assert options_of({"max_settings": 96}) == Options(max_settings=96)
+        sadi({"max_settings": 95})
+    assert sadi({"max_settings": 96}).options == Options(max_settings=96)
 
 
 def test_a_delta_of_zero_is_no_setting_and_does_not_count() -> None:
-    assert len(grid(options_of({"grid": "1/2x0/4", "max_settings": 2})).settings) == 2
+    assert len(sadi({"grid": "1/2x0/4", "max_settings": 2}).search_space().settings) == 2
 
 
 def test_what_is_not_tuned_is_not_counted() -> None:
-    assert options_of({"top_k": 3, "max_settings": 1}).top_k == 3
-    assert options_of({"top_k": 3, "delta": 2, "max_settings": 1}).delta == 2
+    assert sadi({"top_k": 3, "max_settings": 1}).given == (3, None)
+    assert sadi({"top_k": 3, "delta": 2, "max_settings": 1}).given == (3, 2.0)
 
 
 def test_a_grid_with_both_numbers_fixed_is_refused() -> None:
     with pytest.raises(UserError, match="grid= was given with a fixed top_k and delta"):
-        parse({"grid": "1x2", "top_k": 1, "delta": 2})
+        sadi({"grid": "1x2", "top_k": 1, "delta": 2})
     for part in ({"top_k": 1, "delta": "auto"}, {"top_k": "auto", "delta": 2}, {"top_k": 1}):
-        assert parse({"grid": "1x2", **part}).grid == Grid((1,), (2.0,))
+        assert sadi({"grid": "1x2", **part}).space.values == ((1,), (2.0,))  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", ["n_tune", "max_settings"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, "many", True, float("nan")])
 def test_a_count_must_be_a_whole_number_of_at_least_one(name: str, value: object) -> None:
     with pytest.raises(UserError, match=f"{name}={value}: must be a whole number of at least 1"):
-        parse({name: value})
+        sadi({name: value})
 
 
 def test_auto_is_for_k_and_delta_alone() -> None:
     for name in ("n_pairs", "n_tune", "seed", "max_settings"):
         with pytest.raises(UserError, match=f"{name}=auto"):
-            parse({name: "auto"})
+            sadi({name: "auto"})
     with pytest.raises(UserError, match="at least 1 or auto"):
-        parse({"top_k": "aut"})
+        sadi({"top_k": "aut"})
 
 
 def test_every_fault_is_told_at_once_in_one_line() -> None:
     with pytest.raises(UserError) as caught:
-        parse({"grid": "0xnan", "n_tune": 0, "objective": "acuracy", "method": "sady"})
+        sadi({"grid": "0xnan", "n_tune": 0, "objective": "acuracy", "method": "sady"})
     message = str(caught.value)
     assert "\n" not in message
     for word in ("'0'", "'nan'", "n_tune=0", "objective=acuracy", "method=sady", "'sadi'"):
@@ -122,13 +135,13 @@ def test_every_fault_is_told_at_once_in_one_line() -> None:
     ],
 )
 def test_the_largest_k_is_the_user_s_own(arguments: dict[str, Any], largest: int) -> None:
-    assert largest_where(parse(arguments)) == largest
+    assert sadi(arguments).largest().get("top_k", 0) == largest
 
 
 def test_more_entries_than_a_model_has_are_refused_with_both_numbers() -> None:
-    check_where(12, 3, 4, parse({}))
+    sadi({}).axes.check({"top_k": 12}, Size(3, 4), "head")
     with pytest.raises(UserError) as caught:
-        check_where(13, 3, 4, parse({}))
+        sadi({}).axes.check({"top_k": 13}, Size(3, 4), "head")
     for word in ("top_k=13", "12 entries", "element head", "3 layers of 4"):
         assert word in str(caught.value)
 
@@ -163,16 +176,16 @@ def test_a_setting_of_another_method_is_tuned_where_the_arguments_leave_a_number
     method: Method, arguments: dict[str, Any], expected: bool
 ) -> None:
     given = {"method": "none"} if method == "none" else arguments
-    assert tuned(options_of(given, "sadi" if method == "none" else method)) is expected
+    assert tuned(sadi(given, "sadi" if method == "none" else method)) is expected
 
 
 def test_the_grid_of_another_method_is_its_own_for_the_model() -> None:
-    iti, caa = parse({}, "iti"), parse({}, "caa")
+    iti, caa = sadi({}, "iti"), sadi({}, "caa")
     assert grid(iti) == grid(iti, (12, 8)) == ITI_GRID
     assert grid(iti, (10, 8)) == Grid((48, 64, 80), ITI_GRID.strength)
     assert grid(iti, (3, 4)) == Grid((12,), ITI_GRID.strength)  # all heads, where all K are more
     assert grid(caa, (3, 32)) == Grid((0, 1, 2), CAA_STRENGTHS)
-    assert grid(parse({"grid": "0/9x1"}, "caa"), (3, 32)) == Grid((0, 9), (1.0,))
+    assert values(sadi({"grid": "0/9x1"}, "caa"), (3, 32)) == ((0, 9), (1.0,))
 
 
 def test_of_two_numbers_the_one_that_is_not_given_has_its_usual_value() -> None:
@@ -185,15 +198,15 @@ def test_of_two_numbers_the_one_that_is_not_given_has_its_usual_value() -> None:
         ("iti", {"alpha": 3}, (48, 3.0)),
         ("caa", {"layer": 3}, (3, 1.0)),
     ):
-        assert grid(parse(arguments, method)).settings == [Setting(*setting)]  # type: ignore[arg-type]
-    assert grid(parse({"multiplier": 3}, "caa"), (2, 32)) == Grid((0, 1), (3.0,))
+        assert sadi(arguments, method).search_space().settings == [Setting(*setting)]  # type: ignore[arg-type]
+    assert values(sadi({"multiplier": 3}, "caa"), (2, 32)) == ((0, 1), (3.0,))
 
 
 def test_a_usual_k_goes_no_further_than_the_model_and_one_that_is_given_is_taken_as_it_is() -> None:
-    assert grid(parse({"alpha": 3}, "iti"), (3, 4)) == Grid((12,), (3.0,))
-    assert grid(parse({"delta": 3}), (1, 4)) == Grid((4,), (3.0,))
-    assert grid(parse({"delta": 3}), (3, 4)) == Grid((6,), (3.0,))
-    assert grid(parse({"top_k": 13}, "iti"), (3, 4)) == Grid((13,), (15.0,))
+    assert values(sadi({"alpha": 3}, "iti"), (3, 4)) == ((12,), (3.0,))
+    assert values(sadi({"delta": 3}), (1, 4)) == ((4,), (3.0,))
+    assert values(sadi({"delta": 3}), (3, 4)) == ((6,), (3.0,))
+    assert values(sadi({"top_k": 13}, "iti"), (3, 4)) == ((13,), (15.0,))
 
 
 OWN = {
@@ -219,7 +232,7 @@ OWN = {
 )
 def test_an_argument_of_another_method_is_refused_by_its_name(method: Method, name: str) -> None:
     with pytest.raises(UserError) as caught:
-        parse({name: 3}, method)
+        sadi({name: 3}, method)
     message = str(caught.value)
     assert message.startswith(f"{name}=3: hf-{method} has no {name}")
     assert "\n" not in message
@@ -228,7 +241,7 @@ def test_an_argument_of_another_method_is_refused_by_its_name(method: Method, na
 
 def test_an_argument_of_another_method_is_told_with_every_other_fault() -> None:
     with pytest.raises(UserError) as caught:
-        parse({"alpha": "auto", "layer": 1, "seed": -1, "delta": "strong"})
+        sadi({"alpha": "auto", "layer": 1, "seed": -1, "delta": "strong"})
     for word in ("alpha=auto", "layer=1", "seed=-1", "delta=strong"):
         assert word in str(caught.value)
 
@@ -241,7 +254,7 @@ def test_every_method_takes_its_own_arguments_and_those_of_all() -> None:
         ("caa", {"layer": 0, "multiplier": -1.5}),
     ):
         given = {**shared, **arguments}
-        found = parse(given, method)  # type: ignore[arg-type]
+        found = sadi(given, method)  # type: ignore[arg-type]
         assert found == Options(method=method, **given)  # type: ignore[arg-type]
         assert (found.where, found.strength) == (arguments[found.parameters.where], -1.5)
 
@@ -268,7 +281,7 @@ def test_a_fault_is_told_in_the_words_of_the_method(
     method: Method, arguments: dict[str, Any], words: list[str]
 ) -> None:
     with pytest.raises(UserError) as caught:
-        options_of(arguments, method)
+        sadi(arguments, method)
     message = str(caught.value)
     assert "\n" not in message
     assert "delta" not in message
@@ -276,11 +289,11 @@ def test_a_fault_is_told_in_the_words_of_the_method(
 
 
 def test_a_layer_that_a_model_has_not_is_refused_with_those_that_it_has() -> None:
-    caa = parse({"layer": 7}, "caa")
+    caa = sadi({"layer": 7}, "caa")
     assert largest_where(caa) == 7
-    assert largest_where(parse({"grid": "0/9/3x1"}, "caa")) == 9
+    assert largest_where(sadi({"grid": "0/9/3x1"}, "caa")) == 9
     check_where(2, 3, 32, caa)
     with pytest.raises(UserError, match="layer=3: this model has layers 0 to 2"):
         check_where(3, 3, 32, caa)
     with pytest.raises(UserError, match=r"top_k=13: .*12 entries of element head"):
-        check_where(13, 3, 4, parse({}, "iti"))
+        check_where(13, 3, 4, sadi({}, "iti"))

@@ -11,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sadi_lmeval.settings import UNSTEERED, Parameters, Setting
+from sadi_lmeval.methods import caa, sadi
+from sadi_lmeval.settings import Axes, Setting
 from sadi_lmeval.steering.objective import Judged
-from sadi_lmeval.steering.outcome import Outcome, Tuning, best, outcome
+from sadi_lmeval.steering.outcome import Choice, Outcome, best, outcome
 
-SADI, CAA = Parameters("top_k", "delta"), Parameters("layer", "multiplier")
+SADI, CAA = sadi.AXES, caa.AXES
+SIZES = {SADI: sadi.SADI().edit_size, CAA: caa.CAA().edit_size}
+UNSTEERED = SADI.unsteered
 SOME = Setting(2, 3.0)
 NAN = Judged(math.nan, math.nan)
 
@@ -111,13 +114,13 @@ def test_a_setting_is_summed_up_where_the_unsteered_model_is_not_finite() -> Non
 def test_the_best_score_wins_then_the_margin_then_the_smaller_edit(
     rows: list[Outcome], chosen: int
 ) -> None:
-    assert best(rows, SADI) == chosen
+    assert best(rows, SIZES[SADI]) == chosen
 
 
 def test_of_equal_layers_the_first_is_taken_and_the_weaker_edit_before_it() -> None:
-    assert best([row(0, 0, 0.4), row(9, 1, 0.5), row(0, 1, 0.5)], CAA) == 1
-    assert best([row(0, 0, 0.4), row(0, 1.5, 0.5), row(9, -1, 0.5)], CAA) == 2
-    assert best([row(0, 0, 0.5), row(0, 1, 0.5)], CAA) == 0
+    assert best([row(0, 0, 0.4), row(9, 1, 0.5), row(0, 1, 0.5)], SIZES[CAA]) == 1
+    assert best([row(0, 0, 0.4), row(0, 1.5, 0.5), row(9, -1, 0.5)], SIZES[CAA]) == 2
+    assert best([row(0, 0, 0.5), row(0, 1, 0.5)], SIZES[CAA]) == 0
 
 
 table = st.lists(
@@ -131,19 +134,19 @@ table = st.lists(
 )
 
 
-@pytest.mark.parametrize("parameters", [SADI, CAA])
+@pytest.mark.parametrize("axes", [SADI, CAA])
 @given(table)
 def test_nothing_in_the_table_is_better_than_what_is_chosen(
-    parameters: Parameters,
+    axes: Axes,
     rows: list[tuple[int, float, float | None, float]],
 ) -> None:
     outcomes = [row(0, 0, 0.25), *(row(*each) for each in rows)]
-    chosen = outcomes[best(outcomes, parameters)]
+    chosen = outcomes[best(outcomes, SIZES[axes])]
     assert chosen.score is not None
     assert chosen.margin is not None
     for other in outcomes:
         if other.score is not None and other.margin is not None:
-            keys = [(o.score, o.margin, -o.setting.size(parameters)) for o in (other, chosen)]
+            keys = [(o.score, o.margin, -SIZES[axes](o.setting)) for o in (other, chosen)]
             assert keys[0] <= keys[1]
 
 
@@ -155,13 +158,13 @@ def test_a_setting_beats_the_unsteered_model_by_more_than_a_standard_error(
     difference: float, stderr: float, expected: bool
 ) -> None:
     found = Outcome(SOME, 0.5, 0.1, difference, stderr, 0.0)
-    tuning = Tuning([row(0, 0, 0.5), found], 1, 9, "metric", SADI)
+    tuning = Choice([row(0, 0, 0.5), found], 1, 9, "metric", SADI)
     assert tuning.beats_unsteered is expected
 
 
 def test_the_record_is_plain_json_with_a_line_for_every_setting() -> None:
     outcomes = [row(0, 0, 0.5, 1.0), row(2, 3, 0.75, 2.0), row(4, 3, None)]
-    record = Tuning(outcomes, 1, 9, "metric", SADI).record()
+    record = Choice(outcomes, 1, 9, "metric", SADI).record().to_json()
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     assert record["chosen"] == {"top_k": 2, "delta": 3}
     assert (record["objective"], record["documents"]) == ("metric", 9)
@@ -172,7 +175,7 @@ def test_the_record_is_plain_json_with_a_line_for_every_setting() -> None:
         (4, 3, None),
     ]
     assert set(record["table"][0]) == {"top_k", "delta", *Outcome._fields} - {"setting"}
-    layers = Tuning(outcomes, 1, 9, "metric", CAA).record()
+    layers = Choice(outcomes, 1, 9, "metric", CAA).record().to_json()
     assert layers["chosen"] == {"layer": 2, "multiplier": 3}
     assert set(layers["table"][0]) == {"layer", "multiplier", *Outcome._fields} - {"setting"}
     assert [(line["layer"], line["multiplier"]) for line in layers["table"]] == [

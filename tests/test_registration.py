@@ -478,7 +478,8 @@ def test_a_model_name_that_the_harness_has_is_left_alone(tmp_path: Path) -> None
 
 
 def test_a_harness_imported_before_the_package_is_told_at_once(tmp_path: Path) -> None:
-    paths = [str(stand_in(tmp_path)), str(REPOSITORY)]
+    # The last ones hold our metadata, which says what methods there are.
+    paths = [str(stand_in(tmp_path)), str(REPOSITORY), *packages_of_this_environment()]
     code = f"""
         import json, sys
         sys.path[:0] = {paths!r}

@@ -49,7 +49,7 @@ class Fit:
         for name in sorted(self.tensors):
             values = self.tensors[name].contiguous()
             content.update(f"{name} {list(values.shape)} ".encode())
-            content.update(values.view(torch.uint8).numpy().tobytes())
+            content.update(values.flatten().view(torch.uint8).numpy().tobytes())
         return content.hexdigest()
 
     def check_fits(

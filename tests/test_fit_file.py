@@ -18,7 +18,8 @@ from torch import Tensor
 
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.methods.sadi import entry_scores
+from sadi_lmeval.methods.iti import ITI
+from sadi_lmeval.methods.sadi import SADI, entry_scores
 from sadi_lmeval.storage import fit_file as mask_module
 from sadi_lmeval.storage.fit_file import Fit, load_fit, save_fit
 
@@ -113,10 +114,25 @@ def test_the_score_of_a_head_is_the_mean_over_its_activations() -> None:
             assert float(scores[layer, head]) == pytest.approx(mean, abs=1e-6)
 
 
-def refused(path: Path) -> str:
+def shapes_of(kind: str) -> dict[str, tuple[int, ...]]:
+    """The tensors that a kind's collector makes at the site of CARD."""
+    site = find_site(tiny_llama(40), "head")
+    method = {"mean_difference": SADI(), "probes": ITI()}[kind]
+    collector = method.collector(site, 2, 0)
+    assert collector.kind == kind
+    return collector.shapes
+
+
+def used(path: Path, kind: str = "mean_difference") -> None:
+    """Load a file as a run does that needs a fit of a kind."""
+    site = find_site(tiny_llama(40), "head")
+    load_fit(path).check_fits(kind, shapes_of(kind), site, "llama", str(path))
+
+
+def refused(path: Path, kind: str = "mean_difference") -> str:
     """What is said of the file: one line that names it."""
     with pytest.raises(UserError) as caught:
-        load_fit(path)
+        used(path, kind)
     said = str(caught.value)
     assert str(path) in said
     assert len(said.splitlines()) == 1
@@ -261,7 +277,7 @@ def test_a_file_without_the_tensors_of_its_kind_is_refused(
     }
     digest = Fit(tensors, {}).digest
     forged({**CARD, "kind": kind, "sha256": digest}, tensors, path)
-    refused(path)
+    refused(path, str(kind) if kind in ("mean_difference", "probes") else "mean_difference")
 
 
 def test_a_huge_file_is_not_opened(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,8 +287,8 @@ def test_a_huge_file_is_not_opened(saved: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_mask_fits_the_model_and_element_that_it_was_made_for() -> None:
     site = find_site(tiny_llama(40), "head")
-    difference().check_fits("mean_difference", site, "llama", "mine.safetensors")
-    probes().check_fits("probes", site, "llama", "mine.safetensors")
+    for fit, kind in ((difference(), "mean_difference"), (probes(), "probes")):
+        fit.check_fits(kind, shapes_of(kind), site, "llama", "mine.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -293,7 +309,7 @@ def test_a_mask_of_another_kind_architecture_element_or_shape_is_refused(
     site = find_site(tiny_llama(40), "head")
     with pytest.raises(UserError) as caught:
         difference(VALUES, {**CARD, **changes}).check_fits(
-            "mean_difference", site, "llama", "mine.safetensors"
+            "mean_difference", shapes_of("mean_difference"), site, "llama", "mine.safetensors"
         )
     assert all(word in str(caught.value) for word in ["mine.safetensors", *words])
 
