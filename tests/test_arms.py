@@ -78,7 +78,7 @@ def test_an_arm_keeps_all_that_is_shared(name: str) -> None:
 
 def test_an_argument_counts_for_every_arm_whose_method_has_it() -> None:
     found = read_arms(NAMES, OWN)
-    for name, each in found.items():
+    for each in found.values():
         if each.method is None:
             continue
         own = {field.name for field in fields(each.method)}

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sadi_lmeval.steering.methods import check_where, grid, largest_where, tuned
 
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.methods import caa as caa_module
+from sadi_lmeval.methods import iti as iti_module
 from sadi_lmeval.methods.arm import Arm, read_arm
+from sadi_lmeval.methods.registry import argument_names, methods
 from sadi_lmeval.methods.sadi import GRIDS
-from sadi_lmeval.options import Options
+from sadi_lmeval.options import Options, read_options
 from sadi_lmeval.settings import SearchSpace, Setting
 from sadi_lmeval.types import Size
 
@@ -173,18 +175,19 @@ def test_more_entries_than_a_model_has_are_refused_with_both_numbers() -> None:
     ],
 )
 def test_a_setting_of_another_method_is_tuned_where_the_arguments_leave_a_number_open(
-    method: Method, arguments: dict[str, Any], expected: bool
+    method: str, arguments: dict[str, Any], expected: bool
 ) -> None:
     given = {"method": "none"} if method == "none" else arguments
-    assert tuned(sadi(given, "sadi" if method == "none" else method)) is expected
+    assert sadi(given, "sadi" if method == "none" else method).is_chosen is expected
 
 
 def test_the_grid_of_another_method_is_its_own_for_the_model() -> None:
     iti, caa = sadi({}, "iti"), sadi({}, "caa")
-    assert grid(iti) == grid(iti, (12, 8)) == ITI_GRID
-    assert grid(iti, (10, 8)) == Grid((48, 64, 80), ITI_GRID.strength)
-    assert grid(iti, (3, 4)) == Grid((12,), ITI_GRID.strength)  # all heads, where all K are more
-    assert grid(caa, (3, 32)) == Grid((0, 1, 2), CAA_STRENGTHS)
+    heads, alphas = iti_module.GRID.values
+    assert values(iti) == values(iti, (12, 8)) == (heads, alphas)
+    assert values(iti, (10, 8)) == ((48, 64, 80), alphas)
+    assert values(iti, (3, 4)) == ((12,), alphas)  # all heads, where all K are more
+    assert values(caa, (3, 32)) == ((0, 1, 2), caa_module.MULTIPLIERS)
     assert values(sadi({"grid": "0/9x1"}, "caa"), (3, 32)) == ((0, 9), (1.0,))
 
 
@@ -209,34 +212,22 @@ def test_a_usual_k_goes_no_further_than_the_model_and_one_that_is_given_is_taken
     assert values(sadi({"top_k": 13}, "iti"), (3, 4)) == ((13,), (15.0,))
 
 
-OWN = {
-    "sadi": ("delta", "method", "element", "hidden_site", "selection", "steering", "activations"),
-    "iti": ("alpha", "direction"),
-    "caa": ("layer", "multiplier"),
-}
-
-
 @pytest.mark.parametrize(
     ("method", "name"),
     [
         (method, name)
-        for method, others in {
-            "sadi": ("iti", "caa"),
-            "iti": ("sadi", "caa"),
-            "caa": ("sadi", "iti"),
-        }.items()
-        for other in others
-        for name in OWN[other]
-    ]
-    + [("caa", "top_k")],
+        for method in methods()
+        for other in methods().values()
+        for name in sorted(argument_names(other) - argument_names(methods()[method]))
+    ],
 )
-def test_an_argument_of_another_method_is_refused_by_its_name(method: Method, name: str) -> None:
+def test_an_argument_of_another_method_is_refused_by_its_name(method: str, name: str) -> None:
     with pytest.raises(UserError) as caught:
         sadi({name: 3}, method)
     message = str(caught.value)
     assert message.startswith(f"{name}=3: hf-{method} has no {name}")
     assert "\n" not in message
-    assert " and ".join(PARAMETERS[method]) in message
+    assert " and ".join(methods()[method].axes.names) in message
 
 
 def test_an_argument_of_another_method_is_told_with_every_other_fault() -> None:
@@ -254,9 +245,13 @@ def test_every_method_takes_its_own_arguments_and_those_of_all() -> None:
         ("caa", {"layer": 0, "multiplier": -1.5}),
     ):
         given = {**shared, **arguments}
-        found = sadi(given, method)  # type: ignore[arg-type]
-        assert found == Options(method=method, **given)  # type: ignore[arg-type]
-        assert (found.where, found.strength) == (arguments[found.parameters.where], -1.5)
+        found = read_arm(method, given)
+        assert found.options == Options(**shared)  # type: ignore[arg-type]
+        names = found.axes.names
+        assert found.given == tuple(arguments[name] for name in names)
+        assert found.given[1] == -1.5
+        own = {name: value for name, value in arguments.items() if name not in names}
+        assert found.method == methods()[method](**own)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +273,7 @@ def test_every_method_takes_its_own_arguments_and_those_of_all() -> None:
     ],
 )
 def test_a_fault_is_told_in_the_words_of_the_method(
-    method: Method, arguments: dict[str, Any], words: list[str]
+    method: str, arguments: dict[str, Any], words: list[str]
 ) -> None:
     with pytest.raises(UserError) as caught:
         sadi(arguments, method)
@@ -290,10 +285,25 @@ def test_a_fault_is_told_in_the_words_of_the_method(
 
 def test_a_layer_that_a_model_has_not_is_refused_with_those_that_it_has() -> None:
     caa = sadi({"layer": 7}, "caa")
-    assert largest_where(caa) == 7
-    assert largest_where(sadi({"grid": "0/9/3x1"}, "caa")) == 9
-    check_where(2, 3, 32, caa)
+    assert caa.largest() == {"layer": 7}
+    assert sadi({"grid": "0/9/3x1"}, "caa").largest() == {"layer": 9, "multiplier": 1}
+    caa.axes.check({"layer": 2}, Size(3, 32), "hidden")
     with pytest.raises(UserError, match="layer=3: this model has layers 0 to 2"):
-        check_where(3, 3, 32, caa)
+        caa.axes.check({"layer": 3}, Size(3, 32), "hidden")
     with pytest.raises(UserError, match=r"top_k=13: .*12 entries of element head"):
-        check_where(13, 3, 4, sadi({}, "iti"))
+        sadi({}, "iti").axes.check({"top_k": 13}, Size(3, 4), "head")
+
+
+@pytest.mark.parametrize("method", methods())
+def test_every_model_takes_method_none_and_no_other_method(method: str) -> None:
+    found = read_arm(method, {"method": "none", "n_pairs": 7})
+    assert (found.method, found.options) == (None, Options(n_pairs=7))
+    assert read_arm(method, {"method": method}) == read_arm(method, {})
+    with pytest.raises(UserError, match=f"method=other: .*{method}"):
+        read_arm(method, {"method": "other"})
+
+
+def test_the_faults_of_shared_arguments_are_told_without_a_method_too() -> None:
+    found, faults = read_options({"seed": -1, "folds": 1, "n_pairs": 5})
+    assert found == Options(n_pairs=5)
+    assert [fault.partition(":")[0] for fault in faults] == ["folds=1", "seed=-1"]

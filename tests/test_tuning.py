@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sadi_lmeval.steering.measured import measured
-from sadi_lmeval.steering.methods import edits_of, grid, joined, options_of, site_of
 from scipy import stats
 from test_model import numbers, scores
 from test_pairs import load
@@ -24,9 +22,9 @@ from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.diagonal import DiagonalEdits
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, digest
-from sadi_lmeval.methods.sadi import binary_mask, entry_scores, sadi_edit
-from sadi_lmeval.model import SADI
-from sadi_lmeval.options import Method, Options, parse
+from sadi_lmeval.methods.arm import Arm, read_arm
+from sadi_lmeval.methods.sadi import AXES, GRIDS, SADI, binary_mask, entry_scores, sadi_edit
+from sadi_lmeval.model import SteeredModel, model_class
 from sadi_lmeval.pairs.pairs import scored_texts
 from sadi_lmeval.pairs.plan import draw, find_plan
 from sadi_lmeval.passes import engine
@@ -34,11 +32,12 @@ from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.packing import Continuation
 from sadi_lmeval.passes.scoring import log_likelihoods
-from sadi_lmeval.settings import SADI_GRIDS, UNSTEERED
 from sadi_lmeval.steering import steering, tuning
-from sadi_lmeval.steering.outcome import Tuning
-from sadi_lmeval.steering.steering import prepare
-from sadi_lmeval.steering.tuning import Contender, Trial, tune
+from sadi_lmeval.steering.fitting import fits_of
+from sadi_lmeval.steering.outcome import Choice
+from sadi_lmeval.steering.steering import candidates_of, prepare
+from sadi_lmeval.steering.tuning import Candidates, Trial, choose_settings
+from sadi_lmeval.storage import store
 from sadi_lmeval.storage.atomic import write_checked
 from sadi_lmeval.storage.fit_file import load_fit
 from sadi_lmeval.storage.journal import Journal
@@ -73,9 +72,9 @@ def assert_same(one: Table, other: Table) -> None:
 
 
 def held_out_of(folder: Path, name: str, mask: int, **arguments: Any) -> list[Document]:
-    options = parse(arguments)
+    options = read_arm("sadi", arguments).options
     plan = find_plan(load(folder, name), options)
-    return draw(plan, plan.sources.sources[mask], options, tuning=True).held_out
+    return draw(plan, plan.sources.sources[mask], options, AXES.names).held_out
 
 
 def judged_alone(
@@ -132,7 +131,8 @@ def test_the_table_holds_what_each_setting_scores_alone(
     arguments: dict[str, Any],
 ) -> None:
     ours = {"grid": "1/5x-2/9", "n_tune": 8, "n_pairs": 12, **arguments}
-    options = parse(ours)
+    options = read_arm("sadi", ours).method
+    assert isinstance(options, SADI)
     model = LlamaForCausalLM.from_pretrained(model_folder).eval()
     site = find_site(model, options.element, options.hidden_site)
     masks = masks_of(evaluate(name, **ours), name)
@@ -293,8 +293,8 @@ def test_a_run_goes_on_where_the_unsteered_model_is_not_finite(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({}, [(k, d) for k in SADI_GRIDS["head"].where for d in SADI_GRIDS["head"].strength]),
-        ({"top_k": 3, "delta": "auto"}, [(3, d) for d in SADI_GRIDS["head"].strength]),
+        ({}, [(k, d) for k in GRIDS["head"].values[0] for d in GRIDS["head"].values[1]]),
+        ({"top_k": 3, "delta": "auto"}, [(3, d) for d in GRIDS["head"].values[1]]),
         ({"grid": "1/3x0/4"}, [(1, 4.0), (3, 4.0)]),
         ({"element": "neuron", "delta": 4, "top_k": "auto"},
          [(k, 4.0) for k in (3, 5, 10, 30, 50, 100)]),
@@ -351,9 +351,9 @@ def test_a_given_mask_is_tuned_on_documents_that_did_not_make_it(
 
     def spying(trial: Any, *arguments: Any) -> Any:
         seen.extend(trial.documents)
-        return tune(trial, *arguments)
+        return choose_settings(trial, *arguments)
 
-    monkeypatch.setattr(steering, "tune", spying)
+    monkeypatch.setattr(steering, "choose_settings", spying)
     found = evaluate("tiny_choice", mask=file, **GRID)
     made = set(load_fit(Path(file)).card["documents"])
     scored = {digest(document) for document in load(tasks_folder, "tiny_choice").evaluated()}
@@ -583,7 +583,7 @@ def test_a_score_that_is_not_finite_is_noted_and_known_again(
 
 # ------------------------------------------------------------------ several methods
 
-ARMS: list[tuple[Method, dict[str, Any]]] = [
+ARMS: list[tuple[str, dict[str, Any]]] = [
     ("sadi", {"element": "head", "grid": "1/5x-2/9"}),
     ("iti", {"grid": "2/5/9x3/-8"}),
     ("sadi", {"element": "neuron", "grid": "9x4", "activations": "clean"}),
@@ -593,37 +593,37 @@ COUNTS = [4, 6, 1, 2]
 
 
 @pytest.fixture(scope="module")
-def model(model_folder: Path) -> SADI:
-    return SADI(pretrained=str(model_folder), device="cpu", batch_size=4)
+def model(model_folder: Path) -> SteeredModel:
+    return model_class("sadi")(pretrained=str(model_folder), device="cpu", batch_size=4)
 
 
 @pytest.fixture(params=["tiny_choice", "tiny_text"])
 def contending(
-    request: pytest.FixtureRequest, model: SADI, tasks_folder: Path, tmp_path: Path
-) -> tuple[Trial, list[Contender]]:
+    request: pytest.FixtureRequest, model: SteeredModel, tasks_folder: Path, tmp_path: Path
+) -> tuple[Trial, list[Candidates]]:
     """Twelve held-out documents, and what each of ARMS would try on them."""
     shared = {"n_pairs": 12, "n_tune": 12, "cache_dir": str(tmp_path / "masks")}
-    arms = [options_of({**shared, **own}, method) for method, own in ARMS]
+    arms = [read_arm(method, {**shared, **own}) for method, own in ARMS]
     task = load(tasks_folder, request.param)
-    plan = find_plan(task, arms[0])
+    options = arms[0].options
+    plan = find_plan(task, options)
     [source] = plan.sources.sources
-    drawn = draw(plan, source, arms[0], tuning=True)
+    drawn = draw(plan, source, options, AXES.names)
     contenders = []
-    for found, options in zip(measured(plan, source, drawn.pairs, arms, model), arms, strict=True):
-        site = model.engine.site(*site_of(options))
-        settings = grid(options, (site.layers, site.entries)).settings
-        edits = joined(site, edits_of(found.measurement, settings, options), options)
-        inputs = {"card": found.measurement.card, "method": options.method}
-        contenders.append(Contender(options.parameters, settings, edits, inputs))
+    for fitted, arm in zip(fits_of(plan, source, drawn.pairs, arms, model), arms, strict=True):
+        assert arm.method is not None
+        site = model.engine.site(*arm.method.place)
+        settings = arm.search_space(site.size).settings
+        contenders.append(candidates_of(arm, settings, fitted, model))
     assert [contender.edits.count for contender in contenders] == COUNTS
     texts = scored_texts(task, plan.own_recipe, drawn.held_out, source.allowed, 0, 0)
     return Trial(task, plan.recipe, drawn.held_out, texts, "auto"), contenders
 
 
-def assert_alike(one: Tuning, other: Tuning) -> None:
+def assert_alike(one: Choice, other: Choice) -> None:
     """The same but for rounding."""
     assert one._replace(outcomes=[]) == other._replace(outcomes=[])
-    rows = [found.record()["table"] for found in (one, other)]
+    rows = [choice.record().table for choice in (one, other)]
     for mine, theirs in zip(*rows, strict=True):
         assert mine == pytest.approx(theirs, abs=1e-4)
 
@@ -634,20 +634,22 @@ def kept_in(folder: Path) -> list[str]:
 
 
 def test_several_methods_at_once_have_the_outcomes_of_each_alone(
-    contending: tuple[Trial, list[Contender]],
-    model: SADI,
+    contending: tuple[Trial, list[Candidates]],
+    model: SteeredModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trial, contenders = contending
-    alone = [tune(trial, [each], model, tmp_path / "alone", "x")[0] for each in contenders]
+    alone = [
+        choose_settings(trial, [each], model, tmp_path / "alone", "x")[0] for each in contenders
+    ]
     spy = Scored()
     monkeypatch.setattr(engine, "grid_log_likelihoods", spy)
-    together = tune(trial, contenders, model, tmp_path / "together", "x")
+    together = choose_settings(trial, contenders, model, tmp_path / "together", "x")
     assert spy.counts == [COUNTS]
     for one, other, contender in zip(together, alone, contenders, strict=True):
-        assert one.parameters == contender.parameters
-        assert [o.setting for o in one.outcomes] == [UNSTEERED, *contender.settings]
+        assert one.axes == contender.axes
+        assert [o.setting for o in one.outcomes] == [one.axes.unsteered, *contender.settings]
         assert_alike(one, other)
     steered = [o.margin for found in together for o in found.outcomes[1:]]
     assert len({round(m or 0.0, 3) for m in steered}) == sum(COUNTS)
@@ -656,46 +658,46 @@ def test_several_methods_at_once_have_the_outcomes_of_each_alone(
 
 
 def test_of_several_methods_the_outcome_that_is_known_is_taken_and_the_others_are_tried(
-    contending: tuple[Trial, list[Contender]],
-    model: SADI,
+    contending: tuple[Trial, list[Candidates]],
+    model: SteeredModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trial, contenders = contending
-    expected = tune(trial, contenders, model, tmp_path / "other", "x")
-    [known] = tune(trial, contenders[1:2], model, tmp_path / "cache", "x")
+    expected = choose_settings(trial, contenders, model, tmp_path / "other", "x")
+    [known] = choose_settings(trial, contenders[1:2], model, tmp_path / "cache", "x")
     [file] = kept_in(tmp_path / "cache")
     before = (tmp_path / "cache" / file).read_bytes()
     spy = Scored()
     monkeypatch.setattr(engine, "grid_log_likelihoods", spy)
-    found = tune(trial, contenders, model, tmp_path / "cache", "x")
+    found = choose_settings(trial, contenders, model, tmp_path / "cache", "x")
     assert spy.counts == [[4, 1, 2]]
     assert found[1] == known
     assert (tmp_path / "cache" / file).read_bytes() == before
     for one, other in zip(found, expected, strict=True):
         assert_alike(one, other)
     monkeypatch.setattr(engine, "grid_log_likelihoods", None)
-    assert tune(trial, contenders[::-1], model, tmp_path / "cache", "x") == found[::-1]
-    assert tune(trial, contenders[2:3], model, tmp_path / "cache", "x") == found[2:3]
+    assert choose_settings(trial, contenders[::-1], model, tmp_path / "cache", "x") == found[::-1]
+    assert choose_settings(trial, contenders[2:3], model, tmp_path / "cache", "x") == found[2:3]
 
 
 def test_a_damaged_outcome_of_several_is_tried_again_and_no_other(
-    contending: tuple[Trial, list[Contender]],
-    model: SADI,
+    contending: tuple[Trial, list[Candidates]],
+    model: SteeredModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     trial, contenders = contending
-    first = tune(trial, contenders, model, tmp_path / "cache", "x")
-    tune(trial, contenders[3:], model, tmp_path / "of the last", "x")
+    first = choose_settings(trial, contenders, model, tmp_path / "cache", "x")
+    choose_settings(trial, contenders[3:], model, tmp_path / "of the last", "x")
     [name] = kept_in(tmp_path / "of the last")
     file = tmp_path / "cache" / name
     file.write_bytes(flipped(file.read_bytes()))
     spy = Scored()
     monkeypatch.setattr(engine, "grid_log_likelihoods", spy)
     with caplog.at_level(logging.WARNING, logger="lm_eval.sadi"):
-        again = tune(trial, contenders, model, tmp_path / "cache", "x")
+        again = choose_settings(trial, contenders, model, tmp_path / "cache", "x")
     assert spy.counts == [[2]]
     assert f"{file}: damaged" in caplog.text
     assert again[:3] == first[:3]
@@ -703,24 +705,24 @@ def test_a_damaged_outcome_of_several_is_tried_again_and_no_other(
 
 
 def test_an_interrupted_choice_of_several_methods_goes_on_where_it_was(
-    contending: tuple[Trial, list[Contender]],
-    model: SADI,
+    contending: tuple[Trial, list[Candidates]],
+    model: SteeredModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trial, contenders = contending
-    undisturbed = tune(trial, contenders, model, tmp_path / "other", "x")
+    undisturbed = choose_settings(trial, contenders, model, tmp_path / "other", "x")
     a_document = len(trial.texts[0])
     monkeypatch.setattr(engine, "grid_log_likelihoods", Scored(6 * a_document))
     with pytest.raises(KeyboardInterrupt):
-        tune(trial, contenders, model, tmp_path / "cache", "x")
+        choose_settings(trial, contenders, model, tmp_path / "cache", "x")
     notes = [tmp_path / "cache" / name for name in kept_in(tmp_path / "cache")]
     [noted] = {len(path.read_text().splitlines()) for path in notes}
     assert len(notes) == 4
     assert 0 < noted < 12
     spy = Scored()
     monkeypatch.setattr(engine, "grid_log_likelihoods", spy)
-    found = tune(trial, contenders, model, tmp_path / "cache", "x")
+    found = choose_settings(trial, contenders, model, tmp_path / "cache", "x")
     assert spy.requests == [a_document * (12 - noted)]
     for one, other in zip(found, undisturbed, strict=True):
         assert_alike(one, other)
@@ -728,44 +730,44 @@ def test_an_interrupted_choice_of_several_methods_goes_on_where_it_was(
 
 
 def test_notes_of_interrupted_methods_serve_other_combinations_of_them(
-    contending: tuple[Trial, list[Contender]],
-    model: SADI,
+    contending: tuple[Trial, list[Candidates]],
+    model: SteeredModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trial, contenders = contending
-    undisturbed = tune(trial, contenders[:2], model, tmp_path / "other", "x")
+    undisturbed = choose_settings(trial, contenders[:2], model, tmp_path / "other", "x")
     with monkeypatch.context() as patch:
         patch.setattr(engine, "grid_log_likelihoods", Scored(6 * len(trial.texts[0])))
         with pytest.raises(KeyboardInterrupt):
-            tune(trial, contenders[:3], model, tmp_path / "cache", "x")
+            choose_settings(trial, contenders[:3], model, tmp_path / "cache", "x")
     notes = kept_in(tmp_path / "cache")
     assert len(notes) == 3
     spy = Scored()
     monkeypatch.setattr(engine, "grid_log_likelihoods", spy)
-    found = tune(trial, contenders[:2], model, tmp_path / "cache", "x")
+    found = choose_settings(trial, contenders[:2], model, tmp_path / "cache", "x")
     assert spy.requests[0] < len(trial.texts[0]) * 12
     for one, other in zip(found, undisturbed, strict=True):
         assert_alike(one, other)
     [kept] = set(notes) & set(kept_in(tmp_path / "cache"))
-    tune(trial, contenders, model, tmp_path / "cache", "x")
+    choose_settings(trial, contenders, model, tmp_path / "cache", "x")
     assert spy.counts[1:] == [[1, 2]]
     assert kept not in kept_in(tmp_path / "cache")
 
 
 @pytest.mark.parametrize("outcomes", [0, 1, 3, 4])
 def test_killed_while_the_outcomes_are_written_nothing_is_done_again_or_left(
-    contending: tuple[Trial, list[Contender]],
-    model: SADI,
+    contending: tuple[Trial, list[Candidates]],
+    model: SteeredModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     outcomes: int,
 ) -> None:
     trial, contenders = contending
-    undisturbed = tune(trial, contenders, model, tmp_path / "other", "x")
+    undisturbed = choose_settings(trial, contenders, model, tmp_path / "other", "x")
     saved: list[Path] = []
 
-    def killed(journal: Journal) -> None:
+    def killed(folder: Path, key: str) -> None:
         raise KeyboardInterrupt
 
     def save(path: Path, content: Any) -> None:
@@ -774,29 +776,29 @@ def test_killed_while_the_outcomes_are_written_nothing_is_done_again_or_left(
         saved.append(path)
         write_checked(path, content)
 
-    monkeypatch.setattr(tuning, "write_checked", save)
-    monkeypatch.setattr(Journal, "remove", killed)
+    monkeypatch.setattr(store, "write_checked", save)
+    monkeypatch.setattr(tuning, "remove_journals", killed)
     with pytest.raises(KeyboardInterrupt):
-        tune(trial, contenders, model, tmp_path / "cache", "x")
+        choose_settings(trial, contenders, model, tmp_path / "cache", "x")
     assert len(saved) == outcomes
     monkeypatch.undo()
     monkeypatch.setattr(engine, "grid_log_likelihoods", None)
-    found = tune(trial, contenders, model, tmp_path / "cache", "x")
+    found = choose_settings(trial, contenders, model, tmp_path / "cache", "x")
     for one, other in zip(found, undisturbed, strict=True):
         assert_alike(one, other)
     assert kept_in(tmp_path / "cache") == kept_in(tmp_path / "other")
 
 
 def test_a_method_that_is_named_twice_is_tried_once(
-    contending: tuple[Trial, list[Contender]],
-    model: SADI,
+    contending: tuple[Trial, list[Candidates]],
+    model: SteeredModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trial, contenders = contending
     spy = Scored()
     monkeypatch.setattr(engine, "grid_log_likelihoods", spy)
-    one, other, third = tune(
+    one, other, third = choose_settings(
         trial, [contenders[0], contenders[3], contenders[0]], model, tmp_path / "cache", "x"
     )
     assert spy.counts == [[4, 2]]
@@ -804,16 +806,16 @@ def test_a_method_that_is_named_twice_is_tried_once(
 
 
 def test_outcomes_of_several_methods_that_cannot_be_kept_cost_a_warning_only(
-    contending: tuple[Trial, list[Contender]],
-    model: SADI,
+    contending: tuple[Trial, list[Candidates]],
+    model: SteeredModel,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     trial, contenders = contending
-    expected = tune(trial, contenders, model, tmp_path / "cache", "x")
+    expected = choose_settings(trial, contenders, model, tmp_path / "cache", "x")
     (tmp_path / "file").write_text("")
     with caplog.at_level(logging.WARNING, logger="lm_eval.sadi"):
-        found = tune(trial, contenders, model, tmp_path / "file" / "in", "x")
+        found = choose_settings(trial, contenders, model, tmp_path / "file" / "in", "x")
     assert found == expected
     [message] = caplog.messages
     assert "is not kept" in message
@@ -821,30 +823,30 @@ def test_outcomes_of_several_methods_that_cannot_be_kept_cost_a_warning_only(
 
 
 def test_methods_that_are_prepared_together_are_steered_as_each_alone(
-    model: SADI, tasks_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: SteeredModel, tasks_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chosen, given and unsteered ones, in two folds; what is known of one is not done again."""
     task = load(tasks_folder, "tiny_folds")
 
-    def arms(folder: str) -> list[Options]:
+    def arms(folder: str) -> list[Arm]:
         shared = {"n_pairs": 10, "n_tune": 8, "cache_dir": str(tmp_path / folder)}
-        given: list[tuple[Method, dict[str, Any]]] = [
+        given: list[tuple[str, dict[str, Any]]] = [
             *ARMS, ("sadi", {"top_k": 3, "delta": 4}), ("sadi", {"method": "none"}),
             ("caa", {"layer": 1}), ("iti", {"alpha": 0})]  # fmt: skip
-        return [options_of({**shared, **own}, method) for method, own in given]
+        return [read_arm(method, {**shared, **own}) for method, own in given]
 
     alone = [prepare(task, model, [options])[0] for options in arms("alone")]
     together = prepare(task, model, arms("together"))
     for one, other in zip(together, alone, strict=True):
-        assert len(one.edits) == len(other.edits) == len(one.masks)
-        for mine, theirs in zip(one.masks, other.masks, strict=True):
-            assert mine.measured.key == theirs.measured.key
-            assert mine.measured.measurement.digest == theirs.measured.measurement.digest
+        assert len(one.edits) == len(other.edits) == len(one.fits)
+        for mine, theirs in zip(one.fits, other.fits, strict=True):
+            assert mine.fitted.key == theirs.fitted.key
+            assert mine.fitted.fit.digest == theirs.fitted.fit.digest
             assert (mine.setting, mine.selected) == (theirs.setting, theirs.selected)
-            assert torch.equal(mine.edit.gain, theirs.edit.gain)
-            assert (mine.tuning is None) == (theirs.tuning is None)
-            if mine.tuning is not None and theirs.tuning is not None:
-                assert_alike(mine.tuning, theirs.tuning)
+            assert mine.edits.digest(0) == theirs.edits.digest(0)
+            assert (mine.choice is None) == (theirs.choice is None)
+            if mine.choice is not None and theirs.choice is not None:
+                assert_alike(mine.choice, theirs.choice)
         documents = task.evaluated()
         assert [one.fit_of(d) for d in documents] == [other.fit_of(d) for d in documents]
     assert [len(each.edits) for each in together] == [2, 2, 2, 2, 2, 0, 2, 0]
@@ -852,7 +854,7 @@ def test_methods_that_are_prepared_together_are_steered_as_each_alone(
     monkeypatch.setattr(engine, "grid_log_likelihoods", None)
     monkeypatch.setattr(engine, "read_pairs", None)
     for one, other in zip(prepare(task, model, arms("alone")), alone, strict=True):
-        assert json.dumps(one.record, default=str) == json.dumps(other.record, default=str)
+        assert one.record == other.record
 
 
 # ------------------------------------------------------------------ method=none
@@ -869,8 +871,9 @@ def test_method_none_scores_as_hf_and_needs_no_mask(
         assert scores(found, name) == scores(plain, name)
     else:
         assert numbers(found, name) == pytest.approx(numbers(plain, name), abs=1e-4)
-    expected = {"method": "none", "parameters": ("top_k", "delta"), "top_k": 0, "delta": 0.0}
-    assert found["config"]["sadi"][name] == {**expected, "not_finite": 0}
+    record = found["config"]["sadi"][name]
+    assert set(record) == {"method", "parameters", "version", "task_digest", "not_finite"}
+    assert (record["method"], record["parameters"], record["not_finite"]) == ("none", [], 0)
     assert not (tmp_path / "cache").exists()
 
 
