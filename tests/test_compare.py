@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +23,6 @@ import yaml
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from sadi_lmeval.arms import arm
-from sadi_lmeval.steering.methods import grid, site_of
 from transformers import AutoModelForCausalLM
 
 from sadi_lmeval import cli
@@ -32,14 +30,16 @@ from sadi_lmeval.comparison import compare
 from sadi_lmeval.comparison.compared import Answers, ComparedModel
 from sadi_lmeval.harness.run_task import digest
 from sadi_lmeval.identity.weights import weights_digest
-from sadi_lmeval.options import Options
+from sadi_lmeval.methods.arm import read_arms
+from sadi_lmeval.methods.sadi import AXES
 from sadi_lmeval.pairs.sources import Known
 from sadi_lmeval.passes import engine
-from sadi_lmeval.records.record import FOLDER, Record, file_name, load_record, save_record
-from sadi_lmeval.settings import Grid
+from sadi_lmeval.records.record import FOLDER, Record, file_name, load_record, save_record, to_json
+from sadi_lmeval.settings import SearchSpace
 from sadi_lmeval.steering import steering
-from sadi_lmeval.storage.fit_file import load_fit
+from sadi_lmeval.storage.fit_file import Fit, load_fit
 from sadi_lmeval.storage.journal import Journal, held
+from sadi_lmeval.types import Size
 from sadi_lmeval.versions import versions
 
 Command = Callable[..., list[str]]
@@ -66,10 +66,11 @@ SETTINGS = 4
 
 def grid_of(method: str) -> str:
     """A method's own grid, as far as the tiny model goes, thinned, as a user writes it."""
-    options = arm(method, Options())
-    found = grid(options, (3, ENTRIES[site_of(options)[0]])).thinned(SETTINGS)
+    arm = read_arms([method], {})[method]
+    assert arm.method is not None
+    found = arm.search_space(Size(3, ENTRIES[arm.method.place[0]])).thinned(SETTINGS)
     assert 1 < len(found.settings) <= SETTINGS
-    return "x".join("/".join(map(str, values)) for values in found)
+    return "x".join("/".join(map(str, values)) for values in found.values)
 
 
 @contextmanager
@@ -118,6 +119,11 @@ def command(model_folder: Path, tasks_folder: Path) -> Command:
 
 def record_of(folder: Path, task: str, method: str, mask_from: str | None = None) -> Record:
     return load_record(folder / FOLDER / file_name(task, method, mask_from))
+
+
+def fit_named(name: str, near: Path) -> Fit:
+    """A fit out of whatever cache there is beside a comparison."""
+    return load_fit(next(near.parent.rglob(Path(name).name)))
 
 
 def samples_of(folder: Path, method: str, task: str) -> list[dict[str, Any]]:
@@ -177,14 +183,15 @@ def assert_scored_alike(
         assert prompts(mine) == prompts(sample)
         assert_alike(answers(mine), answers(sample), f"{task} under {method}")
     if "sadi" in run["config"]:
-        assert_steered_alike(record, run["config"]["sadi"][task])
+        assert_steered_alike(record, run["config"]["sadi"][task], folder)
 
 
-def assert_steered_alike(record: Record, other: dict[str, Any]) -> None:
+def assert_steered_alike(record: Record, other: dict[str, Any], folder: Path) -> None:
     """By the same vectors and settings, chosen alike."""
-    assert_alike(record.steering, other, f"{record.task} under {record.method}")
-    for one, two in zip(record.steering.get("fits", []), other.get("fits", []), strict=True):
-        mine, theirs = (load_fit(Path(mask["file"])).tensors for mask in (one, two))
+    own = record.steering.to_json()
+    assert_alike(own, other, f"{record.task} under {record.method}")
+    for one, two in zip(own.get("fits", []), other.get("fits", []), strict=True):
+        mine, theirs = fit_named(one["file"], folder).tensors, load_fit(Path(two["file"])).tensors
         assert mine.keys() == theirs.keys()
         for name, tensor in mine.items():
             torch.testing.assert_close(tensor, theirs[name], atol=1e-4, rtol=1e-4)
@@ -194,14 +201,14 @@ class Trials(list[tuple[str, list[str], int]]):
     """What was tuned: the task, its held-out documents and the number of methods."""
 
     def spy(self, patch: pytest.MonkeyPatch) -> None:
-        inner = steering.tune
+        inner = steering.choose_settings
 
-        def tune(trial: Any, contenders: Any, *rest: Any) -> Any:
+        def choose(trial: Any, candidates: Any, *rest: Any) -> Any:
             held_out = [digest(document) for document in trial.documents]
-            self.append((trial.task.name, held_out, len(contenders)))
-            return inner(trial, contenders, *rest)
+            self.append((trial.task.name, held_out, len(candidates)))
+            return inner(trial, candidates, *rest)
 
-        patch.setattr(steering, "tune", tune)
+        patch.setattr(steering, "choose_settings", choose)
 
 
 class Counting:
@@ -289,7 +296,7 @@ def test_the_harness_s_results_file_of_each_method_says_how_it_steered(whole: Wh
         assert set(results["results"]) == set(TASKS)
         for task in TASKS:
             record = record_of(whole.folder, task, method)
-            assert results["config"]["sadi"][task] == record.steering
+            assert results["config"]["sadi"][task] == record.steering.to_json()
             found = results["results"][task][f"{record.metric},none"]
             assert found == record.metrics[record.metric][0]
 
@@ -300,7 +307,7 @@ def edits_of_passes(folder: Path, tasks: list[str], methods: list[str]) -> list[
     for task in tasks:
         of_methods = []
         for record in (record_of(folder, task, method) for method in methods):
-            strength = record.steering["parameters"][1]
+            strength = record.steering.axes[1]
             masks = enumerate(masks_of(record))
             of_methods.append([fold if mask[strength] else None for fold, mask in masks])
         passes = set(zip(*of_methods, strict=True))
@@ -323,7 +330,7 @@ def test_all_methods_share_every_pass_over_prompts(whole: Whole) -> None:
 def test_documents_for_which_no_setting_is_better_get_the_unsteered_model_s_answers_once(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sadi_lmeval.steering.tuning.best", lambda outcomes, parameters: 0)
+    monkeypatch.setattr("sadi_lmeval.steering.tuning.best", lambda outcomes, edit_size: 0)
     counted, generated = Counting(monkeypatch), []
     generate = HFLM._model_generate
 
@@ -359,26 +366,26 @@ def test_model_arguments_that_say_nothing_of_a_method_count_for_all(
     run = evaluate("tiny_text", model="hf-iti", limit=5, **of_grid, **arguments)
     assert_scored_alike(folder, "iti", "tiny_text", run)
     for key, value in arguments.items():
-        assert record_of(folder, "tiny_text", "iti").steering[key] == value
-    assert "mask_from" not in record_of(folder, "tiny_text", "none").steering
+        assert record_of(folder, "tiny_text", "iti").steering.to_json()[key] == value
+    assert record_of(folder, "tiny_text", "none").steering.mask_from is None
 
 
 # ------------------------------------------------------------------ equal terms
 
 
 def masks_of(record: Record) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = record.steering["fits"]
+    found: list[dict[str, Any]] = record.steering.to_json()["fits"]
     return found
 
 
-def cards_of(record: Record) -> list[dict[str, Any]]:
-    return [load_fit(Path(mask["file"])).card for mask in masks_of(record)]
+def cards_of(record: Record, folder: Path) -> list[dict[str, Any]]:
+    return [fit_named(mask["file"], folder).card for mask in masks_of(record)]
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_method_has_the_same_pairs_folds_and_documents(whole: Whole, task: str) -> None:
     records = [record_of(whole.folder, task, method) for method in STEERED]
-    first, cards = records[0], cards_of(records[0])
+    first, cards = records[0], cards_of(records[0], whole.folder)
     unsteered = record_of(whole.folder, task, "none")
     assert len(cards) == (2 if task == "tiny_folds" else 1)
     for record in records:
@@ -386,8 +393,10 @@ def test_every_method_has_the_same_pairs_folds_and_documents(whole: Whole, task:
         assert record.gold == first.gold == unsteered.gold
         assert record.run == unsteered.run
         for name in ("folds", "pairs_from", "recipe"):
-            assert record.steering[name] == first.steering[name]
-        for card, mask, other in zip(cards_of(record), masks_of(record), cards, strict=True):
+            assert getattr(record.steering, name) == getattr(first.steering, name)
+        for card, mask, other in zip(
+            cards_of(record, whole.folder), masks_of(record), cards, strict=True
+        ):
             for name in ("source", "documents", "questions", "pairs_digest", "recipe_digest"):
                 assert card[name] == other[name]
             assert mask["n_pairs"] == len(card["documents"]) == 12
@@ -443,7 +452,7 @@ def test_no_scored_document_helps_to_choose_how_it_is_scored(
     for method in STEERED:
         record = record_of(whole.folder, task, method)
         assert record.documents == [scored[index] for index in SCORED]
-        for fold, card in enumerate(cards_of(record)):
+        for fold, card in enumerate(cards_of(record, whole.folder)):
             first, last = (25 * fold, 25 * fold + 25) if task == "tiny_folds" else (0, 50)
             mine = set(scored[first:last])
             assert not mine & set(card["documents"])
@@ -487,7 +496,7 @@ def test_scored_documents_among_the_training_documents_are_left_out(
     clean = {digest(row) for row in rows(planted, "train")[12:]}
     [(_, held_out, _)] = trials
     for method in ("sadi-head", "caa"):
-        [card] = cards_of(record_of(folder, "tiny_leak", method))
+        [card] = cards_of(record_of(folder, "tiny_leak", method), folder)
         assert len(card["documents"]) == len(held_out) == 10
         assert {*card["documents"], *held_out} == clean
 
@@ -554,7 +563,7 @@ def assert_same_records(folder: Path, other: Path) -> None:
     """But for the time that they took, and where."""
     assert set(records(folder)) == set(records(other))
     for name in records(folder):
-        mine, theirs = (asdict(load_record(f / FOLDER / name)) for f in (folder, other))
+        mine, theirs = (to_json(load_record(f / FOLDER / name)) for f in (folder, other))
         for content in (mine, theirs):
             del content["seconds"], content["command"]
         assert_alike(mine, theirs, name)
@@ -689,7 +698,7 @@ def test_a_comparison_that_is_interrupted_goes_on_from_there(
         first = Counting(patch)
         patch.setattr(owner, name, interrupting(getattr(owner, name), count, after, where))
         assert cli.main(command(folder, *SMALL)) == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "re-run the same command to resume" in capsys.readouterr().err
     assert first.requests > 0
     before = records(folder)
     assert len(before) == FINISHED.get(moment, 0)
@@ -906,7 +915,6 @@ def test_a_folder_with_another_model_s_records_is_refused(
         ({"dtype": "bfloat16"}, "model"),
         ({"n_pairs": 13}, "n_pairs"),
         ({"seed": 1, "n_tune": 13}, "n_tune, seed"),
-        ({"direction": "probe"}, "direction"),
     ):
         said = refused(command(folder, *SMALL, **model), capsys)
         assert f"(it differs in {differs})" in said
@@ -935,8 +943,7 @@ def flipped(path: Path) -> None:
 
 
 def of_another_run(path: Path) -> None:
-    record = asdict(load_record(path))
-    save_record(Record(**{**record, "run": "0" * 32}), path.parent.parent)
+    save_record(replace(load_record(path), run="0" * 32), path.parent.parent)
 
 
 DAMAGES: dict[str, tuple[str, Callable[[Path], Any], list[str]]] = {
@@ -1130,9 +1137,9 @@ def test_transfer_scores_each_task_with_what_every_other_task_fitted(
         for method in methods:
             record = record_of(folder, scored, method, fit)
             assert (record.task, record.mask_from) == (scored, fit)
-            assert record.steering["mask_from"] == fit
+            assert record.steering.mask_from == fit
             assert record.documents == record_of(folder, scored, "none").documents
-            cards = cards_of(record)
+            cards = cards_of(record, folder)
             assert len(cards) == (2 if fit == "tiny_folds" else 1)
             for fold, card in enumerate(cards):
                 assert card["task"] == fit
@@ -1157,7 +1164,7 @@ def test_transfer_scores_each_task_with_what_every_other_task_fitted(
         cache_dir=str(tmp_path / "other"),
     )
     record = record_of(folder, "tiny_text", "iti", "tiny_folds")
-    assert_steered_alike(record, run["config"]["sadi"]["tiny_text"])
+    assert_steered_alike(record, run["config"]["sadi"]["tiny_text"], folder)
     assert record.values == [sample[record.metric] for sample in run["samples"]["tiny_text"]]
 
 
@@ -1293,9 +1300,9 @@ def test_scores_that_are_not_finite_are_null_in_the_record_and_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A strength that was well on the held-out documents is too much for others."""
-    huge = Grid((2,), (1e38,))
-    monkeypatch.setattr("sadi_lmeval.steering.methods.SADI_GRIDS", {"head": huge, "hidden": huge})
-    monkeypatch.setattr("sadi_lmeval.steering.tuning.best", lambda outcomes, parameters: 1)
+    huge = SearchSpace(AXES, ((2,), (1e38,)))
+    monkeypatch.setattr("sadi_lmeval.methods.sadi.GRIDS", {"head": huge, "hidden": huge})
+    monkeypatch.setattr("sadi_lmeval.steering.tuning.best", lambda outcomes, edit_size: 1)
     folder = tmp_path / "out"
     options = ("tiny_choice,tiny_word", "none,sadi-head,sadi-hidden", "--limit", "8")
     with caplog.at_level(logging.WARNING):
@@ -1347,7 +1354,7 @@ def test_a_model_that_overflows_unsteered_has_no_result_at_all(
         record = record_of(folder, "tiny_text", method)
         assert record.values == [None] * 4
         assert record.metrics["exact_match"] == [None, None]
-        assert record.steering["not_finite"] == 4
+        assert record.steering.not_finite == 4
     [mask] = masks_of(record_of(folder, "tiny_choice", "iti"))
     assert mask["tuning"]["chosen"] == {"top_k": 0, "alpha": 0.0}
     assert not mask["tuning"]["beats_unsteered"]

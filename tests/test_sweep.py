@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sadi_lmeval import cli
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.model import SADI
+from sadi_lmeval.model import ManyArmsModel
 from sadi_lmeval.passes import engine
 from sadi_lmeval.storage.journal import held
 
@@ -72,7 +72,7 @@ def read(path: Path) -> Lines:
 
 
 def keys(lines: Lines) -> list[tuple[str, str, int, float]]:
-    return [(line["task"], line["method"], line["top_k"], line["delta"]) for line in lines]
+    return [(l["task"], l["method"], l.get("top_k", 0), l.get("delta", 0.0)) for l in lines]  # noqa: E741
 
 
 def assert_same(one: Lines, other: Lines) -> None:
@@ -121,8 +121,9 @@ def test_dev_lines_are_those_of_the_tuning_of_a_run(
     [mask] = run["config"]["sadi"][task]["fits"]
     mine = [line for line in lines if line["method"] in ("none", f"sadi-{element}")]
     assert [line["element"] for line in mine] == ["none"] + 4 * [element]
+    assert not {"top_k", "delta", "selection"} & set(mine[0])  # which has no numbers
     for line, row in zip(mine, mask["tuning"]["table"], strict=True):
-        assert (line["top_k"], line["delta"]) == (row["top_k"], row["delta"])
+        assert keys([line])[0][2:] == (row["top_k"], row["delta"])
         expected = [row[name] for name in NUMBERS]
         assert [line[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-4)
         assert line["objective"] == mask["tuning"]["objective"]
@@ -327,20 +328,20 @@ def test_device_and_batch_size_need_not_be_given(
     sweep: Any, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any]
 ) -> None:
     """Without ``--device`` it is the harness's business where the model goes."""
-    init = SADI.__init__
+    init = ManyArmsModel.__init__
 
-    def on_this_machine(self: SADI, pretrained: str, **arguments: Any) -> None:
+    def on_this_machine(self: ManyArmsModel, pretrained: str, **arguments: Any) -> None:
         assert arguments.setdefault("device", "cpu") == "cpu"
         init(self, pretrained, **arguments)
 
-    monkeypatch.setattr(SADI, "__init__", on_this_machine)
+    monkeypatch.setattr(ManyArmsModel, "__init__", on_this_machine)
     grid = ("--methods", "sadi-head", "--top_k", "3", "--delta", "9")
     assert len(sweep("tiny_choice", *grid, host=False, **model)) == 2
 
 
 def test_a_list_of_numbers_may_begin_with_a_negative_one(sweep: Any) -> None:
     lines = sweep("tiny_choice", "--methods", "sadi-head", "--top_k", "3", "--delta", "-2,9")
-    assert [line["delta"] for line in lines] == [0.0, -2.0, 9.0]
+    assert [line.get("delta") for line in lines] == [None, -2.0, 9.0]
 
 
 # ------------------------------------------------------------------ never twice
@@ -438,7 +439,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
         with monkeypatch.context() as patch:
             patch.setattr(engine, "grid_log_likelihoods", spy)
             assert cli.main(command("tiny_choice,tiny_folds", *SMALL)) == 130
-        assert "the same command goes on from here" in capsys.readouterr().err
+        assert "re-run the same command to resume" in capsys.readouterr().err
         assert list(tmp_path.glob("out.jsonl.*"))
         asked.append(spy.requests)
     assert asked[0] == [36]
@@ -556,11 +557,10 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (
             ("--methods", "sadi-head,sadi-neuron", "--top_k", "1"),
             {},
-            ["--top_k and --delta", "give both"],
+            ["--top_k and --delta", "give all of them"],
         ),
         (("--methods", "sadi-head,caa", "--grid", "1x2"), {}, ["a grid is of one kind of method"]),
-        (("--methods", "iti", "--top_k", "1"), {}, ["iti has top_k and alpha", "use --grid"]),
-        (("--grid", "1x2", "--delta", "3"), {}, ["--grid was given with --top_k or --delta"]),
+        (("--grid", "1x2", "--delta", "3"), {}, ["--grid was given with --top_k and --delta"]),
         (("--grid", "1/2"), {}, ["grid=1/2", "1/2/4x4/9"]),
         (("--grid", "1x0"), {}, ["strength 0 alone steers nothing"]),
         (("--methods", "caa", "--grid", "0/3x1"), {}, ["layer=3", "layers 0 to 2"]),
@@ -593,6 +593,32 @@ def test_a_mistake_is_one_line_before_the_model_is_loaded(
     arguments = command("tiny_choice", "--methods", "sadi-head", *options, **model)
     said = refused(arguments, capsys)
     assert all(word in said for word in words), said
+
+
+def test_an_option_of_no_named_method_is_told_as_argparse_does(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for methods, option in (("iti", "--delta"), ("caa", "--top_k"), ("sadi-head", "--layer")):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(command("tiny_choice", "--methods", methods, option, "1"))
+        assert caught.value.code == 2
+        assert f"unrecognized arguments: {option}" in capsys.readouterr().err
+
+
+def test_the_numbers_of_every_method_are_options_and_its_arguments_model_arguments(
+    sweep: Any,
+) -> None:
+    """Lines of one argument are never taken for those of another."""
+    grid = ("--methods", "iti", "--top_k", "2", "--alpha", "-8,3")
+    runs = {d: sweep("tiny_choice", *grid, direction=d) for d in ("mass_mean", "probe")}
+    lines = runs["probe"]
+    assert lines[:3] == runs["mass_mean"]
+    steered = [line for line in lines if line["method"] == "iti"]
+    assert [(line["direction"], line["alpha"]) for line in steered] == [
+        ("mass_mean", -8.0), ("mass_mean", 3.0), ("probe", -8.0), ("probe", 3.0)]  # fmt: skip
+    assert steered[0]["margin"] != steered[2]["margin"]
+    assert steered[0]["fits"] == steered[2]["fits"]  # what is measured is the same
+    assert sweep("tiny_choice", *grid, direction="mass_mean") == lines
 
 
 def test_a_given_mask_is_refused_or_used(

@@ -455,7 +455,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning_only(
     (tmp_path / "file").write_text("")
     with caplog.at_level(logging.WARNING, logger="lm_eval.sadi"):
         found = evaluate("tiny_choice", cache_dir=str(tmp_path / "file" / "in"), **GRID)
-    assert "the choice of top_k and delta is not kept" in caplog.text
+    assert "the choice of top_k and delta is used but is not kept" in caplog.text
     assert tuning_of(found, "tiny_choice") == expected
 
 

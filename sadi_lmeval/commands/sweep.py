@@ -154,7 +154,8 @@ def _load(
     from sadi_lmeval.methods.arm import own_arguments, read_arms
     from sadi_lmeval.model import ManyArmsModel
 
-    instead = ("methods", *dict.fromkeys(n for s in spaces.values() for n in s.axes.names), "grid")
+    axes = dict.fromkeys(n for arm in read_arms(methods, {}).values() for n in arm.axes.names)
+    instead = ("methods", *axes, "grid")
     arguments = model_arguments(
         simple_parse_args_string(given.model_args), methods, instead, every=False
     )
