@@ -32,11 +32,12 @@ from test_pairs import load, make_task
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import digest
-from sadi_lmeval.methods.caa import caa_edit
+from sadi_lmeval.methods.caa import CAA
 from sadi_lmeval.passes.engine import Engine
-from sadi_lmeval.settings import Parameters, Setting
+from sadi_lmeval.settings import Setting
 from sadi_lmeval.steering.outcome import Outcome, best
 from sadi_lmeval.storage.fit_file import load_fit
 
@@ -95,16 +96,40 @@ def test_the_vector_is_that_of_plain_passes(evaluate: Any, vector: Vector, task:
 
 
 @pytest.mark.parametrize("layer", range(LAYERS))
-def test_the_edit_adds_the_vector_in_its_layer_alone(layer: int) -> None:
-    difference = torch.randn(LAYERS, WIDTH, generator=torch.Generator().manual_seed(0))
+def test_the_edit_adds_the_vector_in_its_layer_alone(
+    harness_model: LlamaForCausalLM,  # noqa: F811
+    layer: int,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    difference = torch.randn(LAYERS, WIDTH, 1, generator=generator)
     before = difference.clone()
-    edit = caa_edit(difference, layer, -1.5)
-    assert edit.shift is not None
-    assert not edit.gain.any()
+    site = find_site(harness_model, "hidden", "residual")
+    settings = [Setting(layer, -1.5), Setting((layer + 1) % LAYERS, 2.0), Setting(layer, 0.0)]
+    edits = CAA().edits(site, {"difference": difference}, settings, 0)
+    assert edits.first_layers == [layer, (layer + 1) % LAYERS, LAYERS]
+    rows = torch.randn(4, WIDTH, generator=generator)
     for other in range(LAYERS):
-        expected = -1.5 * difference[other] if other == layer else torch.zeros(WIDTH)
-        assert torch.equal(edit.shift[other], expected)
+        found = edits.apply(other, rows, torch.tensor([0, 1, 2, 0]))
+        v = difference[other].flatten()
+        first = rows + -1.5 * v if other == layer else rows
+        second = rows[1] + 2.0 * v if other == settings[1][0] else rows[1]
+        assert torch.equal(found[[0, 3]], first[[0, 3]])
+        assert torch.equal(found[1], second)
+        assert torch.equal(found[2], rows[2])
     assert torch.equal(difference, before)
+
+
+def test_a_grid_of_all_layers_keeps_each_vector_once(
+    harness_model: LlamaForCausalLM,  # noqa: F811
+) -> None:
+    difference = torch.randn(LAYERS, WIDTH, 1)
+    site = find_site(harness_model, "hidden", "residual")
+    every = [Setting(n, m) for n in range(LAYERS) for m in (0.5, 1.0, 1.5, 2.0)]
+    edits = CAA().edits(site, {"difference": difference}, every, 0)
+    assert edits.count == len(every)
+    kept = [t for tensors in edits._tensors.values() for t in tensors.values()]
+    assert sum(t.numel() for t in kept) == LAYERS * WIDTH
+    assert edits.numbers.numel() == len(every)
 
 
 # ------------------------------------------------------------------ scores
@@ -350,7 +375,7 @@ def test_the_forced_target_of_a_generation_task_is_edited_while_tuning(
 
 
 def test_of_equal_settings_the_smaller_edit_is_taken_wherever_it_is() -> None:
-    parameters = Parameters("layer", "multiplier")
+    parameters = CAA().edit_size
 
     def chosen(*settings: tuple[int, float]) -> Setting:
         """Of equally good ones."""

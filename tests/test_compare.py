@@ -801,9 +801,9 @@ REFUSED = [
         (("--samples", '{"tiny_choice": [0]}', "--limit", "3"), {}, ["--samples", "--limit"]),
         (("--fewshot_as_multiturn",), {}, ["apply_chat_template"]),
         ((), {"top_k": 3}, ["--model_args top_k", "use --settings, --methods"]),
-        ((), {"delta": 3, "alpha": 2}, ["--model_args delta, alpha"]),
+        ((), {"delta": 3, "alpha": 2}, ["--model_args alpha, delta"]),
         ((), {"layer": 1, "multiplier": 3}, ["--model_args layer, multiplier"]),
-        ((), {"grid": "1x2", "element": "head"}, ["element, grid"]),
+        ((), {"grid": "1x2", "element": "head"}, ["--model_args grid"]),
         ((), {"method": "none"}, ["--model_args method"]),
         ((), {"max_settings": 5}, ["--model_args max_settings"]),
         ((), {"mask": "mask.safetensors"}, ["--model_args mask", "mask_from=TASK"]),
@@ -1246,7 +1246,7 @@ def test_records_of_yes_and_no_questions_have_their_labels_and_all_that_made_the
         assert record.chosen == [int(yes > no) for no, yes in found]
         assert record.command == shlex.join(["sadi-lmeval", *arguments])
         assert record.versions == versions()
-        assert record.model["model"] == str(model_folder)
+        assert record.model["model"] == model_folder.name
         assert record.model["weights_digest"] == weights_digest(model)
         assert record.model["dtype"] == "torch.float32"
         assert (record.limit, record.num_fewshot, record.task_version) == (9, 0, "1.0")

@@ -1,4 +1,4 @@
-"""Mask files: what is written comes back, and nothing else is taken for it."""
+"""Files of fits: what is written comes back, and nothing else is taken for it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_llama
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods.iti import ITI
 from sadi_lmeval.methods.sadi import SADI, entry_scores
-from sadi_lmeval.storage import fit_file as mask_module
+from sadi_lmeval.storage import fit_file
 from sadi_lmeval.storage.fit_file import Fit, load_fit, save_fit
 
 VALUES = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
@@ -58,7 +59,7 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_mask_comes_back_as_it_was_saved(saved: Path) -> None:
+def test_a_fit_comes_back_as_it_was_saved(saved: Path) -> None:
     loaded = load_fit(saved)
     assert set(loaded.tensors) == {"difference"}
     assert torch.equal(loaded.tensors["difference"], VALUES)
@@ -68,13 +69,13 @@ def test_a_mask_comes_back_as_it_was_saved(saved: Path) -> None:
 
 def test_values_that_are_not_contiguous_come_back_too(tmp_path: Path) -> None:
     values = torch.randn(8, 4, 3).transpose(0, 2)
-    path = tmp_path / "mask"
+    path = tmp_path / "fit"
     save_fit(difference(values), path)
     assert torch.equal(load_fit(path).tensors["difference"], values)
 
 
 def test_probes_come_back_as_they_were_saved(tmp_path: Path) -> None:
-    path = tmp_path / "mask"
+    path = tmp_path / "fit"
     save_fit(probes(), path)
     loaded = load_fit(path)
     assert set(loaded.tensors) == set(PROBES)
@@ -123,14 +124,16 @@ def shapes_of(kind: str) -> dict[str, tuple[int, ...]]:
     return collector.shapes
 
 
-def used(path: Path, kind: str = "mean_difference") -> None:
-    """Load a file as a run does that needs a fit of a kind."""
-    site = find_site(tiny_llama(40), "head")
-    load_fit(path).check_fits(kind, shapes_of(kind), site, "llama", str(path))
+def used(path: Path, kind: str | None) -> None:
+    """Load a file; with a kind, as a run does that needs a fit of it."""
+    found = load_fit(path)
+    if kind is not None:
+        site = find_site(tiny_llama(40), "head")
+        found.check_fits(kind, shapes_of(kind), site, "llama", str(path))
 
 
-def refused(path: Path, kind: str = "mean_difference") -> str:
-    """What is said of the file: one line that names it."""
+def refused(path: Path, kind: str | None = None) -> str:
+    """What is said of the file, or of it as a fit of a kind: one line that names it."""
     with pytest.raises(UserError) as caught:
         used(path, kind)
     said = str(caught.value)
@@ -187,13 +190,13 @@ def test_every_flipped_bit_of_the_values_is_refused(saved: Path) -> None:
     "content", [b"", b"hello", b"\0" * 100, b"\x80\x04]q\x00.", b"PK\x03\x04" + b"\0" * 60]
 )
 def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "mask.safetensors"
+    path = tmp_path / "fit.safetensors"
     path.write_bytes(content)
     refused(path)
 
 
 def test_a_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
-    path = tmp_path / "mask.pt"
+    path = tmp_path / "fit.pt"
     torch.save({"difference": VALUES}, path)
     refused(path)
 
@@ -204,7 +207,7 @@ def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
 
 
 def test_safetensors_of_another_kind_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "mask.safetensors"
+    path = tmp_path / "fit.safetensors"
     save_file({"difference": VALUES}, path)
     assert "not a fit of this package" in refused(path)
     save_file({"difference": VALUES}, path, {"format": "sadi-lmeval 3"})
@@ -213,11 +216,13 @@ def test_safetensors_of_another_kind_are_refused(tmp_path: Path) -> None:
     refused(path)
 
 
-def forged(card: Any, values: Tensor | dict[str, Tensor], path: Path) -> None:
+def forged(
+    card: Any, values: Tensor | dict[str, Tensor], path: Path, form: str = "sadi-lmeval 1"
+) -> None:
     """A file whose checksum of the card is right, whatever the card says."""
     text = card if isinstance(card, str) else json.dumps(card)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    metadata = {"format": "sadi-lmeval 1", "card": text, "card_sha256": digest}
+    metadata = {"format": form, "card": text, "card_sha256": digest}
     tensors = values if isinstance(values, dict) else {"difference": values}
     save_file(tensors, path, metadata)
 
@@ -226,7 +231,7 @@ def forged(card: Any, values: Tensor | dict[str, Tensor], path: Path) -> None:
     "card", ["{}", "[]", "null", '"text"', "7", "not json", '{"sha256": 3}', "[" * 100_000]
 )
 def test_a_card_that_is_none_is_refused(tmp_path: Path, card: str) -> None:
-    path = tmp_path / "mask.safetensors"
+    path = tmp_path / "fit.safetensors"
     forged(card, VALUES, path)
     refused(path)
 
@@ -239,17 +244,38 @@ def test_a_card_that_is_none_is_refused(tmp_path: Path, card: str) -> None:
 def test_values_of_another_type_or_shape_than_the_card_says_are_refused(
     tmp_path: Path, values: Tensor
 ) -> None:
-    path = tmp_path / "mask.safetensors"
+    path = tmp_path / "fit.safetensors"
     digest = difference(values).digest if values.dim() else ""
     forged({**CARD, "sha256": digest}, values, path)
-    refused(path)
+    refused(path, "mean_difference")
 
 
-def test_a_file_with_right_checksums_is_taken(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["sadi-lmeval 1", "sadi-lmeval 2"])
+def test_a_file_with_right_checksums_is_taken(tmp_path: Path, form: str) -> None:
     """So that what is refused above is not refused for its checksums."""
-    path = tmp_path / "mask.safetensors"
-    forged({**CARD, "sha256": difference().digest}, VALUES, path)
+    path = tmp_path / "fit.safetensors"
+    forged({**CARD, "sha256": difference().digest}, VALUES, path, form)
+    used(path, "mean_difference")
     assert torch.equal(load_fit(path).tensors["difference"], VALUES)
+    assert load_fit(path).card == CARD
+
+
+def test_a_card_says_which_tensors_the_file_has(saved: Path) -> None:
+    with safe_open(saved, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "sadi-lmeval 2"
+    assert json.loads(metadata["card"])["tensors"] == {"difference": [3, 4, 8]}
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [{}, {"difference": [3, 8, 4]}, {"mean": [3, 4, 8]}, {"difference": [3, 4, 8], "mean": [3]}, 7],
+)
+def test_other_tensors_than_the_card_says_are_refused(tmp_path: Path, listed: Any) -> None:
+    path = tmp_path / "fit.safetensors"
+    card = {**CARD, "sha256": difference().digest, "tensors": listed}
+    forged(card, VALUES, path, "sadi-lmeval 2")
+    assert "damaged" in refused(path)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +296,7 @@ def test_a_file_with_right_checksums_is_taken(tmp_path: Path) -> None:
 def test_a_file_without_the_tensors_of_its_kind_is_refused(
     tmp_path: Path, kind: Any, tensors: dict[str, Tensor]
 ) -> None:
-    path = tmp_path / "mask.safetensors"
+    path = tmp_path / "fit.safetensors"
     tensors = {
         name: values.clone(memory_format=torch.contiguous_format)
         for name, values in tensors.items()
@@ -281,11 +307,11 @@ def test_a_file_without_the_tensors_of_its_kind_is_refused(
 
 
 def test_a_huge_file_is_not_opened(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mask_module, "_LARGEST", 100)
+    monkeypatch.setattr(fit_file, "_LARGEST", 100)
     assert "larger than" in refused(saved)
 
 
-def test_a_mask_fits_the_model_and_element_that_it_was_made_for() -> None:
+def test_a_fit_fits_the_model_and_element_that_it_was_made_for() -> None:
     site = find_site(tiny_llama(40), "head")
     for fit, kind in ((difference(), "mean_difference"), (probes(), "probes")):
         fit.check_fits(kind, shapes_of(kind), site, "llama", "mine.safetensors")
@@ -303,7 +329,7 @@ def test_a_mask_fits_the_model_and_element_that_it_was_made_for() -> None:
         ({"shape": None}, ["shape None"]),
     ],
 )
-def test_a_mask_of_another_kind_architecture_element_or_shape_is_refused(
+def test_a_fit_of_another_kind_architecture_element_or_shape_is_refused(
     changes: dict[str, Any], words: list[str]
 ) -> None:
     site = find_site(tiny_llama(40), "head")
@@ -323,7 +349,7 @@ def test_a_failed_write_leaves_no_file(
 
     monkeypatch.setattr(os, failing, full)
     with pytest.raises(OSError, match="No space left"):
-        save_fit(difference(), tmp_path / "mask.safetensors")
+        save_fit(difference(), tmp_path / "fit.safetensors")
     assert not list(tmp_path.iterdir())
 
 
@@ -343,5 +369,5 @@ def test_a_failed_write_leaves_the_older_file_as_it_was(
 
 def test_a_card_that_is_no_json_writes_no_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
-        save_fit(difference(VALUES, {"element": object()}), tmp_path / "mask.safetensors")
+        save_fit(difference(VALUES, {"element": object()}), tmp_path / "fit.safetensors")
     assert not list(tmp_path.iterdir())

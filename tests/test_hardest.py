@@ -19,7 +19,8 @@ from sadi_lmeval.model import SteeredModel, model_class
 from sadi_lmeval.pairs import hardest as module
 from sadi_lmeval.pairs.hardest import hardest
 from sadi_lmeval.pairs.pairs import Pair, build_pairs
-from sadi_lmeval.storage.atomic import read_checked, write_checked
+from sadi_lmeval.storage import store
+from sadi_lmeval.storage.store import read_kept, write_kept
 
 
 @pytest.fixture(scope="module")
@@ -159,9 +160,10 @@ def test_what_is_kept_is_what_is_given(
 ) -> None:
     found = hardest(model, tmp_path)(WRONGS)
     [path] = tmp_path.glob("*.hardest.json")
-    assert read_checked(path) == found
+    key = path.name.removesuffix(".hardest.json")
+    assert read_kept(path, key) == found
     other = [(index + 1) % len(each) for index, each in zip(found, WRONGS, strict=True)]
-    write_checked(path, other)
+    write_kept(other, path, key)
     assert hardest(model, tmp_path)(WRONGS) == other
     assert len(passes) == 1
 
@@ -242,6 +244,11 @@ DAMAGED = [
 ]
 
 
+def checked(content: bytes) -> bytes:
+    """A file whose checksum is right, whatever it holds."""
+    return hashlib.sha256(content).hexdigest().encode() + b"\n" + content + b"\n"
+
+
 @pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
 def test_a_damaged_file_is_made_anew(
     model: SteeredModel, tmp_path: Path, passes: list[int], content: bytes
@@ -249,8 +256,10 @@ def test_a_damaged_file_is_made_anew(
     found = hardest(model, tmp_path)(WRONGS)
     [path] = tmp_path.glob("*.hardest.json")
     whole = path.read_bytes()
-    check = hashlib.sha256(content).hexdigest().encode()
-    for number, damaged in enumerate([content, check + b"\n" + content + b"\n"], start=2):
+    key = path.name.removesuffix(".hardest.json").encode()
+    under_its_key = b'{"key": "' + key + b'", "value": ' + content + b"}"
+    damages = [content, checked(content), checked(under_its_key)]
+    for number, damaged in enumerate(damages, start=2):
         path.write_bytes(damaged)
         assert hardest(model, tmp_path)(WRONGS) == found
         assert len(passes) == number
@@ -283,7 +292,7 @@ def test_a_folder_where_nothing_can_be_written_costs_time_and_a_warning(
     def fail(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "write_checked", fail)
+    monkeypatch.setattr(store, "write_checked", fail)
     with caplog.at_level(logging.WARNING, logger="lm_eval.sadi"):
         assert hardest(model, tmp_path / "full")(WRONGS) == expected
     assert "No space left on device" in caplog.text

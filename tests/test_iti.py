@@ -27,16 +27,18 @@ from test_onwards import (  # noqa: F401
     tried,
 )
 from test_pairs import load, make_task
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, digest
-from sadi_lmeval.methods.iti import Probes, best_heads, fit_probes, iti_edit
-from sadi_lmeval.options import parse
+from sadi_lmeval.methods.arm import read_arm
+from sadi_lmeval.methods.iti import ITI, Probes, best_heads, fit_probes, iti_edit
+from sadi_lmeval.model import SteeredModel
 from sadi_lmeval.pairs.plan import draw, find_plan
 from sadi_lmeval.passes.engine import Engine
-from sadi_lmeval.settings import Parameters, Setting
+from sadi_lmeval.settings import Setting
 from sadi_lmeval.steering.outcome import Outcome, best
 from sadi_lmeval.storage.fit_file import load_fit
 
@@ -438,8 +440,12 @@ def test_one_pair_is_refused_in_one_line(evaluate: Any) -> None:
 def test_activations_that_are_not_finite_are_refused_in_one_line(value: float) -> None:
     true, false = torch.zeros(2, 6, LAYERS, HEADS, HEAD_DIM)
     true[2, 1, 3, 0] = false[2, 0, 0, 4] = false[5, 2, 2, 2] = value
+    collector = ITI().collector(
+        Site("head", (nn.Identity(),) * LAYERS, "input", HEADS, HEAD_DIM), 6, 0
+    )
+    collector.values = torch.stack([true, false]).flatten(3)
     with pytest.raises(UserError, match="2 of 6 pairs") as caught:
-        fit_probes(true, false, 0, "test")
+        collector.tensors("test")
     one_line(caught)
 
 
@@ -454,9 +460,9 @@ def test_two_pairs_are_enough_to_fit_and_to_rank(evaluate: Any) -> None:
 
 def held_out_of(folder: Path, name: str, **arguments: Any) -> tuple[set[str], list[Document]]:
     """What the pairs are of, and the held-out documents."""
-    options = parse(arguments, "iti")
+    options = read_arm("iti", arguments).options
     plan = find_plan(load(folder, name), options)
-    drawn = draw(plan, plan.sources.sources[0], options, tuning=True)
+    drawn = draw(plan, plan.sources.sources[0], options, ("top_k", "alpha"))
     return {digest(pair.document) for pair in drawn.pairs}, drawn.held_out
 
 
@@ -529,7 +535,7 @@ def test_a_number_that_is_given_is_not_tuned(
 
 
 def test_of_equal_settings_the_smaller_edit_is_taken() -> None:
-    parameters = Parameters("top_k", "alpha")
+    parameters = ITI().edit_size
 
     def equal(*settings: tuple[int, float]) -> list[Outcome]:
         bad = Outcome(Setting(0, 0.0), 0.1, 0.0, 0.0, 0.0, -1.0)
@@ -550,10 +556,8 @@ def test_where_heads_change_nothing_nothing_is_steered(
             for block in self._model.model.layers:
                 block.self_attn.o_proj.weight.zero_()
 
-    from sadi_lmeval.model import ITI
-
-    create = ITI._create_model
-    monkeypatch.setattr(ITI, "_create_model", silent)
+    create = SteeredModel._create_model
+    monkeypatch.setattr(SteeredModel, "_create_model", silent)
     [mask] = masks_of(evaluate("tiny_choice", model="hf-iti", n_tune=8), "tiny_choice")
     assert mask["tuning"]["chosen"] == {"top_k": 0, "alpha": 0}
     assert mask["tuning"]["beats_unsteered"] is False

@@ -150,7 +150,6 @@ def test_a_folder_that_cannot_be_written_costs_one_warning(
         journal = Journal(tmp_path / "file" / "notes.jsonl")
         journal.add(1, 2)
         journal.add(3)
-        journal.remove()
     assert journal.lines == [1, 2, 3]
     assert len(caplog.records) == 1
     assert "cannot be written" in caplog.text
@@ -174,16 +173,7 @@ def test_a_disk_that_is_full_costs_one_warning_and_the_work_goes_on(
 def test_a_journal_without_a_file_keeps_its_lines_in_memory() -> None:
     journal = Journal(None)
     journal.add(1)
-    journal.remove()
     assert journal.lines == [1]
-
-
-def test_a_removed_journal_leaves_no_file(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "notes.jsonl")
-    journal.remove()
-    journal.add(1)
-    journal.remove()
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_output_is_held_by_one_run_at_a_time(tmp_path: Path) -> None:

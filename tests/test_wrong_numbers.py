@@ -26,7 +26,9 @@ numbers = st.builds(
     st.integers(0, 4),
     st.integers(0, 9),
 )
-words = st.text(st.characters(exclude_categories=["N", "C"], exclude_characters="-,."), max_size=8)
+words = st.text(
+    st.characters(exclude_categories=["N", "C"], exclude_characters="-,."), max_size=8
+).filter(lambda text: "\\boxed{" not in text)  # Hypothesis tries what our own modules say too
 seeds = st.integers(0, 2**16)
 
 

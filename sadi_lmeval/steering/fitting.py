@@ -161,4 +161,4 @@ def given_fit(path: str, arm: Arm, site: Site, model: SteerableModel) -> Fitted:
             f"fit {path} is for hidden_site={hidden_site}, but this run has {needed}; pass that of "
             "the fit"
         )
-    return Fitted(found, Path(path).name, "", Path(path))
+    return Fitted(found, path, "", Path(path))

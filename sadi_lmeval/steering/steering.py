@@ -330,8 +330,9 @@ def _steering(
 
 def _fit_record(prepared: PreparedFit, arm: Arm) -> FitRecord:
     fitted, choice = prepared.fitted, prepared.choice
+    by_hand = not fitted.key
     return FitRecord(
-        fitted.source,
+        Path(fitted.source).name if by_hand else fitted.source,  # no path of a machine
         fitted.fit.card.get("n_pairs"),
         arm.axes.named(prepared.setting),
         prepared.selected,

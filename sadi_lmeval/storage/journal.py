@@ -104,10 +104,6 @@ class Journal:
         except OSError as error:
             self._give_up(error)
 
-    def remove(self) -> None:
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
     def _give_up(self, error: OSError) -> None:
         if self.required:
             raise UserError(

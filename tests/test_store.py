@@ -1,10 +1,9 @@
-"""Masks on disk: built once, never taken where anything that they depend on has changed."""
+"""Things on disk: built once, never taken where anything that they depend on has changed."""
 
 from __future__ import annotations
 
 import logging
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,13 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_llama
 from filelock import FileLock, Timeout
-from sadi_lmeval.storage.cache import cache_key, cached_measurements, locked, weights_digest
-from torch import Tensor, nn
+from torch import Tensor
 
-from sadi_lmeval.storage import atomic, cache
+from sadi_lmeval.identity.key import key_of
+from sadi_lmeval.steering.fitting import FITS
+from sadi_lmeval.storage import atomic, store
 from sadi_lmeval.storage.fit_file import Fit
+from sadi_lmeval.storage.store import Kept, Kind, get_or_build, locked, read_kept, write_kept
 
 VALUES = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
 CARD: dict[str, Any] = {
@@ -52,9 +52,14 @@ class Builder:
 Build = Callable[[list[str]], dict[str, Fit]]
 
 
+def fits_of(folder: Path, keys: list[str], build: Build) -> dict[str, Kept[Fit]]:
+    """Several fits of the cache."""
+    return get_or_build(folder, FITS, keys, lambda missing, _: build(missing))
+
+
 def cached(folder: Path, key: str, build: Build) -> tuple[Fit, Path | None]:
-    """One measurement of the cache."""
-    [(name, found)] = cached_measurements(folder, [key], build).items()
+    """One fit of the cache."""
+    [(name, found)] = fits_of(folder, [key], build).items()
     assert name == key
     return found
 
@@ -111,7 +116,7 @@ def test_another_key_is_built_and_kept_beside(tmp_path: Path, build: Builder) ->
     ],
     ids=["cut", "empty", "flipped", "foreign"],
 )
-def test_a_damaged_file_is_built_anew_and_replaced(
+def test_a_damaged_file_is_rebuilt_and_replaced(
     tmp_path: Path,
     build: Builder,
     caplog: pytest.LogCaptureFixture,
@@ -125,7 +130,7 @@ def test_a_damaged_file_is_built_anew_and_replaced(
     assert build.calls == 2
     assert is_of(found, "key")
     assert str(file) in caplog.text
-    assert "built anew" in caplog.text
+    assert "it is rebuilt" in caplog.text
     cached(tmp_path, "key", build)
     assert build.calls == 2
 
@@ -167,7 +172,7 @@ def test_what_cannot_be_locked_is_still_read(
 ) -> None:
     """A read-only folder that somebody else has filled."""
     cached(tmp_path, "key", build)
-    monkeypatch.setattr(cache, "FileLock", Unwritable)
+    monkeypatch.setattr(store, "FileLock", Unwritable)
     found, file = cached(tmp_path, "key", build)
     assert build.calls == 1
     assert file == tmp_path / "key.safetensors"
@@ -192,8 +197,8 @@ THREE = ["there", "damaged", "missing"]
 
 @pytest.fixture
 def partly(tmp_path: Path, build: Builder) -> Path:
-    """A cache with one of three measurements; another is damaged."""
-    cached_measurements(tmp_path, THREE[:2], build)
+    """A cache with one of three fits; another is damaged."""
+    fits_of(tmp_path, THREE[:2], build)
     assert build.asked == [THREE[:2]]
     file = tmp_path / "damaged.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
@@ -207,24 +212,24 @@ def test_of_several_keys_the_missing_and_the_damaged_are_built_and_all_at_once(
 ) -> None:
     before = (partly / "there.safetensors").read_bytes()
     with caplog.at_level(logging.WARNING, "lm_eval.sadi"):
-        found = cached_measurements(partly, keys, build)
+        found = fits_of(partly, keys, build)
     assert build.asked == [[key for key in keys if key != "there"]]
     assert set(found) == set(THREE)
-    for key, (measurement, file) in found.items():
-        assert is_of(measurement, key)
-        assert measurement.card == CARD
+    for key, (fit, file) in found.items():
+        assert is_of(fit, key)
+        assert fit.card == CARD
         assert file == partly / f"{key}.safetensors"
     assert (partly / "there.safetensors").read_bytes() == before
     assert str(partly / "damaged.safetensors") in caplog.text
     assert "there.safetensors" not in caplog.text
     assert "missing.safetensors" not in caplog.text
-    again = cached_measurements(partly, keys, build)
+    again = fits_of(partly, keys, build)
     assert build.calls == 1
-    assert all(is_of(measurement, key) for key, (measurement, _) in again.items())
+    assert all(is_of(fit, key) for key, (fit, _) in again.items())
 
 
 def test_no_keys_are_no_work(tmp_path: Path, build: Builder) -> None:
-    assert cached_measurements(tmp_path / "new", [], build) == {}
+    assert fits_of(tmp_path / "new", [], build) == {}
     assert build.calls == 0
     assert not (tmp_path / "new").exists()
 
@@ -235,9 +240,9 @@ def test_of_several_keys_none_can_be_kept_in_a_file_in_place_of_the_folder(
     folder = tmp_path / "folder"
     folder.write_text("a file")
     with caplog.at_level(logging.WARNING, "lm_eval.sadi"):
-        found = cached_measurements(folder, THREE, build)
+        found = fits_of(folder, THREE, build)
     assert build.asked == [THREE]
-    assert all(is_of(measurement, key) for key, (measurement, _) in found.items())
+    assert all(is_of(fit, key) for key, (fit, _) in found.items())
     assert all(file is None for _, file in found.values())
     assert len(caplog.records) == 1
     assert folder.read_text() == "a file"
@@ -251,11 +256,11 @@ def test_what_is_there_is_read_though_the_others_can_be_neither_locked_nor_kept(
 ) -> None:
     """A read-only folder that somebody else has filled in part."""
     before = {path.name: path.read_bytes() for path in partly.iterdir()}
-    monkeypatch.setattr(cache, "FileLock", Unwritable)
+    monkeypatch.setattr(store, "FileLock", Unwritable)
     with caplog.at_level(logging.WARNING, "lm_eval.sadi"):
-        found = cached_measurements(partly, THREE, build)
+        found = fits_of(partly, THREE, build)
     assert build.asked == [["damaged", "missing"]]
-    assert all(is_of(measurement, key) for key, (measurement, _) in found.items())
+    assert all(is_of(fit, key) for key, (fit, _) in found.items())
     assert {key: file for key, (_, file) in found.items()} == {
         "there": partly / "there.safetensors",
         "damaged": None,
@@ -282,10 +287,10 @@ def test_a_disk_that_is_full_after_the_first_of_several_costs_one_warning(
 
     monkeypatch.setattr(atomic.os, "fsync", full)
     with caplog.at_level(logging.WARNING, "lm_eval.sadi"):
-        found = cached_measurements(tmp_path, THREE, build)
+        found = fits_of(tmp_path, THREE, build)
     kept = [path.stem for path in tmp_path.glob("*.safetensors")]
     assert [key for key, (_, file) in found.items() if file is not None] == kept == THREE[:1]
-    assert all(is_of(measurement, key) for key, (measurement, _) in found.items())
+    assert all(is_of(fit, key) for key, (fit, _) in found.items())
     assert len([r for r in caplog.records if "No space left" in r.getMessage()]) == 1
 
 
@@ -314,8 +319,9 @@ PROCESS = """
 import sys, time
 from pathlib import Path
 import torch
-from sadi_lmeval.storage.cache import cached_measurements
+from sadi_lmeval.steering.fitting import FITS
 from sadi_lmeval.storage.fit_file import Fit
+from sadi_lmeval.storage.store import get_or_build
 
 folder, me, keys = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
 
@@ -330,20 +336,20 @@ def build(missing):
 deadline = time.monotonic() + 60
 while len(list(folder.glob("ready-*"))) < 2 and time.monotonic() < deadline:
     time.sleep(0.01)
-found = cached_measurements(folder / "masks", keys, build)
+found = get_or_build(folder / "fits", FITS, keys, lambda missing, _: build(missing))
 assert set(found) == set(keys)
-for measurement, file in found.values():
-    assert file is not None and float(measurement.tensors["difference"].sum()) == 1
+for fit, file in found.values():
+    assert file is not None and float(fit.tensors["difference"].sum()) == 1
 """
 
 
 @pytest.mark.parametrize(
     "keys", [{"a": ["key"], "b": ["key"]}, {"a": ["one", "two", "three"], "b": ["three", "one"]}]
 )
-def test_of_two_processes_at_once_one_builds_and_both_have_the_masks(
+def test_of_two_processes_at_once_one_builds_and_both_have_the_fits(
     tmp_path: Path, keys: dict[str, list[str]]
 ) -> None:
-    root = Path(cache.__file__).parents[1]
+    root = Path(store.__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
@@ -363,8 +369,8 @@ def test_of_two_processes_at_once_one_builds_and_both_have_the_masks(
 
 def test_a_key_depends_on_every_input_and_not_on_their_order() -> None:
     inputs = {"model": "m", "documents": ["a", "b"], "seed": 0, "hidden_site": None}
-    key = cache_key(inputs)
-    assert key == cache_key(dict(reversed(inputs.items())))
+    key = key_of(inputs)
+    assert key == key_of(dict(reversed(inputs.items())))
     others = [
         {**inputs, "model": "n"},
         {**inputs, "documents": ["b", "a"]},
@@ -373,52 +379,37 @@ def test_a_key_depends_on_every_input_and_not_on_their_order() -> None:
         {**inputs, "hidden_site": "mlp"},
         {k: v for k, v in inputs.items() if k != "seed"},
     ]
-    assert len({key, *map(cache_key, others)}) == 7
+    assert len({key, *map(key_of, others)}) == 7
 
 
-def test_the_digest_of_weights_changes_with_any_single_weight() -> None:
-    model, chosen = tiny_llama(40), random.Random(0)
-    before = weights_digest(model)
-    assert before == weights_digest(tiny_llama(40))
-    parameters = dict(model.named_parameters())
-    for name, parameter in parameters.items():
-        flat = parameter.data.view(-1)
-        place = chosen.randrange(len(flat))
-        kept = float(flat[place])
-        flat[place] = kept * (1 + 2**-20) if kept else 1e-30
-        assert float(flat[place]) != kept
-        assert weights_digest(model) != before, (name, place)
-        flat[place] = kept
-    assert weights_digest(model) == before
+# ------------------------------------------------------------------ other kinds of things
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_the_digest_of_weights_changes_with_their_type(dtype: torch.dtype) -> None:
-    assert weights_digest(tiny_llama(40)) != weights_digest(tiny_llama(40).to(dtype))
+def test_plain_values_are_kept_under_their_key_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind = Kind("thing", ".thing.json", read_kept, write_kept)
+    asked: list[list[str]] = []
+
+    def build(missing: list[str], folder: Path | None) -> dict[str, Any]:
+        assert folder == tmp_path
+        asked.append(missing)
+        return {key: {"of": key} for key in missing}
+
+    found = get_or_build(tmp_path, kind, ["a", "b", "a"], build)
+    assert {key: kept.value for key, kept in found.items()} == {"a": {"of": "a"}, "b": {"of": "b"}}
+    assert get_or_build(tmp_path, kind, ["b", "a"], build) == found
+    assert asked == [["a", "b"]]
+    other = tmp_path / "b.thing.json"
+    other.write_bytes((tmp_path / "a.thing.json").read_bytes())  # another's, under its name
+    with caplog.at_level(logging.WARNING, "lm_eval.sadi"):
+        assert get_or_build(tmp_path, kind, ["a", "b"], build) == found
+    assert asked == [["a", "b"], ["b"]]
+    assert f"{other}: damaged (it belongs to another run); it is rebuilt" in caplog.text
 
 
-def test_the_digest_of_weights_changes_with_names_shapes_and_adapters() -> None:
-    def model(**parts: nn.Module) -> nn.Module:
-        return nn.ModuleDict(parts)
-
-    def zeros(rows: int, columns: int) -> nn.Linear:
-        linear = nn.Linear(columns, rows, bias=False)
-        nn.init.zeros_(linear.weight)
-        return linear
-
-    models = [
-        model(a=zeros(2, 3)),
-        model(b=zeros(2, 3)),
-        model(a=zeros(3, 2)),
-        model(a=zeros(2, 3), adapter=zeros(1, 1)),
-    ]
-    assert len({weights_digest(m) for m in models}) == 4
-
-
-def test_the_digest_of_weights_changes_where_rows_change_places() -> None:
-    """The sum of all bit patterns stays the same then."""
-    model = nn.Linear(100, 50, bias=False)
-    before = weights_digest(model)
-    with torch.no_grad():
-        model.weight.copy_(model.weight.flip(0))
-    assert weights_digest(model) != before
+def test_without_a_folder_all_is_built_and_nothing_kept(tmp_path: Path) -> None:
+    kind = Kind("thing", ".thing.json", read_kept, write_kept)
+    for _ in range(2):
+        found = get_or_build(None, kind, ["a"], lambda keys, folder: {"a": folder})
+        assert found == {"a": Kept(None, None)}

@@ -1,0 +1,60 @@
+"""The digest of a model's weights: any change of them changes it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from conftest import tiny_llama
+from torch import nn
+
+from sadi_lmeval.identity.weights import weights_digest
+
+
+def test_the_digest_of_weights_changes_with_any_single_weight() -> None:
+    model, chosen = tiny_llama(40), random.Random(0)
+    before = weights_digest(model)
+    assert before == weights_digest(tiny_llama(40))
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        flat = parameter.data.view(-1)
+        place = chosen.randrange(len(flat))
+        kept = float(flat[place])
+        flat[place] = kept * (1 + 2**-20) if kept else 1e-30
+        assert float(flat[place]) != kept
+        assert weights_digest(model) != before, (name, place)
+        flat[place] = kept
+    assert weights_digest(model) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_digest_of_weights_changes_with_their_type(dtype: torch.dtype) -> None:
+    assert weights_digest(tiny_llama(40)) != weights_digest(tiny_llama(40).to(dtype))
+
+
+def test_the_digest_of_weights_changes_with_names_shapes_and_adapters() -> None:
+    def model(**parts: nn.Module) -> nn.Module:
+        return nn.ModuleDict(parts)
+
+    def zeros(rows: int, columns: int) -> nn.Linear:
+        linear = nn.Linear(columns, rows, bias=False)
+        nn.init.zeros_(linear.weight)
+        return linear
+
+    models = [
+        model(a=zeros(2, 3)),
+        model(b=zeros(2, 3)),
+        model(a=zeros(3, 2)),
+        model(a=zeros(2, 3), adapter=zeros(1, 1)),
+    ]
+    assert len({weights_digest(m) for m in models}) == 4
+
+
+def test_the_digest_of_weights_changes_where_rows_change_places() -> None:
+    """The sum of all bit patterns stays the same then."""
+    model = nn.Linear(100, 50, bias=False)
+    before = weights_digest(model)
+    with torch.no_grad():
+        model.weight.copy_(model.weight.flip(0))
+    assert weights_digest(model) != before
