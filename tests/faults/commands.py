@@ -24,7 +24,7 @@ from lm_eval.__main__ import cli_evaluate
 from transformers import AutoModelForCausalLM
 from sadi_lmeval import cli, model
 from sadi_lmeval.comparison import compare, sweep
-from sadi_lmeval.harness import host_options
+from sadi_lmeval.commands import host_options
 from sadi_lmeval.pairs import benchmark
 from sadi_lmeval.reports import report
 

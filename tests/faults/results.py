@@ -8,7 +8,7 @@ from typing import Any
 
 
 def results_of(output: Path) -> tuple[Any, Any]:
-    """Its metrics, and how it steered, without times and places: of masks' files the names.
+    """Its metrics, and how it steered, without times.
 
     Args:
         output: the run's ``--output_path``.
@@ -16,8 +16,6 @@ def results_of(output: Path) -> tuple[Any, Any]:
     [path] = output.rglob("results_*.json")
     found = json.loads(path.read_text())
     steering = found["config"]["sadi"]
-    for mask in (mask for task in steering.values() for mask in task["fits"]):
-        mask["file"] = mask["file"] and Path(mask["file"]).name
     return found["results"], steering
 
 

@@ -14,7 +14,7 @@ from faults.results import results_of
 
 MODEL_ARGS: dict[str, Any] = {"n_pairs": 12, "n_tune": 12, "grid": "1/2/3x4/9"}
 BUILT = ("Pairs of", "top_k and delta of")
-"""The labels of the progress bars of making a mask, and of choosing a setting."""
+"""The labels of the progress bars of fitting, and of choosing a setting."""
 
 
 def command(commands: Commands, tasks: str, cache: Path, output: Path) -> tuple[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Kept files that are cut or have a flipped bit: found out and made anew, never taken as they are.
+"""Kept files that are cut or have a flipped bit: found out and rebuilt, never taken as they are.
 
 Half of the damage is truncation at a random place, half one random bit.
 """
@@ -18,8 +18,8 @@ from conftest import Evaluate
 from faults.counts import Count
 from faults.results import alike
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.steering import tuning
 from sadi_lmeval.storage.fit_file import load_fit
-from sadi_lmeval.storage.journal import Journal
 
 PLACES = 200
 RUN: dict[str, Any] = {"n_pairs": 8, "n_tune": 8, "grid": "1/2x4/9", "negative": "hardest"}
@@ -45,11 +45,11 @@ def test_a_damaged_file_of_the_cache_changes_no_result(
 ) -> None:
     cache, kept = tmp_path / "cache", tmp_path / "kept"
     with monkeypatch.context() as patch:  # as a killed run leaves them
-        patch.setattr(Journal, "remove", lambda journal: None)
+        patch.setattr(tuning, "remove_journals", lambda folder, key: None)
         undisturbed = results_of(evaluate("tiny_choice", limit=4, **RUN))
     shutil.copytree(cache, kept)
     files = sorted(path.name for path in kept.iterdir() if path.suffix != ".lock")
-    endings = [".hardest.json", ".safetensors", ".tuning.json", ".tuning.jsonl"]
+    endings = [".hardest.json", ".safetensors", ".tuning.json", ".tuning0.jsonl"]
     assert [name[name.index(".") :] for name in sorted(files, key=lambda n: n[32:])] == endings
     chosen, told = random.Random(0), Counter[str]()
     for number in range(PLACES):
@@ -62,14 +62,14 @@ def test_a_damaged_file_of_the_cache_changes_no_result(
         (cache / name).write_bytes(content)
         found = results_of(evaluate("tiny_choice", limit=4, **RUN))
         assert alike(found, undisturbed), (number, name)
-        anew = not (cache / name).exists() or (cache / name).read_bytes() != content
-        told[f"{name[name.index('.') + 1 :]}_{'made_anew' if anew else 'unharmed'}"] += 1
+        rebuilt = not (cache / name).exists() or (cache / name).read_bytes() != content
+        told[f"{name[name.index('.') + 1 :]}_{'rebuilt' if rebuilt else 'unharmed'}"] += 1
     unharmed = sum(number for what, number in told.items() if what.endswith("unharmed"))
     assert unharmed < PLACES / 20  # bits of a header that are not read
     count(f"{PLACES} damaged files of a cache, the same result", **told)
 
 
-def test_a_damaged_mask_that_is_given_by_hand_is_refused(
+def test_a_damaged_fit_that_is_given_by_hand_is_refused(
     evaluate: Evaluate, tmp_path: Path, count: Count
 ) -> None:
     evaluate("tiny_choice", limit=4, top_k=2, delta=3)
@@ -94,5 +94,5 @@ def test_a_damaged_mask_that_is_given_by_hand_is_refused(
     assert told["refused"] > PLACES * 0.9
     given.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"given\.safetensors"):
-        evaluate("tiny_choice", limit=4, top_k=2, delta=3, mask=str(given))
-    count(f"{PLACES} damaged masks that are given by hand", **told)
+        evaluate("tiny_choice", limit=4, top_k=2, delta=3, fit=str(given))
+    count(f"{PLACES} damaged fits that are given by hand", **told)

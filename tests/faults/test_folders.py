@@ -25,9 +25,9 @@ class Outcome:
     def __init__(self, done: subprocess.CompletedProcess[str], output: Path) -> None:
         assert done.returncode == 0, done.stderr[-3000:]
         metrics, steering = results_of(output)
-        masks = [mask for task in steering.values() for mask in task["fits"]]
-        self.files = [mask.pop("file") for mask in masks]
-        self.results = metrics, masks
+        fits = [fit for task in steering.values() for fit in task["fits"]]
+        self.files = [fit.pop("file") for fit in fits]
+        self.results = metrics, fits
         self.warnings = [line for line in done.stderr.splitlines() if "WARNING" in line]
 
 

@@ -21,7 +21,7 @@ from sadi_lmeval.storage.journal import Journal
 
 MOMENTS = 25
 FILES = 30
-"""A run opens, renames and deletes 40 (mask building) to 300 (compare) of them."""
+"""A run opens, renames and deletes 40 (fitting) to 300 (compare) of them."""
 TASKS = "tiny_choice,tiny_folds,tiny_text"
 
 
@@ -43,8 +43,6 @@ def of_compare(folder: Path) -> Any:
     for record in records.values():
         for name in ("seconds", "command", "sha256"):
             del record[name]
-        for mask in record["steering"].get("fits", []):
-            mask["file"] = Path(mask["file"]).name
     return records, (folder / "out/leaderboard.md").read_text()
 
 
@@ -73,7 +71,7 @@ class Phase(NamedTuple):
 
 
 PHASES = {
-    "mask building": Phase(
+    "fitting": Phase(
         "lm_eval --model hf-sadi",
         TASKS,
         ["--limit", "4", "--log_samples"],

@@ -67,12 +67,12 @@ def test_a_setting_that_overflows_is_marked_while_tuning_and_not_chosen(
     grid = {"grid": f"4x3/{TOO_MUCH:g}", "n_tune": 12, "dtype": "float16"}
     for task in ("tiny_choice", "tiny_folds", "tiny_text"):
         found = evaluate(task, limit=6, **grid)["config"]["sadi"][task]
-        for mask in found["fits"]:
-            rows = {row["delta"]: row for row in mask["tuning"]["table"]}
+        for fit in found["fits"]:
+            rows = {row["delta"]: row for row in fit["tuning"]["table"]}
             assert rows[TOO_MUCH]["not_finite"] > 0
             assert rows[TOO_MUCH]["score"] is None
             assert rows[3.0]["not_finite"] == 0
-            assert mask["delta"] != TOO_MUCH
+            assert fit["delta"] != TOO_MUCH
         assert found["not_finite"] == 0
     count("overflow while tuning", marked=3)
 
@@ -92,7 +92,7 @@ def test_a_sweep_marks_what_overflows(commands: Commands, tmp_path: Path, count:
 
 
 @pytest.mark.parametrize("model", ["hf-sadi", "hf-iti", "hf-caa"])
-def test_pairs_whose_activations_are_not_finite_make_no_mask(
+def test_pairs_whose_activations_are_not_finite_make_no_fit(
     evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str
 ) -> None:
     from sadi_lmeval.passes import activations
