@@ -19,7 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
-METHODS = ("none", "sadi-head", "sadi-neuron", "sadi-hidden", "iti", "caa")
+from sadi_lmeval.methods.registry import arm_names
+
+METHODS = tuple(name for name, arm in arm_names().items() if arm.usual)
 TASKS = ("truthfulqa_mc1", "boolq", "copa", "winogrande")
 MOST = 1.5
 """Passes of hf a method, at most."""
@@ -51,7 +53,7 @@ def main() -> int:
             print(f"hf, {task}, batch size {size}: {passes[task]:.0f} s", flush=True)
         del bench
         command = [str(Path(sys.executable).with_name("sadi-lmeval")), "compare"]
-        command += ["--model_args", f"pretrained={model},cache_dir={folder}/masks"]
+        command += ["--model_args", f"pretrained={model},cache_dir={folder}/fits"]
         command += ["--tasks", ",".join(TASKS), "--methods", ",".join(METHODS), "--html"]
         command += ["--limit", str(given.limit), "--output_path", str(output), "--diagnostics"]
         start = time.perf_counter()

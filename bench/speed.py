@@ -49,11 +49,11 @@ class Bench:
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
-        from sadi_lmeval.model import SADI
+        from sadi_lmeval.model import model_class
 
         self.path, self.rounds, self.folder = model, rounds, folder
         self.manager = TaskManager()
-        self._sadi = SADI
+        self._sadi = model_class("sadi")
         self._hf: Any = None
         self._hflm = HFLM
         self.failed = False
@@ -158,7 +158,7 @@ def best_size(bench: Bench, name: str, limit: int, shots: int | None) -> int:
 def scoring(bench: Bench, row: str) -> str:
     name, limit, shots, wanted = ROWS[row]
     lm = bench.steered(element="head", top_k=6, delta=9)
-    bench.evaluate(lm, name, 2, shots)  # builds and keeps the mask
+    bench.evaluate(lm, name, 2, shots)  # fits and keeps the fit
     size = best_size(bench, name, limit, shots)
     ours, theirs = [], []
     for _ in range(bench.rounds):
@@ -197,20 +197,21 @@ def _these(which: range, documents: list[Any], limit: float | None) -> list[Any]
 
 def grid(bench: Bench, row: str) -> str:
     import torch
-    from sadi_lmeval.arms import arm
-    from sadi_lmeval.steering.methods import edits_of, joined, site_of
 
     from sadi_lmeval.comparison.sweep import Sweep, parts_of, sweep
     from sadi_lmeval.harness.run_tasks import load_tasks
+    from sadi_lmeval.methods.arm import read_arm
     from sadi_lmeval.passes.packing import Continuation
     from sadi_lmeval.passes.scoring import log_likelihoods
+    from sadi_lmeval.steering.steering import candidates_of
 
     name, most = GRIDS[row]
     limit = 50
     lm = bench.steered()
-    what = Sweep(("sadi-head", "sadi-neuron", "sadi-hidden"), None, "test", limit)
+    arms = {f"sadi-{e}": read_arm("sadi", {"element": e}) for e in ("head", "neuron", "hidden")}
+    what = Sweep(arms, {}, "test", limit)
     tasks = load_tasks([name], [], None, {})
-    parts = parts_of(tasks[0], what, lm.options, lm)  # builds and keeps the masks
+    parts = parts_of(tasks[0], what, lm.options, lm)  # fits and keeps the fits
     size = best_size(bench, name, limit, None)
     ours, theirs = [], []
     for number in range(bench.rounds):  # a round is one part of the documents: all come once
@@ -226,12 +227,10 @@ def grid(bench: Bench, row: str) -> str:
     gap = 0.0
     part = parts[0]
     requests = [lm.continuation(*text) for text in part.trial.texts[0]]
-    for method, mask in part.masks.items():
-        options = arm(method, lm.options)
-        every = what.settings(options, lm)
+    for name_of_arm, fitted in part.fits.items():
+        every = what.settings(name_of_arm, lm)
         settings = every[:: len(every) // 4]
-        edits = edits_of(mask.measurement, settings, options)
-        family = joined(lm.engine.site(*site_of(options)), edits, options)
+        family = candidates_of(arms[name_of_arm], settings, fitted, lm).edits
         told: list[tuple[list[int], torch.Tensor, torch.Tensor]] = []
         lm.engine.score_grid(requests, [family], lambda *scores: told.append(scores))  # noqa: B023
         shared = {n: values[1:, i] for numbers, values, _ in told for i, n in enumerate(numbers)}
@@ -259,15 +258,16 @@ def mask(bench: Bench, row: str) -> str:
     import torch
 
     from sadi_lmeval.harness.run_tasks import load_tasks
+    from sadi_lmeval.methods.collectors import MeanDifference
     from sadi_lmeval.pairs.plan import draw, find_plan
-    from sadi_lmeval.passes.activations import MeanDifference, TokenPair, read_pairs
+    from sadi_lmeval.passes.activations import TokenPair, read_pairs
 
     lm = bench.steered(n_pairs=150, top_k=6, delta=9)
     [task] = load_tasks(["boolq"], [], None, {})
     plan = find_plan(task, lm.options)
     pairs = [
         TokenPair(lm.encode(*p.positive), lm.encode(*p.negative))
-        for p in draw(plan, plan.sources.sources[0], lm.options, False).pairs
+        for p in draw(plan, plan.sources.sources[0], lm.options, ()).pairs
     ]
     site = lm.engine.site("head", "mlp")
 
@@ -354,7 +354,7 @@ def peak(bench: Bench, arm: str) -> None:
     lm = bench.plain(8) if arm == "hf" else bench.steered(top_k=6, delta=9, batch_size=8)
     peaks = {}
     for name, limit in (("truthfulqa_mc1", 8), ("boolq", 16)):
-        bench.evaluate(lm, name, 2, None)  # builds and keeps the mask
+        bench.evaluate(lm, name, 2, None)  # fits and keeps the fit
         Path("/proc/self/clear_refs").write_text("5")
         bench.evaluate(lm, name, limit, None)
         status = Path("/proc/self/status").read_text()

@@ -21,7 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-METHODS = ("none", "sadi-head", "sadi-neuron", "sadi-hidden", "iti", "caa")
+from sadi_lmeval.methods.registry import arm_names
+
+METHODS = tuple(name for name, arm in arm_names().items() if arm.usual)
 N_TUNE = 50
 SPLITS = ("dev", "validation", "test")
 
@@ -181,7 +183,8 @@ def table(folder: Path) -> str:
     lines.append("|---|---|" + "---:|" * (len(METHODS) + 1))
     for row in ROWS:
         if row.task in PUBLISHED:
-            cells = [f"{PUBLISHED[row.task][method]:.2f}" for method in METHODS]
+            published = PUBLISHED[row.task]
+            cells = [f"{published[m]:.2f}" if m in published else "" for m in METHODS]
             lines.append(f"| {row.benchmark} | LLAMA2-7B-CHAT, published | {' | '.join(cells)} | |")
         if (row.task, "none") in records:
             lines += [_line(row, metric, records) for metric in row.metrics]

@@ -13,6 +13,8 @@ from sadi_lmeval.methods.registry import arm_names, check_arm_names, methods
 from sadi_lmeval.options import NAMES as SHARED_NAMES
 from sadi_lmeval.types import Size
 
+pytestmark = pytest.mark.quick
+
 NAMES = tuple(arm_names())
 
 ALONE: dict[str, tuple[str, dict[str, Any]]] = {

@@ -12,6 +12,8 @@ import pytest
 from sadi_lmeval.storage import atomic
 from sadi_lmeval.storage.atomic import read_checked, write_atomically, write_checked
 
+pytestmark = pytest.mark.quick
+
 HOUR = 3600.0
 
 

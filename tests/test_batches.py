@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from sadi_lmeval.passes.batches import Bounds, batches
 
+pytestmark = pytest.mark.quick
+
 
 class Sizes(NamedTuple):
     length: int

@@ -15,6 +15,8 @@ from sadi_lmeval.pairs.recipe import load_recipe
 from sadi_lmeval.pairs.sources import normalized
 from sadi_lmeval.pairs.static_sets import read_static_set, static_pairs
 
+pytestmark = pytest.mark.quick
+
 HUB = Path(__file__).parents[2] / "shared" / "hub"
 TRUTHFULQA = HUB / "truthfulqa" / "truthful_qa"
 NAMES = ("truthfulness", "politeness", "refusal_of_falsehoods")

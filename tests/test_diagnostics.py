@@ -12,6 +12,8 @@ from sadi_lmeval.records.record import Record
 from sadi_lmeval.reports.diagnostics import _balanced_stayed, diagnose
 from sadi_lmeval.reports.significance import compare_paired
 
+pytestmark = pytest.mark.quick
+
 GOLD = [1] * 62 + [0] * 38
 
 

@@ -371,3 +371,99 @@ def test_a_card_that_is_no_json_writes_no_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         save_fit(difference(VALUES, {"element": object()}), tmp_path / "fit.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------ files of earlier releases
+
+EARLIER: dict[str, Any] = {
+    "dtype": "torch.float32",
+    "mixed_precision": "None",
+    "model": "/a/folder/on/another/machine",
+    "model_type": "llama",
+    "n_pairs": 12,
+    "pairs_digest": "cc796d428b02e51454bbd35d0dd73cb35eee12c63a40976450043757113ac220",
+    "recipe": "right_wrong",
+    "recipe_digest": "c127c928a4bcbdd8243e024cf6e263a56566524a571d21a1297e4e96120e2cbb",
+    "revision": "main",
+    "seed": 0,
+    "source": "train",
+    "task": "tiny_choice",
+    "task_digest": "81451dbc77f24e3c31c4d8ef3ee57033",
+    "versions": {"lm-eval": "0.4.13", "sadi-lmeval": "0.1.0", "torch": "2.13.0"},
+    "weights_digest": "e0b8ba631483cca764c3218e791fb001",
+}
+"""What a card of format 1 said beside the kind, the site and the documents."""
+
+
+def write_as_earlier(fit: Fit, path: Path) -> None:
+    """Write the tensors of a fit as releases with format 1 did, byte by byte of the card."""
+    content = hashlib.sha256()
+    for name in sorted(fit.tensors):
+        content.update(f"{name} {list(fit.tensors[name].shape)} ".encode())
+        content.update(fit.tensors[name].numpy().tobytes())
+    of_the_fit = ("kind", "element", "hidden_site", "shape", "documents", "questions")
+    card = {**EARLIER, **{key: fit.card[key] for key in of_the_fit}, "sha256": content.hexdigest()}
+    forged(json.dumps(card, sort_keys=True), fit.tensors, path)
+
+
+def test_a_file_of_format_1_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    card = {**CARD, "hidden_site": None, "documents": ["a"], "questions": ["b"]}
+    for fit in (difference(VALUES, card), Fit(PROBES, {**card, "kind": "probes"})):
+        tensors = {name: values.contiguous() for name, values in fit.tensors.items()}
+        path = tmp_path / "fit.safetensors"
+        write_as_earlier(Fit(tensors, fit.card), path)
+        used(path, fit.card["kind"])
+        loaded = load_fit(path)
+        assert {"documents": ["a"], "questions": ["b"], **EARLIER}.items() <= loaded.card.items()
+        assert set(loaded.tensors) == set(tensors)
+        for name, values in tensors.items():
+            assert torch.equal(loaded.tensors[name], values), name
+
+
+def scores(results: dict[str, Any]) -> list[Any]:
+    return [sample["filtered_resps"] for sample in results["samples"]["tiny_choice"]]
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments"),
+    [
+        ("hf-sadi", {"top_k": 3, "delta": 4}),
+        ("hf-sadi", {"element": "neuron", "top_k": 3, "delta": 4}),
+        ("hf-sadi", {"element": "hidden", "top_k": 3, "delta": 4}),
+        ("hf-iti", {"top_k": 3, "alpha": 5, "direction": "probe"}),
+        ("hf-caa", {"layer": 1, "multiplier": 2}),
+    ],
+)
+def test_a_file_of_format_1_steers_as_the_fit_in_it_does(
+    evaluate: Any, tmp_path: Path, model: str, arguments: dict[str, Any]
+) -> None:
+    own = evaluate("tiny_choice", model=model, **arguments)
+    [fit] = own["config"]["sadi"]["tiny_choice"]["fits"]
+    old = tmp_path / "old.safetensors"
+    write_as_earlier(load_fit(Path(fit["file"])), old)
+    given = (
+        {"mask": str(old), **arguments},
+        {"mask": fit["file"], **arguments},
+        {"method": "none"},
+    )
+    found, other, plain = (
+        evaluate("tiny_choice", model=model, cache_dir=str(tmp_path / "none"), **each)
+        for each in given
+    )
+    said = found["config"]["sadi"]["tiny_choice"]
+    assert said["fit_file"] == "old.safetensors"
+    assert said["fits"][0]["sha256"] == fit["sha256"]
+    assert said["fits"][0].get("selected") == fit.get("selected")
+    assert scores(found) == scores(other) == scores(own) != scores(plain)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_file_of_format_1_is_refused_where_its_documents_are_scored(
+    evaluate: Any, tmp_path: Path
+) -> None:
+    steered = {"top_k": 3, "delta": 4}
+    found = evaluate("tiny_folds", limit=None, **steered)["config"]["sadi"]["tiny_folds"]
+    old = tmp_path / "old.safetensors"
+    write_as_earlier(load_fit(Path(found["fits"][0]["file"])), old)
+    with pytest.raises(UserError, match=r"old\.safetensors was built from .* tiny_folds scores"):
+        evaluate("tiny_folds", limit=None, mask=str(old), **steered)

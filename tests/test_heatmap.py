@@ -16,6 +16,8 @@ from sadi_lmeval.methods.registry import arm_names
 from sadi_lmeval.reports.heatmap import check_can_draw, check_folder, draw_heatmaps
 from sadi_lmeval.settings import Setting
 
+pytestmark = pytest.mark.quick
+
 AXES = {name: arm.method.axes for name, arm in arm_names().items() if arm.method is not None}
 
 

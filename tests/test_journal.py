@@ -16,6 +16,8 @@ from sadi_lmeval.errors import UserError
 from sadi_lmeval.storage import journal as module
 from sadi_lmeval.storage.journal import Journal, held
 
+pytestmark = pytest.mark.quick
+
 LINES: list[Any] = [{"a": 1}, [1.5, None, "é\u2028\n"], {"b": {"c": []}}, 4, True, "text"]
 
 

@@ -20,6 +20,8 @@ from sadi_lmeval.records.record import Record
 from sadi_lmeval.reports.leaderboard import boards_of
 from sadi_lmeval.reports.tables import comma_separated, json_text, markdown, model_index, shown
 
+pytestmark = pytest.mark.quick
+
 GOLD = [0, 1] * 20
 
 

@@ -16,6 +16,8 @@ from sadi_lmeval.settings import Axes, Setting
 from sadi_lmeval.steering.objective import Judged
 from sadi_lmeval.steering.outcome import Choice, Outcome, best, outcome
 
+pytestmark = pytest.mark.quick
+
 SADI, CAA = sadi.AXES, caa.AXES
 SIZES = {SADI: sadi.SADI().edit_size, CAA: caa.CAA().edit_size}
 UNSTEERED = SADI.unsteered

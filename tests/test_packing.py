@@ -12,6 +12,8 @@ from sadi_lmeval.passes import packing
 from sadi_lmeval.passes.packing import UNSTEERED, Continuation, Row, pack_requests
 from sadi_lmeval.passes.prefixes import Group
 
+pytestmark = pytest.mark.quick
+
 FIRST = 7
 """A token that only what all prompts begin with has."""
 

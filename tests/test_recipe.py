@@ -15,6 +15,8 @@ from sadi_lmeval.errors import UserError
 from sadi_lmeval.folders import contrastive_sets
 from sadi_lmeval.pairs.recipe import Recipe, load_recipe
 
+pytestmark = pytest.mark.quick
+
 GOOD = {"recipe": "mine", "contrast": "choice"}
 
 

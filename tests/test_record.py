@@ -23,6 +23,8 @@ from sadi_lmeval.records.record import (
 )
 from sadi_lmeval.records.steering import SteeringRecord
 
+pytestmark = pytest.mark.quick
+
 
 def make_record(**changes: Any) -> Record:
     """A record of four yes/no documents, all answered "yes"; ``changes`` replace its fields."""

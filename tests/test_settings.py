@@ -21,6 +21,8 @@ from sadi_lmeval.settings import (
 )
 from sadi_lmeval.types import Size
 
+pytestmark = pytest.mark.quick
+
 SADI, CAA = sadi.AXES, caa.AXES
 THREE = Axes(
     Axis("layer", whole=True, least=0, counts="layer"),

@@ -9,6 +9,8 @@ from torch import nn
 
 from sadi_lmeval.architecture.signature import cache_parameter
 
+pytestmark = pytest.mark.quick
+
 
 class Before(nn.Module):
     def forward(self, input_ids: Any, past_key_values: Any = None) -> None: ...

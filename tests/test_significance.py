@@ -14,6 +14,8 @@ from scipy.stats import binomtest
 
 from sadi_lmeval.reports.significance import compare_paired, holm
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(autouse=True)
 def no_warnings() -> Iterator[None]:

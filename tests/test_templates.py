@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.pairs.templates import rendered, texts, value
 
+pytestmark = pytest.mark.quick
+
 DOCUMENT: dict[str, Any] = {
     "question": "what is it",
     "label": 2,

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from sadi_lmeval.pairs.wrong_numbers import with_wrong_number
 
+pytestmark = pytest.mark.quick
+
 
 def grouped(number: int) -> str:
     return f"{number:,}"
