@@ -164,7 +164,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
 
     @property
     def model_card(self) -> dict[str, Any]:
-        """What the model is now; taken anew for each call, as weights change in training loops."""
+        """What the model is now; read at each call, as weights change in training loops."""
         if self._card is None:
             name = self.model.config.name_or_path or str(getattr(self, "pretrained", ""))
             self._card = {

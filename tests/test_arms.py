@@ -6,7 +6,9 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+from conftest import tiny_llama
 
+from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods.arm import Arm, read_arm, read_arms
 from sadi_lmeval.methods.registry import arm_names, check_arm_names, methods
@@ -133,6 +135,17 @@ def test_arms_read_where_they_steer() -> None:
         "caa",
     }
     assert places["caa"] == ("hidden", "residual")
+
+
+def test_only_iti_measures_probes() -> None:
+    model = tiny_llama(50)
+    kinds = {}
+    for name in NAMES:
+        method = arm(name).method
+        if method is not None:
+            kinds[name] = method.collector(find_site(model, *method.place), 2, 0).kind
+    assert {name for name, kind in kinds.items() if kind == "probes"} == {"iti"}
+    assert set(kinds.values()) == {"probes", "mean_difference"}
 
 
 @pytest.mark.parametrize("size", SIZES)

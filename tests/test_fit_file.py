@@ -396,7 +396,7 @@ EARLIER: dict[str, Any] = {
 
 
 def write_as_earlier(fit: Fit, path: Path) -> None:
-    """Write the tensors of a fit as releases with format 1 did, byte by byte of the card."""
+    """Write a fit as releases with format 1 did: its card lists no tensors."""
     content = hashlib.sha256()
     for name in sorted(fit.tensors):
         content.update(f"{name} {list(fit.tensors[name].shape)} ".encode())

@@ -14,7 +14,8 @@ from matplotlib.image import imread
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods.registry import arm_names
 from sadi_lmeval.reports.heatmap import check_can_draw, check_folder, draw_heatmaps
-from sadi_lmeval.settings import Setting
+from sadi_lmeval.settings import Axes as Numbers
+from sadi_lmeval.settings import Axis, Setting
 
 pytestmark = pytest.mark.quick
 
@@ -98,6 +99,27 @@ def test_the_axes_have_the_names_of_the_method(
     labels = [label for label in labels if label]  # the colour bar has none
     assert labels == ["multiplier", "layer", "alpha", "K", "delta", "K"]
     assert drawn == [[[0.0], [0.1], [0.2]], [[0.5]], [[0.6]]]
+
+
+def test_of_more_than_two_numbers_the_last_is_across_and_of_one_there_is_one_row(
+    tmp_path: Path, drawn: list[list[list[float]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: dict[str, list[Any]] = {"set_xlabel": [], "set_ylabel": [], "set_yticks": []}
+    for name, said in texts.items():
+        monkeypatch.setattr(Axes, name, lambda self, *given, said=said, **_: said.append(given[-1]))
+    three = Numbers(Axis("layer", whole=True), Axis("top_k", whole=True), Axis("push"))
+    axes = {"three": three, "one": Numbers(Axis("push"))}
+    cells = [(2, 1, 0.5, 0.1), (0, 3, 0.5, 0.2), (2, 1, 1.5, 0.3), (0, 3, 1.5, -0.4)]
+    lines = [NONE]
+    for *numbers, difference in cells:
+        named = three.named(Setting(*numbers))
+        lines.append({**line("three", 0, 0.0, difference), **named})
+    lines += [{**line("one", 0, 0.0, push), "push": push} for push in (0.5, -0.5)]
+    assert len(draw_heatmaps(lines, axes, tmp_path)) == 2
+    assert drawn == [[[0.2, -0.4], [0.1, 0.3]], [[-0.5, 0.5]]]
+    assert [label for label in texts["set_xlabel"] if label] == ["push", "push"]
+    assert [label for label in texts["set_ylabel"] if label] == ["layer, K"]
+    assert ["0, 3", "2, 1"] in texts["set_yticks"]
 
 
 def test_a_setting_that_is_not_finite_is_an_empty_cell(

@@ -192,7 +192,7 @@ def test_the_csv_keeps_commas_quotes_and_newlines_of_names() -> None:
 def test_the_json_says_how_to_repeat_each_cell() -> None:
     steering = {
         "method": "sadi", "parameters": ["top_k", "delta"], "folds": 2, "top_k": [6, 4],
-        "masks": [{"source": "x", "top_k": 6, "delta": 9.0, "selected": [[0, 1]], "sha256": "5ha",
+        "fits": [{"source": "x", "top_k": 6, "delta": 9.0, "selected": [[0, 1]], "sha256": "5ha",
                    "cache_key": "key", "tuning": {"chosen": {"top_k": 6}, "table": [{}]}}],
     }  # fmt: skip
     records = [scored(20, "none"), scored(30, "sadi-head", steering=steering)]
@@ -204,11 +204,11 @@ def test_the_json_says_how_to_repeat_each_cell() -> None:
     assert repeat["model"]["weights_digest"] == "ab12"
     assert repeat["command"] == "sadi-lmeval compare --tasks boolq"
     assert repeat["steering"]["folds"] == 2
-    (mask,) = repeat["steering"]["fits"]
-    assert (mask["sha256"], mask["cache_key"]) == ("5ha", "key")
-    assert mask["tuning"]["chosen"] == {"top_k": 6}
-    assert "table" not in mask["tuning"]
-    assert "selected" not in mask
+    (fit,) = repeat["steering"]["fits"]
+    assert (fit["sha256"], fit["cache_key"]) == ("5ha", "key")
+    assert fit["tuning"]["chosen"] == {"top_k": 6}
+    assert "table" not in fit["tuning"]
+    assert "selected" not in fit
 
 
 def test_the_model_index_is_metadata_that_the_hub_library_reads() -> None:
@@ -241,3 +241,26 @@ def test_several_runs_are_several_entries_of_the_model_index() -> None:
 )
 def test_numbers_are_shown_alike(number: float | None, scale: int, sign: bool, text: str) -> None:
     assert shown(number, scale, sign) == text
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"task_digest": "another"}, "definitions of the task"),
+        ({"pairs_digests": ["another"]}, "pairs"),
+        ({"steering": {"method": "caa", "recipe": "r", "recipe_digest": "another"}}, "recipes"),
+    ],
+)
+def test_records_of_other_definitions_recipes_or_pairs_are_refused(
+    changes: dict[str, Any], what: str
+) -> None:
+    steering = {"method": "iti", "recipe": "r", "recipe_digest": "one"}
+    mine = scored(3, "iti", pairs_digests=["one"], steering=steering)
+    same: dict[str, Any] = {"pairs_digests": ["one"], "steering": {**steering, "method": "caa"}}
+    boards_of([scored(2, "none"), mine, scored(4, "caa", **same)])
+    with pytest.raises(UserError, match=f"boolq: caa and [a-z]+ are of different {what}"):
+        boards_of([scored(2, "none"), mine, scored(4, "caa", **{**same, **changes})])
+
+
+def test_records_that_say_nothing_of_their_pairs_are_compared() -> None:
+    boards_of([scored(3, name, task_digest="", pairs_digests=[]) for name in ("none", "caa")])

@@ -97,7 +97,7 @@ def _steering(method: str, task: str, gain: float) -> dict[str, Any]:
     entries = {"sadi-neuron": 1536, "sadi-hidden": 576}.get(method, 9)
     folds = 2 if task == "truthfulqa_mc1" else 1
     draw = random.Random(f"{method} {task}")
-    masks = []
+    fits = []
     for fold in range(folds):
         table: list[dict[str, Any]] = [{names[0]: 0, names[1]: 0.0, "difference": 0.0}]
         for w in where:
@@ -106,7 +106,7 @@ def _steering(method: str, task: str, gain: float) -> dict[str, Any]:
                 table.append({names[0]: w, names[1]: s, "difference": difference, "score": 0.5})
         table[-1]["difference"] = None
         best = max(table, key=lambda row: -1.0 if row["difference"] is None else row["difference"])
-        mask: dict[str, Any] = {
+        fit: dict[str, Any] = {
             "source": task if folds == 1 else f"{task} (fold {fold + 1} of 2 left out)",
             "n_pairs": 150,
             names[0]: best[names[0]],
@@ -127,11 +127,11 @@ def _steering(method: str, task: str, gain: float) -> dict[str, Any]:
             drawn = {
                 (int(30 * draw.betavariate(5, 1.4)), draw.randrange(entries)) for _ in range(k)
             }
-            mask["selected"] = [list(pair) for pair in sorted(drawn)]
-        masks.append(mask)
+            fit["selected"] = [list(pair) for pair in sorted(drawn)]
+        fits.append(fit)
     return {
         "method": method, "parameters": names, "layers": 30, "entries": entries, "folds": folds,
-        "recipe": "right_wrong", "pairs_from": "train", "masks": masks,
+        "recipe": "right_wrong", "pairs_from": "train", "fits": fits,
     }  # fmt: skip
 
 
@@ -202,7 +202,7 @@ def test_the_page_shows_each_part(text: str) -> None:
 
 
 def test_the_gap_is_of_the_chosen_settings_mean_over_folds() -> None:
-    def mask(difference: float, k: int) -> dict[str, Any]:
+    def fit(difference: float, k: int) -> dict[str, Any]:
         rows = [
             {"top_k": 0, "delta": 0.0, "difference": 0.0},
             {"top_k": k, "delta": 9.0, "difference": difference},
@@ -210,7 +210,7 @@ def test_the_gap_is_of_the_chosen_settings_mean_over_folds() -> None:
         chosen = {"top_k": k, "delta": 9.0}
         return {"tuning": {"objective": "metric", "chosen": chosen, "table": rows}}
 
-    steering = {"parameters": ["top_k", "delta"], "masks": [mask(0.3, 6), mask(0.1, 4)]}
+    steering = {"parameters": ["top_k", "delta"], "fits": [fit(0.3, 6), fit(0.1, 4)]}
     records = [
         answered([0, 0, 1, 1], [1, 0, 1, 0]),
         answered([1, 0, 1, 1], [1, 0, 1, 0], method="sadi", steering=steering),
@@ -225,7 +225,7 @@ def test_a_gain_in_another_measure_than_the_metric_has_no_gap() -> None:
         "chosen": {"top_k": 1, "delta": 9.0},
         "table": [{"top_k": 1, "delta": 9.0, "difference": 2.5}],
     }
-    steering = {"parameters": ["top_k", "delta"], "masks": [{"tuning": tuning}]}
+    steering = {"parameters": ["top_k", "delta"], "fits": [{"tuning": tuning}]}
     words = Reader(page(boards_of([make_record(), make_record(method="sadi", steering=steering)])))
     assert "sadi n/a by likelihood 0.0 n/a" in words.text
 
@@ -233,7 +233,7 @@ def test_a_gain_in_another_measure_than_the_metric_has_no_gap() -> None:
 def test_entries_are_binned_into_at_most_64_columns_inside_the_map() -> None:
     steering = {
         "layers": 2, "entries": 1000,
-        "masks": [{"selected": [[0, 0], [0, 15], [1, 999], [7, 0], [0, 1000], ["x", 1], 3]}],
+        "fits": [{"selected": [[0, 0], [0, 15], [1, 999], [7, 0], [0, 1000], ["x", 1], 3]}],
     }  # fmt: skip
     text = page(boards_of([make_record(method="sadi", steering=steering)]))
     titles = re.findall(r"<title>(layer .*?)</title>", text)
@@ -247,7 +247,7 @@ def test_whatever_came_from_data_is_escaped() -> None:
     steering = {
         "method": HOSTILE, HOSTILE: HOSTILE, "parameters": [HOSTILE, "delta"],
         "layers": 3, "entries": 4,
-        "masks": [{"source": HOSTILE, "selected": [[1, 1]], "tuning": {
+        "fits": [{"source": HOSTILE, "selected": [[1, 1]], "tuning": {
             "objective": HOSTILE, "chosen": {HOSTILE: 1, "delta": 9.0},
             "table": [{HOSTILE: 1, "delta": 9.0, "difference": 0.1}]}}],
     }  # fmt: skip

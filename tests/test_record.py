@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from sadi_lmeval.records.record import (
     load_records,
     save_record,
 )
-from sadi_lmeval.records.steering import SteeringRecord
+from sadi_lmeval.records.steering import ChoiceRecord, FitRecord, SteeringRecord
 
 pytestmark = pytest.mark.quick
 
@@ -161,3 +163,46 @@ def test_a_folder_without_records_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_name_holds_no_separator() -> None:
     assert file_name("a/../b", "m\\n", "c:d") == "a_.._b.m_n@c_d.json"
+
+
+def test_a_record_of_format_1_is_read_and_says_nothing_of_its_definitions(tmp_path: Path) -> None:
+    path = save_record(make_record(), tmp_path)
+    content = json.loads(path.read_text())
+    for name in ("format", "sha256", "task_digest", "pairs_digests"):
+        del content[name]
+    text = json.dumps(content, sort_keys=True, allow_nan=False)
+    earlier = {"format": "sadi-lmeval record 1", "sha256": sha256(text.encode()).hexdigest()}
+    path.write_text(json.dumps({**earlier, **content}))
+    assert load_record(path) == make_record(task_digest="", pairs_digests=[])
+
+
+def test_how_a_task_was_steered_comes_back_as_it_was_written() -> None:
+    choice = ChoiceRecord("accuracy", 20, {"top_k": 2, "delta": 4.0}, True, [{"score": 0.5}])
+    fits = tuple(
+        FitRecord(f"fold {i}", 12, {"top_k": 2, "delta": d}, [[0, 1], [2, 3]], "k", "s", file, made)
+        for i, (d, file, made) in enumerate([(4.0, "k.safetensors", choice), (9.0, None, None)])
+    )
+    steered = SteeringRecord(
+        arguments={"method": "sadi", "steering": "adaptive"},
+        axes=("top_k", "delta"),
+        version="1",
+        task_digest="ab",
+        element="hidden",
+        hidden_site="mlp",
+        layers=4,
+        entries=16,
+        recipe="multiple_choice",
+        recipe_digest="cd",
+        pairs_from="training",
+        folds=2,
+        mask_from="other",
+        fits=fits,
+        not_finite=3,
+    )
+    unsteered = SteeringRecord({"method": "none"}, (), "1", "ab")
+    given = replace(steered, fit_file="a.safetensors", fits=fits[1:])
+    for record in (steered, unsteered, given):
+        assert json.loads(json.dumps(record.to_json())) == record.to_json()
+    assert SteeringRecord.from_json(steered.to_json()).fits == fits
+    assert SteeringRecord.from_json(steered.to_json()).to_json() == steered.to_json()
+    assert SteeringRecord.from_json(given.to_json()).to_json() == given.to_json()

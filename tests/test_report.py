@@ -150,7 +150,7 @@ anything = st.recursive(
     | st.dictionaries(st.sampled_from(["top_k", "delta", "table", "chosen", "difference"]), inner),
     max_leaves=8,
 )  # fmt: skip
-mask = st.fixed_dictionaries(
+fit = st.fixed_dictionaries(
     {},
     optional={
         "selected": anything | st.lists(st.lists(st.integers(-1, 9), max_size=3), max_size=3),
@@ -167,7 +167,8 @@ steerings = st.fixed_dictionaries(
     {},
     optional={
         "parameters": anything | st.just(["top_k", "delta"]),
-        "masks": anything | st.lists(anything | mask, max_size=2),
+        "fits": anything | st.lists(anything | fit, max_size=2),
+        "masks": anything | st.lists(anything | fit, max_size=2),
         "layers": anything | st.just(4),
         "entries": anything | st.just(200),
     },

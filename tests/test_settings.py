@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from itertools import pairwise
 
@@ -276,21 +277,57 @@ def test_of_an_axis_that_is_thinned_to_one_value_the_middle_is_kept() -> None:
     assert space((1, 2, 3), (4.0, 5.0, 6.0)).thinned(1) == space((2,), (5.0,))
 
 
-@given(st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=9, unique=True), min_size=3,
-                max_size=3), st.integers(1, 60))  # fmt: skip
+three = st.tuples(
+    st.lists(st.integers(0, 60), min_size=1, max_size=9, unique=True),
+    st.lists(st.floats(0, 1, allow_subnormal=False), min_size=1, max_size=6, unique=True),
+    st.lists(st.integers(-9, 9).map(float), min_size=1, max_size=5, unique=True),
+)
+
+
+@given(three, st.integers(1, 60) | st.integers(1, 300))
 def test_a_thinned_space_of_three_numbers_keeps_every_axis_where_it_can(
-    values: list[list[int]], most: int
+    values: tuple[list[int], list[float], list[float]], most: int
 ) -> None:
-    whole = space(*(tuple(each) for each in values), axes=Axes(Axis("a"), Axis("b"), Axis("c")))
+    whole = space(*map(tuple, values), axes=THREE)
+    if not whole.settings:
+        return
     found = whole.thinned(most)
     assert 1 <= len(found.settings) <= most
-    for kept, every in zip(found.values, whole.values, strict=True):
-        assert set(kept) <= set(every)
-        if len(kept) > 1:
-            assert (kept[0], kept[-1]) == (every[0], every[-1])
-    if math.prod(min(2, len(each)) for each in values) <= most:
-        assert all(len(kept) > 1 or len(each) == 1
-                   for kept, each in zip(found.values, values, strict=True))  # fmt: skip
+    assert set(found.settings) <= set(whole.settings)
+    if len(whole.settings) <= most:
+        assert found is whole
+        return
+    steering = [values[0], [alpha for alpha in values[1] if alpha], values[2]]
+    for kept, every in zip(found.values, steering, strict=True):
+        places = [every.index(value) for value in kept]
+        assert places == sorted(set(places))
+        if len(places) > 1:
+            assert (places[0], places[-1]) == (0, len(every) - 1)
+            gaps = [b - a for a, b in pairwise(places)]
+            assert max(gaps) - min(gaps) <= 1
+    # no axis is given up where all can be kept; then no other choice has more settings
+    lengths = [len(every) for every in steering]
+    sizes = [
+        size
+        for size in itertools.product(*(range(1, length + 1) for length in lengths))
+        if math.prod(size) <= most
+    ]
+    all_axes = [
+        size
+        for size in sizes
+        if all(n > 1 or length == 1 for n, length in zip(size, lengths, strict=True))
+    ]
+    assert tuple(map(len, found.values)) in (all_axes or sizes)
+    assert len(found.settings) == max(map(math.prod, all_axes or sizes))
+
+
+@pytest.mark.parametrize("most", [1, 3, 4, 5, 8, 9])
+def test_a_thinned_space_of_two_strengths_has_no_more_settings_than_were_asked_for(
+    most: int,
+) -> None:
+    axes = Axes(Axis("push", strength=True), Axis("pull", strength=True))
+    found = space((0.0, 1.0, 2.0), (0.0, 1.0, 2.0), axes=axes).thinned(most)
+    assert 1 <= len(found.settings) <= most
 
 
 def test_a_space_goes_no_further_than_the_model() -> None:

@@ -605,20 +605,69 @@ def test_an_option_of_no_named_method_is_told_as_argparse_does(
         assert f"unrecognized arguments: {option}" in capsys.readouterr().err
 
 
+PROBES = ("--methods", "iti", "--top_k", "2", "--alpha", "-8,3")
+DIRECTIONS = ("mass_mean", "probe")
+
+
 def test_the_numbers_of_every_method_are_options_and_its_arguments_model_arguments(
-    sweep: Any,
+    sweep: Any, evaluate: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Lines of one argument are never taken for those of another."""
-    grid = ("--methods", "iti", "--top_k", "2", "--alpha", "-8,3")
-    runs = {d: sweep("tiny_choice", *grid, direction=d) for d in ("mass_mean", "probe")}
+    runs, said = {}, {}
+    for direction in DIRECTIONS:
+        runs[direction] = sweep("tiny_choice", *PROBES, direction=direction)
+        said[direction] = capsys.readouterr().out
     lines = runs["probe"]
     assert lines[:3] == runs["mass_mean"]
     steered = [line for line in lines if line["method"] == "iti"]
     assert [(line["direction"], line["alpha"]) for line in steered] == [
         ("mass_mean", -8.0), ("mass_mean", 3.0), ("probe", -8.0), ("probe", 3.0)]  # fmt: skip
-    assert steered[0]["margin"] != steered[2]["margin"]
+    assert len(lines) == 5
+    assert len({line["margin"] for line in steered}) == 4
     assert steered[0]["fits"] == steered[2]["fits"]  # what is measured is the same
-    assert sweep("tiny_choice", *grid, direction="mass_mean") == lines
+    assert [line["arm"] for line in steered] == 2 * [steered[0]["arm"]] + 2 * [steered[2]["arm"]]
+    assert steered[0]["arm"] != steered[2]["arm"]
+    assert said["mass_mean"] != said["probe"]
+    for direction in DIRECTIONS:
+        assert sweep("tiny_choice", *PROBES, direction=direction) == lines
+        assert capsys.readouterr().out == said[direction]
+        own = [line for line in steered if line["direction"] == direction]
+        run = evaluate("tiny_choice", model="hf-iti", grid="2x-8/3", n_tune=12, direction=direction)
+        [fit] = run["config"]["sadi"]["tiny_choice"]["fits"]
+        for line, row in zip([lines[0], *own], fit["tuning"]["table"], strict=True):
+            expected = [row[name] for name in NUMBERS]
+            assert [line[name] for name in NUMBERS] == pytest.approx(expected, abs=1e-4)
+
+
+def test_notes_of_an_interrupted_sweep_are_not_taken_for_those_of_another_argument(
+    command: Command, sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = sweep("tiny_choice", *PROBES, direction="probe")
+    (tmp_path / "out.jsonl").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "grid_log_likelihoods", Counting(after=20))
+        assert cli.main(command("tiny_choice", *PROBES, direction="mass_mean")) == 130
+    assert list(tmp_path.glob("out.jsonl.*"))
+    spy = Counting()
+    monkeypatch.setattr(engine, "grid_log_likelihoods", spy)
+    assert_same(sweep("tiny_choice", *PROBES, direction="probe"), undisturbed)
+    assert spy.requests == [36]
+
+
+def test_of_one_method_a_number_may_be_named_alone(sweep: Any) -> None:
+    lines = sweep("tiny_choice", "--methods", "iti", "--top_k", "1")
+    assert [(line.get("top_k"), line.get("alpha")) for line in lines] == [
+        (None, None), *((1, alpha) for alpha in (10.0, 15.0, 20.0, 25.0, 30.0))]  # fmt: skip
+
+
+@pytest.mark.parametrize("grid", [(), ("--grid", "1x2")])
+def test_the_unsteered_model_alone_is_refused_or_swept(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], grid: tuple[str, ...]
+) -> None:
+    if cli.main(command("tiny_choice", "--methods", "none", *grid)) == 1:
+        assert capsys.readouterr().err.splitlines()[-1].startswith("sadi-lmeval: error: ")
+    else:
+        assert [line["method"] for line in read(tmp_path / "out.jsonl")] == ["none"]
 
 
 def test_a_given_mask_is_refused_or_used(

@@ -1,4 +1,4 @@
-"""Rows of like length, gathered into batches of bounded size."""
+"""Rows of like length, put into batches of bounded size."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class Fit:
             ):
                 raise UserError(
                     f"fit {source}: has {name} of shape {found}, but a fit of kind {kind} on this "
-                    f"model has {list(shape)}; delete it and fit the method anew"
+                    f"model has {list(shape)}; delete it and fit the method again"
                 )
 
 

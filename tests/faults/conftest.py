@@ -31,7 +31,7 @@ def commands(
 
 @pytest.fixture
 def count(record_property: Callable[[str, object], None]) -> Count:
-    """Say in the summary how many of what there were: ``count("masks cut", rebuilt=190, …)``."""
+    """Say in the summary how many of what there were: ``count("fits cut", rebuilt=190, …)``."""
 
     def said(what: str, **numbers: int) -> None:
         record_property(_PROPERTY, f"{what}: {', '.join(f'{n} {k}' for k, n in numbers.items())}")

@@ -5,4 +5,4 @@ from __future__ import annotations
 from collections.abc import Callable
 
 Count = Callable[..., None]
-"""``count("masks cut", rebuilt=190, …)``: to be told at the end."""
+"""``count("fits cut", rebuilt=190, …)``: to be told at the end."""

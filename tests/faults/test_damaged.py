@@ -94,5 +94,5 @@ def test_a_damaged_fit_that_is_given_by_hand_is_refused(
     assert told["refused"] > PLACES * 0.9
     given.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"given\.safetensors"):
-        evaluate("tiny_choice", limit=4, top_k=2, delta=3, fit=str(given))
+        evaluate("tiny_choice", limit=4, top_k=2, delta=3, mask=str(given))
     count(f"{PLACES} damaged fits that are given by hand", **told)

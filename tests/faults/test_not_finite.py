@@ -81,13 +81,16 @@ def test_a_sweep_marks_what_overflows(commands: Commands, tmp_path: Path, count:
     output = tmp_path / "out.jsonl"
     given: dict[str, Any] = {"n_pairs": 12, "dtype": "float16", "cache_dir": tmp_path / "cache"}
     options = ("--limit", "6", "--grid", f"4x3/{TOO_MUCH:g}", "--output", str(output))
+    options += ("--methods", "sadi-head,sadi-neuron,sadi-hidden")
     program = "sadi-lmeval sweep"
     done = commands.run(program, commands.arguments(program, "tiny_choice", *options, **given))
     assert done.code == 0, done.output[-3000:]
-    lines = {line["delta"]: line for line in map(json.loads, output.read_text().splitlines())}
+    found = list(map(json.loads, output.read_text().splitlines()))
+    lines = {line.get("delta"): line for line in found}
+    assert [line["method"] for line in found if "delta" not in line] == ["none"]
     assert lines[TOO_MUCH]["score"] is None
     assert lines[TOO_MUCH]["not_finite"] > 0
-    assert lines[3.0]["not_finite"] == lines[0.0]["not_finite"] == 0
+    assert lines[3.0]["not_finite"] == lines[None]["not_finite"] == 0
     count("overflow in a sweep", marked=1)
 
 
