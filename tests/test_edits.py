@@ -338,7 +338,7 @@ def test_generation_equals_the_equations_written_out(
 def test_a_generation_that_is_edited_onwards_has_the_gate_of_its_prompt(
     model: LlamaForCausalLM, site: Site, name: str
 ) -> None:
-    """Each step's most probable token has the score of the same text as a continuation."""
+    """A generated text has the score that it has as a continuation."""
     edits = EVERY[name](site, "onwards").edits
     for which in (0, 2, 3):
         tokens, logits = generate(model, edits, which)
@@ -347,11 +347,10 @@ def test_a_generation_that_is_edited_onwards_has_the_gate_of_its_prompt(
             for row, prompt in enumerate(PROMPTS)
         ]
         found = log_likelihoods(Forward(model), requests, edits, 2, False, ROWS_ALONE)
-        for row, (value, greedy) in enumerate(found):
+        for row, (value, _) in enumerate(found):
             steps = logits[:, row].log_softmax(-1)
             total = float(steps.gather(1, tokens[row, :, None]).sum())
             assert value == pytest.approx(total, abs=1e-4)
-            assert greedy
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
