@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import fields
+from collections.abc import Iterator
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
