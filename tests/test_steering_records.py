@@ -1,4 +1,4 @@
-"""What ``config.sadi`` says of a task comes back unchanged, for every method and way of steering."""
+"""What ``config.sadi`` says of a task comes back unchanged, for every method."""
 
 from __future__ import annotations
 
