@@ -98,11 +98,11 @@ class Axes(tuple[Axis, ...]):
         return Setting(*(0 if axis.whole else 0.0 for axis in self))
 
     def steers(self, setting: Setting) -> bool:
-        """Whether a setting is another one than the unsteered model."""
+        """Whether a setting is another one than the unsteered model; a strength of 0 is not."""
         if setting == self.unsteered:
             return False
         strengths = [n for axis, n in zip(self, setting, strict=True) if axis.strength]
-        return not strengths or any(strengths)
+        return all(strengths)
 
     def named(self, setting: Setting) -> dict[str, Any]:
         """The numbers under the method's own names, for files and messages."""
@@ -217,7 +217,7 @@ def read_search_space(given: object, axes: Axes) -> SearchSpace:
 
     Args:
         given: ``1/2/4x4/9``, the values of each axis in the order of the axes;
-            ``top_k:1/2/4,delta:4/9``, by name; or a mapping of names to numbers.
+            ``top_k:1/2/4;delta:4/9``, by name; or a mapping of names to numbers.
         axes: of the method.
 
     Raises:
@@ -226,12 +226,14 @@ def read_search_space(given: object, axes: Axes) -> SearchSpace:
     source = f"grid={given}"
     if isinstance(given, Mapping):
         return search_space_of(_by_name(given, source, axes), source, axes)
-    text = str(given).lower()
+    text = str(given)
     if ":" in text:
-        parts = (part.partition(":") for part in text.replace(";", ",").split(",") if part)
+        parts = [part.partition(":") for part in text.replace(",", ";").split(";") if part.strip()]
         named = {name.strip(): values.split("/") for name, _, values in parts}
+        if len(named) < len(parts):
+            raise UserError(f"{source}: names a number twice; name each once")
         return search_space_of(_by_name(named, source, axes), source, axes)
-    lists = text.split("x", len(axes) - 1)
+    lists = text.lower().split("x", len(axes) - 1)
     if len(lists) != len(axes):
         _refuse_form(source, axes)
     return search_space_of([values.split("/") for values in lists], source, axes)
@@ -239,7 +241,10 @@ def read_search_space(given: object, axes: Axes) -> SearchSpace:
 
 def _by_name(given: Mapping[Any, Any], source: str, axes: Axes) -> list[list[Any]]:
     if set(given) != set(axes.names):
-        raise UserError(f"{source}: must map {' and '.join(axes.names)} to lists of numbers")
+        example = ";".join(f"{name}:1/2" for name in axes.names)
+        raise UserError(
+            f"{source}: must map {' and '.join(axes.names)} to lists of numbers, as {example}"
+        )
     listed = (given[name] for name in axes.names)
     return [list(v) if isinstance(v, (list, tuple)) else [v] for v in listed]
 

@@ -1,11 +1,10 @@
-"""What ``config.sadi`` says of a task comes back unchanged, for every method."""
+"""What ``config.sadi`` says of a task comes back unchanged, for every method and way to steer."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from functools import partialmethod
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +18,8 @@ from sadi_lmeval.records.steering import SteeringRecord
 from sadi_lmeval.types import Size
 
 STEERED = [name for name, arm in arm_names().items() if arm.method is not None]
-TASKS = ("tiny_choice", "tiny_folds", "tiny_text")
-"""One fit of pairs of choices, two fits, one fit of pairs of targets."""
+FITS = {"tiny_choice": 1, "tiny_folds": 2, "tiny_text": 1}
+"""How many fits tasks have: of pairs of choices, of two folds, of pairs of targets."""
 SIZE = Size(3, 4)
 """Of the tiny model's heads: it has no smaller site."""
 
@@ -39,79 +38,92 @@ def method_of(arm: str) -> Method:
     return method
 
 
-def strengths(arm: str, value: float | None) -> dict[str, Any]:
-    """A number of each axis: the least one, and of the strength another."""
+def numbers_of(arm: str, strength: float) -> dict[str, Any]:
+    """A strength, and of the other axes the least number that steers."""
     axes = method_of(arm).axes
-    numbers = {axis.name: max(axis.least or 0, 1) for axis in axes if not axis.strength}
-    return {**numbers, **{axis.name: value for axis in axes if axis.strength}}
-
-
-def chosen_of_a_grid(arm: str, cache: Path) -> dict[str, Any]:
-    space = method_of(arm).search_space(SIZE).thinned(3)
-    return {"grid": "x".join("/".join(map(str, v)) for v in space.values), "n_tune": 12}
-
-
-def given(arm: str, cache: Path) -> dict[str, Any]:
-    return strengths(arm, 3)
-
-
-def given_as_0(arm: str, cache: Path) -> dict[str, Any]:
-    return strengths(arm, 0)
-
-
-def switched_off(arm: str, cache: Path) -> dict[str, Any]:
-    return {"method": "none"}
-
-
-def fitted_to_another_task(arm: str, cache: Path) -> dict[str, Any]:
-    return {**strengths(arm, 3), "mask_from": "tiny_folds"}
-
-
-def fitted_by_hand(arm: str, cache: Path) -> dict[str, Any]:
-    return {**strengths(arm, 3), "mask": str(next(cache.glob("*.safetensors")))}
-
-
-WAYS = [
-    chosen_of_a_grid,
-    given,
-    given_as_0,
-    switched_off,
-    fitted_to_another_task,
-    fitted_by_hand,
-]
-"""The last takes a fit of those before it."""
+    return {a.name: strength if a.strength else max(a.least or 0, 1) for a in axes}
 
 
 def come_back(found: dict[str, Any]) -> SteeringRecord:
     """Read a record, and see that nothing is lost and nothing added."""
     plain = json.loads(json.dumps(found, allow_nan=False))
     record = SteeringRecord.from_json(plain)
-    again = record.to_json()
-    assert json.loads(json.dumps(again, allow_nan=False)) == plain
+    again = json.loads(json.dumps(record.to_json(), allow_nan=False))
+    assert again == plain
     assert SteeringRecord.from_json(again) == record
     return record
 
 
-@pytest.mark.parametrize("arm", STEERED)
-def test_a_record_of_every_method_survives_being_read_and_written_again(
-    evaluate: Evaluate, tmp_path: Path, arm: str
-) -> None:
-    kind, cache = arm_names()[arm].method, tmp_path / "cache"
-    assert kind is not None
-    seen: dict[str, list[SteeringRecord]] = {}
-    for way in WAYS:
-        tasks = TASKS[:1] if way is fitted_by_hand else TASKS
-        arguments = {**arm_names()[arm].sets, **way(arm, cache)}
-        found = evaluate(*tasks, model=f"hf-{kind.name}", limit=3, **arguments)["config"]["sadi"]
+class Run:
+    """A run of one arm on a task of each kind."""
+
+    def __init__(self, evaluate: Evaluate, arm: str) -> None:
+        self.arm, self._evaluate = arm, evaluate
+
+    def entries(self, *tasks: str, **arguments: Any) -> dict[str, dict[str, Any]]:
+        """What the results file says of each task."""
+        kind, given = method_of(self.arm).name, {**arm_names()[self.arm].sets, **arguments}
+        tasks = tasks or tuple(FITS)
+        found: dict[str, dict[str, Any]] = self._evaluate(
+            *tasks, model=f"hf-{kind}", limit=3, **given
+        )["config"]["sadi"]
         assert list(found) == list(tasks)
-        seen[way.__name__] = [come_back(found[task]) for task in tasks]
-        if way is given:  # a fit for the last
-            for path in cache.glob("*.safetensors"):
-                if path.name != found["tiny_choice"]["fits"][0]["cache_key"] + ".safetensors":
-                    assert path.is_file()
-    assert [len(r.fits) for r in seen["chosen_of_a_grid"]] == [1, 2, 1]
-    assert all(fit.tuning is not None for r in seen["chosen_of_a_grid"] for fit in r.fits)
-    assert all(fit.tuning is None for r in seen["given"] for fit in r.fits)
-    assert [r.fits for r in seen["given_as_0"] + seen["switched_off"]] == [()] * 6
-    assert {r.mask_from for r in seen["fitted_to_another_task"][::2]} == {"tiny_folds"}
-    assert {r.fit_file is not None for r in seen["fitted_by_hand"]} == {True}
+        return found
+
+    def records(self, *tasks: str, **arguments: Any) -> dict[str, SteeringRecord]:
+        """The same, read and written and read again."""
+        entries = self.entries(*tasks, **arguments)
+        return {task: come_back(entry) for task, entry in entries.items()}
+
+
+@pytest.fixture(params=STEERED)
+def run(evaluate: Evaluate, request: pytest.FixtureRequest) -> Run:
+    return Run(evaluate, request.param)
+
+
+def test_a_record_of_chosen_settings_survives_being_read_and_written(run: Run) -> None:
+    space = method_of(run.arm).search_space(SIZE).thinned(3)
+    grid = "x".join("/".join(map(str, values)) for values in space.values)
+    records = run.records(grid=grid, n_tune=12)
+    assert {task: len(record.fits) for task, record in records.items()} == FITS
+    for record in records.values():
+        assert all(fit.tuning and len(fit.tuning.table) > 1 for fit in record.fits)
+        assert record.setting.keys() == set(record.axes) == set(method_of(run.arm).axes.names)
+
+
+def test_a_record_of_a_given_setting_survives_being_read_and_written(run: Run) -> None:
+    numbers = numbers_of(run.arm, 3)
+    records = run.records(**numbers)
+    assert {task: len(record.fits) for task, record in records.items()} == FITS
+    for record in records.values():
+        assert [(fit.setting, fit.tuning) for fit in record.fits] == [(numbers, None)] * len(
+            record.fits
+        )
+
+
+def test_a_record_of_the_strength_0_survives_being_read_and_written(run: Run) -> None:
+    records = run.records(**numbers_of(run.arm, 0))
+    assert [record.fits for record in records.values()] == [()] * len(FITS)
+
+
+def test_a_record_of_a_method_that_is_switched_off_survives_being_read_and_written(
+    run: Run,
+) -> None:
+    for record in run.records(method="none").values():
+        assert (record.arguments, record.axes, record.fits) == ({"method": "none"}, (), ())
+
+
+def test_a_record_of_another_task_s_fit_survives_being_read_and_written(run: Run) -> None:
+    records = run.records(**numbers_of(run.arm, 3), mask_from="tiny_folds")
+    sources = {task: record.mask_from for task, record in records.items()}
+    assert sources == {"tiny_choice": "tiny_folds", "tiny_folds": None, "tiny_text": "tiny_folds"}
+
+
+def test_a_record_of_a_fit_that_is_given_by_hand_survives_being_read_and_written(
+    run: Run,
+) -> None:
+    numbers = numbers_of(run.arm, 3)
+    [fit] = run.entries("tiny_choice", **numbers)["tiny_choice"]["fits"]
+    [record] = run.records("tiny_choice", **numbers, mask=fit["file"]).values()
+    assert record.fit_file == f"{fit['cache_key']}.safetensors"
+    assert record.recipe is record.recipe_digest is record.pairs_from is None

@@ -65,6 +65,11 @@ def run(given: argparse.Namespace, rest: Sequence[str], command: object) -> None
         methods = listed("methods", given.methods)
     methods = [name for name in methods if name != UNSTEERED]
     check_arm_names(methods)
+    if not methods:
+        raise UserError(
+            f"--methods {given.methods}: the unsteered model is always tried; name a method that "
+            "steers"
+        )
     names = listed("tasks", given.tasks)
     plain = read_arms(methods, {})
     spaces = _spaces(given, _of_axes(rest, plain), plain)

@@ -264,8 +264,9 @@ def _check_space(arm: Arm) -> None:
             "grid= or a larger max_settings="
         )
     if not count:
-        strength = next(axis.name for axis in arm.axes if axis.strength)
+        strengths = [axis for axis in arm.axes if axis.strength] or arm.axes
+        name = " and ".join(axis.name for axis in strengths)
         raise UserError(
-            f"grid: {strength} 0 alone steers nothing, and the unsteered model is always tried; "
-            f"pass another {strength}"
+            f"grid: {name} 0 alone steers nothing, and the unsteered model is always tried; "
+            f"pass another {name}"
         )
