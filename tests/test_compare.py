@@ -804,6 +804,12 @@ REFUSED = [
         ((), {"delta": 3, "alpha": 2}, ["--model_args alpha, delta"]),
         ((), {"layer": 1, "multiplier": 3}, ["--model_args layer, multiplier"]),
         ((), {"grid": "1x2", "element": "head"}, ["--model_args grid"]),
+        ((), {"element": "head"}, ["element=head", "no method of none, iti has element"]),
+        (
+            *(("--methods", "none,sadi-head"), {"grid": "1x2", "element": "head"}),
+            ["--model_args element, grid"],
+        ),
+        (("--methods", "none,caa"), {"direction": "probe"}, ["no method of none, caa", "direct"]),
         ((), {"method": "none"}, ["--model_args method"]),
         ((), {"max_settings": 5}, ["--model_args max_settings"]),
         ((), {"mask": "mask.safetensors"}, ["--model_args mask", "mask_from=TASK"]),
@@ -921,6 +927,28 @@ def test_a_folder_with_another_model_s_records_is_refused(
         assert contents(folder) == before
 
 
+def test_an_arm_whose_own_arguments_are_others_is_refused(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Arms that are not there yet may have any."""
+    folder, task = tmp_path / "out", ("tiny_choice",)
+    limit = ("--limit", "3")
+    assert cli.main(command(folder, *task, "none,iti", *limit)) == 0
+    before = contents(folder)
+    for methods in ("none,iti", "none,iti,caa", "iti,none,sadi-head"):
+        said = refused(command(folder, *task, methods, *limit, direction="probe"), capsys)
+        assert "(it differs in direction)" in said
+        assert contents(folder) == before
+    given = {"activations": "clean"}
+    assert cli.main(command(folder, *task, "none,sadi-head", *limit, **given)) == 0
+    assert cli.main(command(folder, *task, "none,iti,caa", *limit)) == 0
+    after = contents(folder)
+    said = refused(command(folder, *task, "none,sadi-head", *limit), capsys)
+    assert "(it differs in activations)" in said
+    assert contents(folder) == after
+    assert len(records(folder)) == 4
+
+
 def changed_model(model_folder: Path, tmp_path: Path, weight: str, factor: float) -> Path:
     """The model with one of its weights multiplied."""
     folder = Path(shutil.copytree(model_folder, tmp_path / "changed"))
@@ -963,6 +991,10 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], list[str]]] = {
     "what the records have in common was changed": (
         *("comparison.json", lambda p: p.write_text(p.read_text().replace("5.0", "4.0")), ["dama"]),
     ),
+    "how an arm steers was changed": (
+        *("comparison.json", lambda p: p.write_text(p.read_text().replace('"top"', '"bottom"'))),
+        ["damaged"],
+    ),
     "what the records have in common is not there": (
         *("comparison.json", Path.unlink, ["has records but no comparison.json"]),
     ),
@@ -997,6 +1029,189 @@ def test_an_attempt_that_was_refused_does_not_claim_the_folder(
     assert records(folder) == {}
     assert cli.main(command(folder, *small, n_tune=12)) == 0
     assert len(records(folder)) == 2
+
+
+# ------------------------------------------------------------------ edited in between
+
+EDITED = "tiny_edited"
+HELPERS = "def keep(documents):\n    return documents.filter(lambda row: row['label'] < 3)\n"
+FILES: dict[str, str] = {
+    "helpers.py": HELPERS,
+    "own.yaml": "recipe: own\ncontrast: choice\ngold: '{{ label }}'\n",
+    "fixed.yaml": "recipe: fixed\ncontrast: static\npairs: pairs.jsonl\n",
+    "bench.yaml": f"benchmark: mine\ntasks: [{EDITED}]\nrecipe: own\n",
+    "pairs.jsonl": "".join(
+        json.dumps({"prompt": f"is the {word} {number} ?", "positive": "yes", "negative": "no"})
+        + "\n"
+        for number, word in enumerate("cat dog bird fish stone tree river house road sky".split())
+    ),
+}
+"""Beside the task: what it and its pairs are made of."""
+
+
+@pytest.fixture
+def edited(tasks_folder: Path, tmp_path: Path) -> Path:
+    """A folder with the tasks tiny_edited and tiny_choice, and the files of the former."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    text = (tasks_folder / "tiny_choice.yaml").read_text()
+    (folder / "tiny_choice.yaml").write_text(text)
+    for name, content in FILES.items():
+        (folder / name).write_text(content)
+    text = text.replace("tiny_choice", EDITED) + "process_docs: !function helpers.keep\n"
+    (folder / f"{EDITED}.yaml").write_text(text)
+    return folder
+
+
+class Change(NamedTuple):
+    """An edit of a file.
+
+    Attributes:
+        file: its name.
+        old, new: of its text.
+        what: of the task the refusal is to name.
+        recipe: of the pairs, as a model argument; None: the benchmark file names it.
+    """
+
+    file: str
+    old: str
+    new: str
+    what: str
+    recipe: str | None = None
+
+
+TASK, RECIPE, PAIRS = "the task", "the recipe", "the pairs file"
+CHANGES: dict[str, Change] = {
+    "the prompt": Change(f"{EDITED}.yaml", "answer :", "the answer :", TASK),
+    "the metrics": Change(f"{EDITED}.yaml", "higher_is_better: true", "higher_is_better: false",
+                          TASK),
+    "the version": Change(f"{EDITED}.yaml", "version: 1.0", "version: 2.0", TASK),
+    "the code": Change("helpers.py", "< 3", "< 4", TASK),
+    "the benchmark's recipe": Change("own.yaml", "{{ label }}", "{{ 0 + label }}", RECIPE),
+    "the user's recipe": Change("own.yaml", "{{ label }}", "{{ 0 + label }}", RECIPE, "own"),
+    "which recipe it is": Change("bench.yaml", "recipe: own", "recipe: right_wrong", RECIPE),
+    "the prompt of a static set": Change("fixed.yaml", "pairs:", "prompt: '{{ prompt }} a'\npairs:",
+                                         RECIPE, "fixed"),
+    "a pair": Change("pairs.jsonl", "bird", "star", PAIRS, "fixed"),
+}  # fmt: skip
+
+
+def edit(folder: Path, change: Change) -> None:
+    path = folder / change.file
+    text = path.read_text()
+    assert change.old in text
+    path.write_text(text.replace(change.old, change.new))
+
+
+RESUMED = (f"tiny_choice,{EDITED}", "none,iti", "--limit", "3")
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_comparison_whose_task_recipe_or_pairs_were_edited_is_refused_by_name(
+    command: Command,
+    edited: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+) -> None:
+    this, folder = CHANGES[change], tmp_path / "out"
+    model: dict[str, Any] = {"include": edited, "recipe": this.recipe, "n_pairs": 6}
+    first = command(folder, *RESUMED, **model)
+    inner = interrupting(compare.save_record, 3, True, always)
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "save_record", inner)
+        assert cli.main(first) == 130
+    shutil.copytree(folder, tmp_path / "interrupted")
+    assert cli.main(first) == 0
+    edit(edited, this)
+    # finished, with another method, of that task alone, and not finished
+    more = (RESUMED[0], "none,iti,caa", *RESUMED[2:])
+    alone = (EDITED, *RESUMED[1:])
+    for given, where in (
+        *[(asked, folder) for asked in (RESUMED, more, alone)],
+        (RESUMED, tmp_path / "interrupted"),
+    ):
+        before = contents(where)
+        said = refused(command(where, *given, **model), capsys)
+        assert str(where) in said
+        differs = f"{this.what} of {EDITED}"
+        if this.recipe is not None and given != alone:  # the user's is that of every task
+            differs = f"{this.what} of tiny_choice, {differs}"
+        assert f"(it differs in {differs})" in said
+        assert contents(where) == before
+    # Nothing was edited of the other task.
+    others = ("tiny_choice", *more[1:])
+    if this.recipe is None:
+        assert cli.main(command(folder, *others, **model)) == 0
+        assert len(records(folder)) == 5
+
+
+def test_all_that_was_edited_is_named_at_once(
+    command: Command, edited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    arguments = command(folder, *RESUMED, include=edited, recipe="fixed", n_pairs=6)
+    assert cli.main(arguments) == 0
+    before = contents(folder)
+    for name in ("the prompt", "the prompt of a static set", "a pair"):
+        edit(edited, CHANGES[name])
+    said = refused(arguments, capsys)
+    of_both = [f"{what} of {task}" for task in ("tiny_choice", EDITED) for what in (RECIPE, PAIRS)]
+    of_both.insert(2, f"{TASK} of {EDITED}")
+    assert f"(it differs in {', '.join(of_both)})" in said
+    assert contents(folder) == before
+
+
+def test_a_comparison_that_was_interrupted_while_scoring_is_refused_too(
+    command: Command,
+    edited: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There are answers in the folder, but no record yet."""
+    folder = tmp_path / "out"
+    arguments = command(folder, *RESUMED, include=edited)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", interrupting(Journal.add, 1, True, of_answers))
+        assert cli.main(arguments) == 130
+    assert records(folder) == {}
+    before = contents(folder)
+    assert before["answers.jsonl"]
+    edit(edited, CHANGES["the prompt"])
+    assert f"(it differs in {TASK} of {EDITED})" in refused(arguments, capsys)
+    assert contents(folder) == before
+
+
+def test_what_changes_no_pair_and_no_score_may_be_edited(
+    command: Command, edited: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    arguments = command(folder, *RESUMED, include=edited)
+    assert cli.main(arguments) == 0
+    before = contents(folder)
+    recipe = edited / "own.yaml"
+    recipe.write_text(recipe.read_text() + "description: of people\n# a note\n")
+    (edited / "fixed.yaml").write_text("recipe: fixed\ncontrast: choice\n")
+    task = edited / f"{EDITED}.yaml"
+    task.write_text("# a note\n" + task.read_text())
+    assert cli.main(arguments) == 0
+    assert contents(folder) == before
+
+
+def test_a_comparison_whose_fits_are_of_a_task_that_was_edited_is_refused_by_name(
+    command: Command, edited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, model = tmp_path / "out", {"include": edited, "mask_from": EDITED}
+    given = ("tiny_choice", "none,iti", "--limit", "3")
+    assert cli.main(command(folder, *given, **model)) == 0
+    before = contents(folder)
+    edit(edited, CHANGES["the prompt"])
+    more = ("tiny_choice", "none,iti,caa", *given[2:])
+    said = refused(command(folder, *more, **model), capsys)
+    assert EDITED in said.partition("differs in")[2], said
+    assert contents(folder) == before
 
 
 def test_a_model_that_is_not_there_is_told_in_one_line(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -16,7 +17,17 @@ from test_leaderboard import scored, two_tasks
 from test_record import make_record
 
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.records.record import FOLDER, FORMAT, Record, _digest, save_record
+from sadi_lmeval.records.record import (
+    FOLDER,
+    FORMAT,
+    Record,
+    _digest,
+    file_name,
+    load_record,
+    load_records,
+    save_record,
+    to_json,
+)
 from sadi_lmeval.reports.report import merged, report
 
 FILES = ["leaderboard.csv", "leaderboard.json", "leaderboard.md", "model-index.yaml"]
@@ -205,6 +216,130 @@ def test_whatever_the_values_are_a_report_is_made(
     ]
     folder = saved(tmp_path / "run", *records)
     assert "| caa |" in report([folder], tmp_path / "out", html=True, diagnostics=True)
+
+
+# ------------------------------------------------------------------ records of the release before
+
+EARLIER = json.loads((Path(__file__).parent / "records_of_format_1.json").read_text("utf-8"))
+"""A comparison of two tasks with ``--transfer``, and its leaderboard, as release 0.1.0 wrote them
+(commit 488ebeb)."""
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    folder = tmp_path / "earlier"
+    (folder / FOLDER).mkdir(parents=True)
+    for record in EARLIER["records"]:
+        path = folder / FOLDER / file_name(record["task"], record["method"], record["mask_from"])
+        path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    return folder
+
+
+def test_records_of_format_1_are_read_with_all_that_they_say(earlier: Path) -> None:
+    for whole in EARLIER["records"]:
+        assert whole["format"] == "sadi-lmeval record 1"
+        assert not {"task_digest", "pairs_digests"} & whole.keys()
+        name = file_name(whole["task"], whole["method"], whole["mask_from"])
+        record = load_record(earlier / FOLDER / name)
+        assert (record.task_digest, record.pairs_digests) == ("", [])
+        content = to_json(record)
+        known = whole.keys() - {"format", "sha256", "steering"}
+        assert {key: content[key] for key in known} == {key: whole[key] for key in known}
+        said = {**whole["steering"]}
+        fits = {"fits": said.pop("masks")} if "masks" in said else {}
+        assert len(fits) == (whole["method"] != "none")
+        now = content["steering"]
+        assert now == {**now, **said, **fits}
+        new = now.keys() - (said.keys() | fits.keys())
+        assert {key: now[key] for key in new if now[key]} == {}
+
+
+def test_records_of_format_1_give_the_leaderboard_that_they_gave(
+    earlier: Path, tmp_path: Path
+) -> None:
+    text = report([earlier], tmp_path / "out", html=True, diagnostics=True)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*FILES, "report.html"]
+    for method in ("none", "sadi-head", "caa"):
+        assert f"tiny, {method} on tiny_folds: acc " in text
+    board = (tmp_path / "out" / "leaderboard.md").read_text("utf-8")
+    # Steered rows are now in the order of their names.
+    assert sorted(board.splitlines()) == sorted(EARLIER["leaderboard"].splitlines())
+
+
+def test_a_record_of_format_1_is_written_as_one_of_today_s(earlier: Path, tmp_path: Path) -> None:
+    records = load_records([earlier])
+    again = saved(tmp_path / "again", *records)
+    assert load_records([again]) == records
+    for path in (again / FOLDER).iterdir():
+        assert json.loads(path.read_text())["format"] == FORMAT
+    for folder in (earlier, again):
+        report([folder], tmp_path / f"{folder.name}_out", html=True)
+    for path in (tmp_path / "again_out").iterdir():
+        assert path.read_bytes() == (tmp_path / "earlier_out" / path.name).read_bytes()
+
+
+def test_a_damaged_record_of_format_1_is_refused(earlier: Path, tmp_path: Path) -> None:
+    path = earlier / FOLDER / "tiny_folds.caa.json"
+    path.write_text(path.read_text().replace('"layer": 1', '"layer": 2'))
+    with pytest.raises(UserError, match="does not match its checksum"):
+        report([earlier], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------ other definitions, other pairs
+
+DEFINED = {
+    "method": "x", "recipe": "right_wrong", "recipe_digest": "one", "fits": [{"source": "train"}]
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"task_digest": "another"}, "definitions of the task"),
+        ({"steering": {**DEFINED, "recipe_digest": "another"}}, "recipes"),
+        ({"pairs_digests": ["a", "c"]}, "pairs"),
+        ({"pairs_digests": ["b", "a"]}, "pairs"),
+        ({"pairs_digests": ["a"]}, "pairs"),
+    ],
+)
+@pytest.mark.parametrize("mask_from", [None, "rte"])
+@pytest.mark.parametrize("folders", [1, 2])
+def test_records_of_other_definitions_recipes_or_pairs_are_refused_by_both_names(
+    tmp_path: Path, changes: dict[str, Any], what: str, mask_from: str | None, folders: int
+) -> None:
+    common: dict[str, Any] = {"pairs_digests": ["a", "b"], "steering": DEFINED}
+    common["mask_from"] = mask_from
+    mine, alike = scored(30, "iti", **common), scored(31, "caa", **common)
+    report([saved(tmp_path / "alike", scored(20, "none"), mine, alike)], tmp_path / "alike_out")
+    other = scored(31, "caa", **{**common, **changes})
+    first = saved(tmp_path / "first", scored(20, "none"), mine)
+    second = saved(tmp_path / "second" if folders == 2 else first, other)
+    for named in ([first, second], [second, first]) if folders == 2 else ([first],):
+        with pytest.raises(UserError) as caught:
+            report(named, tmp_path / "out", html=True)
+        said = str(caught.value)
+        assert "\n" not in said
+        # Of what the task is the unsteered record says something too.
+        pair = re.match(rf"boolq: ([\w-]+) and ([\w-]+) are of different {what}", said)
+        assert pair is not None, said
+        assert set(pair.groups()) <= {"caa", "iti", "none"}
+        assert "caa" in pair.groups()
+        assert len(set(pair.groups())) == 2
+        if what != "definitions of the task":
+            assert set(pair.groups()) == {"caa", "iti"}
+        assert not (tmp_path / "out").exists()
+
+
+def test_other_pairs_of_another_task_or_run_are_no_contradiction(tmp_path: Path) -> None:
+    records = [
+        scored(20, "none"),
+        scored(30, "iti", pairs_digests=["a"]),
+        scored(31, "iti", mask_from="rte", pairs_digests=["b"]),
+        scored(31, "iti", "rte", pairs_digests=["b"], task_digest="of rte"),
+        scored(31, "caa", run="other", pairs_digests=["c"], task_digest="later"),
+    ]
+    assert "| iti |" in report([saved(tmp_path / "run", *records)], tmp_path / "out")
 
 
 def test_importing_the_report_loads_no_model_library() -> None:
