@@ -375,12 +375,12 @@ def test_the_forced_target_of_a_generation_task_is_edited_while_tuning(
 
 
 def test_of_equal_settings_the_smaller_edit_is_taken_wherever_it_is() -> None:
-    parameters = CAA().edit_size
+    edit_size = CAA().edit_size
 
     def chosen(*settings: tuple[int, float]) -> Setting:
         """Of equally good ones."""
         outcomes = [Outcome(Setting(*s), 0.5, 0.1, 0.4, 0.1, 2.0) for s in settings]
-        return outcomes[best(outcomes, parameters)].setting
+        return outcomes[best(outcomes, edit_size)].setting
 
     assert chosen((0, 2.0), (2, 1.0), (1, -1.5)) == (2, 1.0)
     assert chosen((1, -0.5), (2, 1.0)) == (1, -0.5)

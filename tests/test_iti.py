@@ -535,16 +535,16 @@ def test_a_number_that_is_given_is_not_tuned(
 
 
 def test_of_equal_settings_the_smaller_edit_is_taken() -> None:
-    parameters = ITI().edit_size
+    edit_size = ITI().edit_size
 
     def equal(*settings: tuple[int, float]) -> list[Outcome]:
         bad = Outcome(Setting(0, 0.0), 0.1, 0.0, 0.0, 0.0, -1.0)
         return [bad, *(Outcome(Setting(*s), 0.5, 0.1, 0.4, 0.1, 2.0) for s in settings)]
 
-    assert best(equal((48, 15.0), (64, 10.0), (48, 30.0)), parameters) == 2
-    assert best(equal((2, 15.0), (1, -20.0), (3, 10.0)), parameters) == 2
+    assert best(equal((48, 15.0), (64, 10.0), (48, 30.0)), edit_size) == 2
+    assert best(equal((2, 15.0), (1, -20.0), (3, 10.0)), edit_size) == 2
     worse = equal((1, 1.0))[1]._replace(margin=1.9)
-    assert best([worse, *equal((9, 9.0))], parameters) == 2
+    assert best([worse, *equal((9, 9.0))], edit_size) == 2
 
 
 def test_where_heads_change_nothing_nothing_is_steered(

@@ -167,7 +167,9 @@ class SteeringRecord:
         """Give the entry of the results file: plain JSON values, no place on this machine."""
         found: dict[str, Any] = dict(self.arguments)
         if self.element is not None:
-            found |= {"element": self.element, "layers": self.layers, "entries": self.entries}
+            found["element"] = self.element
+            if self.layers is not None:  # a strength of 0 names an element, and edits no site
+                found |= {"layers": self.layers, "entries": self.entries}
             if self.hidden_site is not None:
                 found["hidden_site"] = self.hidden_site
         if self.fits and self.fit_file is None:
