@@ -79,6 +79,9 @@ class Setting(tuple[float, ...]):
     def __new__(cls, *numbers: float) -> Setting:
         return super().__new__(cls, numbers)
 
+    def __getnewargs__(self) -> tuple[float, ...]:
+        return tuple(self)
+
 
 class Axes(tuple[Axis, ...]):
     """The axes of a method's settings, one to four."""
@@ -87,6 +90,9 @@ class Axes(tuple[Axis, ...]):
 
     def __new__(cls, *axes: Axis) -> Axes:
         return super().__new__(cls, axes)
+
+    def __getnewargs__(self) -> tuple[Axis, ...]:
+        return tuple(self)
 
     @property
     def names(self) -> tuple[str, ...]:

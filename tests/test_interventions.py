@@ -23,9 +23,10 @@ from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.architecture.sites import Site, find_site
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
-from sadi_lmeval.methods.sadi import Steering, binary_mask, sadi_edit
+from sadi_lmeval.methods.sadi import SADI, Steering, binary_mask, sadi_edit
 from sadi_lmeval.passes.forward import Forward, Steered
 from sadi_lmeval.passes.sequences import Tree, pack
+from sadi_lmeval.settings import Setting
 from sadi_lmeval.types import Element, HiddenSite
 
 VOCAB = 60
@@ -265,6 +266,39 @@ def test_steered_logits_equal_the_equations_written_out(
     for edit, at in ((0, 3), (2, 0), (2, 6)):
         ours = steered_logits(model, edits.edits, edit, at)
         theirs = edits.oracle(model, TOKENS, at, edit)
+        torch.testing.assert_close(ours.double(), theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("element", "hidden_site", "clean", "steering"), VARIANTS)
+def test_the_method_s_arguments_reach_the_edits_of_its_settings(
+    model: LlamaForCausalLM,
+    element: Element,
+    hidden_site: HiddenSite,
+    clean: bool,
+    steering: Steering,
+) -> None:
+    """The K entries are found here by sorting the means of D."""
+    method = SADI(
+        element=element,
+        hidden_site=hidden_site,
+        selection="bottom",
+        steering=steering,
+        activations="clean" if clean else "live",
+    )
+    site = find_site(model, *method.place)
+    difference = torch.randn(site.shape, generator=torch.Generator().manual_seed(5))
+    means = [(float(v.mean()), i) for i, v in enumerate(difference.flatten(0, 1))]
+    settings = [Setting(2, 4.0), Setting(5, -1.5), Setting(5, 0.0)]
+    edits = method.edits(site, {"difference": difference}, settings, 0)
+    assert (edits.count, edits.clean, edits.scope) == (3, clean, "prompt")
+    where = hidden_site if element == "hidden" else element
+    fixed = difference.flatten(1) if steering == "fixed" else None
+    for edit, (top_k, delta) in enumerate(settings):
+        mask = torch.zeros(site.layers * site.entries)
+        mask[[i for _, i in sorted(means)[: int(top_k)]]] = 1
+        wide = mask.view(site.layers, site.entries).repeat_interleave(site.entry_width, dim=1)
+        theirs = oracle(model, TOKENS, 3, where, wide, delta, clean, fixed)
+        ours = steered_logits(model, edits, edit, 3)
         torch.testing.assert_close(ours.double(), theirs, atol=1e-4, rtol=1e-4)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+import pickle
 from itertools import pairwise
 
 import pytest
@@ -339,3 +341,13 @@ def test_a_space_goes_no_further_than_the_model() -> None:
     single = Axes(Axis("n", whole=True, counts="activations"))
     assert space((1, 96, 97), axes=single).within(size).values == ((1, 96),)
     assert space((1, 96, 97), axes=single).within(Size(3, 4)).values == ((1, 96, 97),)
+
+
+def test_settings_and_axes_come_back_from_another_process_and_from_a_copy() -> None:
+    axes = Axes(Axis("top_k", whole=True), Axis("delta", strength=True))
+    for again in (pickle.loads(pickle.dumps(axes)), copy.copy(axes), copy.deepcopy(axes)):
+        assert again == axes
+        assert again.names == ("top_k", "delta")
+    setting = Setting(1, 2.0)
+    for found in (pickle.loads(pickle.dumps(setting)), copy.copy(setting), copy.deepcopy(setting)):
+        assert (type(found), found) == (Setting, setting)

@@ -86,7 +86,7 @@ class ITI(Method):
     def edits(
         self, site: Site, tensors: Tensors, settings: Sequence[Setting], seed: int
     ) -> DiagonalEdits:
-        probes = Probes(**tensors)
+        probes = Probes(**{name: tensors[name] for name in Probes._fields})
         edits = (iti_edit(probes, int(k), alpha, self.direction) for k, alpha in settings)
         return DiagonalEdits(site, edits, scope=self.scope)
 
