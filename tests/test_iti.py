@@ -449,6 +449,20 @@ def test_activations_that_are_not_finite_are_refused_in_one_line(value: float) -
     one_line(caught)
 
 
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_collector_fits_the_probes_with_the_seed_that_it_is_given(seed: int) -> None:
+    values = torch.randn(2, 20, LAYERS, HEADS, HEAD_DIM, generator=torch.Generator().manual_seed(0))
+    site = Site("head", (nn.Identity(),) * LAYERS, "input", HEADS, HEAD_DIM)
+    collector = ITI().collector(site, 20, seed)
+    collector.values = values.flatten(3)
+    found = collector.tensors("test")
+    expected, other = (fit_probes(*values, s, "test")._asdict() for s in (seed, seed + 1))
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not torch.equal(found["accuracy"], other["accuracy"])
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == collector.shapes
+
+
 def test_two_pairs_are_enough_to_fit_and_to_rank(evaluate: Any) -> None:
     [mask] = masks_of(evaluate("tiny_choice", model="hf-iti", **{**GIVEN, "n_pairs": 2}),
                       "tiny_choice")  # fmt: skip
