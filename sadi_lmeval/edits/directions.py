@@ -6,7 +6,6 @@ Rotation, ablation, clamping and projection on a half-space are of this kind.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,19 +51,14 @@ class DirectionEdits(NumberedEdits):
         for name, given in (("write", write), ("offset", offset)):
             for layer, values in (given or {}).items():
                 tensors[layer][name] = values
-        self._rule = rule
-        super().__init__(site, tensors, numbers, layers, scope, gate, gate_digests)
-
-    @property
-    def rule(self) -> Any:
-        return self._rule
+        super().__init__(site, rule, tensors, numbers, layers, scope, gate, gate_digests)
 
     def change(self, tensors: Mapping[str, Tensor], rows: Tensor, numbers: Tensor) -> Tensor:
         a = rows.float()
         projections = a @ tensors["read"].T
         if "offset" in tensors:
             projections = projections + tensors["offset"]
-        scale, coefficients = self._rule(projections, a.norm(dim=-1), numbers)
+        scale, coefficients = self.rule(projections, a.norm(dim=-1), numbers)
         after = scale.unsqueeze(-1) * a + coefficients @ tensors.get("write", tensors["read"])
         same = (scale == 1) & (coefficients == 0).all(dim=-1)
         return torch.where(same.unsqueeze(-1), rows, after.to(rows.dtype))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -39,12 +38,8 @@ class FieldEdits(NumberedEdits):
             tensors: of each layer, by name.
             gate, gate_digests: see :class:`NumberedEdits`.
         """
-        self._rule = rule
-        super().__init__(site, tensors, numbers, layers, scope, gate, gate_digests)
-
-    @property
-    def rule(self) -> Any:
-        return self._rule
+        super().__init__(site, rule, tensors, numbers, layers, scope, gate, gate_digests)
 
     def change(self, tensors: Mapping[str, Tensor], rows: Tensor, numbers: Tensor) -> Tensor:
-        return self._rule(tensors, rows.float(), numbers)
+        after: Tensor = self.rule(tensors, rows.float(), numbers)
+        return after

@@ -30,6 +30,7 @@ class NumberedEdits(Edits):
     def __init__(
         self,
         site: Site,
+        rule: Any,
         tensors: Mapping[int, Mapping[str, Tensor]],
         numbers: Sequence[Sequence[float]],
         layers: Sequence[Sequence[int]],
@@ -40,6 +41,7 @@ class NumberedEdits(Edits):
         """
         Args:
             site: where activations are edited.
+            rule: what computes the change: an object whose source tells rules apart.
             tensors: of each layer that is edited, by name, on the CPU.
             numbers: of each edit, as many for all, ``[count][m]``.
             layers: that each edit edits, ``[count]``.
@@ -47,12 +49,12 @@ class NumberedEdits(Edits):
             gate: see :data:`Gate`; None: none.
             gate_digests: of each edit, what tells its gate apart.
         """
-        if getattr(self.rule, "__closure__", None):
+        if getattr(rule, "__closure__", None):
             raise ValueError(
-                f"rule {self.rule.__qualname__}: must be a function of a module that takes all "
+                f"rule {rule.__qualname__}: must be a function of a module that takes all "
                 "from its arguments, or its digest would not tell what it does"
             )
-        self.site, self.scope, self._gate = site, scope, gate
+        self.site, self.rule, self.scope, self._gate = site, rule, scope, gate
         self._gate_digests = tuple(gate_digests)
         if gate is not None and len(self._gate_digests) != len(numbers):
             raise ValueError("a gate needs a digest for each edit")
@@ -80,11 +82,6 @@ class NumberedEdits(Edits):
             rows: A, ``[n, width]``.
             numbers: of each row's edit, ``[n, m]`` float32, on the rows' device.
         """
-
-    @property
-    @abstractmethod
-    def rule(self) -> Any:
-        """What computes the change: an object whose source tells rules apart."""
 
     def apply(self, layer: int, activations: Tensor, which: Tensor) -> Tensor:
         if layer not in self._tensors:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -44,11 +43,7 @@ class ScaledEdits(NumberedEdits):
             for strength, of in zip(strengths, layers, strict=True)
         ]
         numbers = [[strength] for strength in strengths]
-        super().__init__(site, tensors, numbers, mine, scope, gate, gate_digests)
-
-    @property
-    def rule(self) -> Any:
-        return ScaledEdits
+        super().__init__(site, ScaledEdits, tensors, numbers, mine, scope, gate, gate_digests)
 
     def change(self, tensors: Mapping[str, Tensor], rows: Tensor, numbers: Tensor) -> Tensor:
         after = rows
