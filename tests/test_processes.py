@@ -162,8 +162,7 @@ def test_masks_are_those_of_one_process(runs: dict[str, Run], layout: str) -> No
     assert len(one) == 4  # one a task, two of the cross-fitted one
     for name, mask in one.items():
         for key, tensor in mask.tensors.items():
-            # Other batches: float32 rounds otherwise, by up to 1.04e-6 here.
-            torch.testing.assert_close(several[name].tensors[key], tensor, atol=2e-6, rtol=0)
+            torch.testing.assert_close(several[name].tensors[key], tensor, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("layout", SEVERAL)
