@@ -133,9 +133,8 @@ class ComparedModel(ManyArmsModel):
             if edits is None:
                 places.append(None)
                 continue
-            alike = edits.site.modules, edits.site.side, edits.scope, edits.clean
-            of_family = families.setdefault(alike, [])
-            places.append((alike, len(of_family)))
+            of_family = families.setdefault(edits.alike, [])
+            places.append((edits.alike, len(of_family)))
             of_family.append(edits)
         joint = [joined(of_family) for of_family in families.values()]
         first, offsets = 1, {}

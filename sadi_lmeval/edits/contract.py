@@ -11,7 +11,7 @@ one pass, that a pass may begin at the first edited layer, and that prompts may 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -74,6 +74,11 @@ class Edits(ABC):
             ``[k, count]`` float32, 0 meaning that nothing is written; None: no gate.
         """
         return None
+
+    @property
+    def alike(self) -> tuple[Hashable, ...]:
+        """What edits must share to be joined: the site, the scope, and where A is from."""
+        return self.site.modules, self.site.side, self.scope, self.clean
 
     @property
     def needs_unsteered(self) -> bool:

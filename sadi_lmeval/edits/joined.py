@@ -27,8 +27,7 @@ def joined(several: Sequence[Edits]) -> Edits:
 class _Joined(Edits):
     def __init__(self, several: Sequence[Edits]) -> None:
         first = several[0]
-        alike = {(e.site.modules, e.site.side, e.scope, e.clean) for e in several}
-        if len(alike) > 1:
+        if len({each.alike for each in several}) > 1:
             raise ValueError("edits of several sites, scopes or readings cannot be joined")
         self.site, self.scope, self.clean = first.site, first.scope, first.clean
         self._parts = list(several)
