@@ -19,9 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from sadi_lmeval.methods.registry import arm_names
+from sadi_lmeval.methods.registry import usual_arms
 
-METHODS = tuple(name for name, arm in arm_names().items() if arm.usual)
+METHODS = usual_arms()
 TASKS = ("truthfulqa_mc1", "boolq", "copa", "winogrande")
 MOST = 1.5
 """Passes of hf a method, at most."""

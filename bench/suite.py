@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sadi_lmeval.methods.registry import arm_names
+from sadi_lmeval.methods.registry import usual_arms
 
-METHODS = tuple(name for name, arm in arm_names().items() if arm.usual)
+METHODS = usual_arms()
 N_TUNE = 50
 SPLITS = ("dev", "validation", "test")
 

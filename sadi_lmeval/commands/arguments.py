@@ -39,6 +39,21 @@ def listed(name: str, text: str) -> list[str]:
     return values
 
 
+def chosen_arms(text: str | None) -> list[str]:
+    """Read ``--methods``: arms by name; without it the usual ones.
+
+    Raises:
+        UserError: there is no such arm, or one is named twice.
+    """
+    from sadi_lmeval.methods.registry import check_arm_names, usual_arms
+
+    if text is None:
+        return usual_arms()
+    names = listed("methods", text)
+    check_arm_names(names)
+    return names
+
+
 def model_arguments(
     arguments: dict[str, Any], names: Sequence[str], instead: Sequence[str], every: bool
 ) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sadi_lmeval.commands.arguments import listed, loaded_model, model_arguments
+from sadi_lmeval.commands.arguments import chosen_arms, listed, loaded_model, model_arguments
 from sadi_lmeval.commands.report import add_report_options, write_report
 from sadi_lmeval.errors import UserError
 
@@ -44,13 +44,9 @@ def add(commands: Any) -> None:
 
 
 def run(given: argparse.Namespace, rest: Sequence[str], command: str) -> None:
-    from sadi_lmeval.methods.registry import UNSTEERED, arm_names, check_arm_names
+    from sadi_lmeval.methods.registry import UNSTEERED
 
-    if given.methods is None:
-        methods = [name for name, arm in arm_names().items() if arm.usual]
-    else:
-        methods = listed("methods", given.methods)
-    check_arm_names(methods)
+    methods = chosen_arms(given.methods)
     if UNSTEERED not in methods:
         raise UserError(f"--methods: {UNSTEERED} is missing, which every method is compared with")
     listed("tasks", given.tasks)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sadi_lmeval.commands.arguments import (
     add_host_options,
+    chosen_arms,
     listed,
     loaded_model,
     model_arguments,
@@ -56,15 +57,10 @@ def add(commands: Any) -> None:
 def run(given: argparse.Namespace, rest: Sequence[str], command: object) -> None:
     # Here, so that --help costs no import of torch.
     from sadi_lmeval.methods.arm import read_arms
-    from sadi_lmeval.methods.registry import UNSTEERED, arm_names, check_arm_names
+    from sadi_lmeval.methods.registry import UNSTEERED
     from sadi_lmeval.reports.heatmap import check_can_draw, check_folder, draw_heatmaps
 
-    if given.methods is None:
-        methods = [name for name, arm in arm_names().items() if arm.usual]
-    else:
-        methods = listed("methods", given.methods)
-    methods = [name for name in methods if name != UNSTEERED]
-    check_arm_names(methods)
+    methods = [name for name in chosen_arms(given.methods) if name != UNSTEERED]
     if not methods:
         raise UserError(
             f"--methods {given.methods}: the unsteered model is always tried; name a method that "

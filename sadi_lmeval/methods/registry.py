@@ -103,6 +103,11 @@ def arm_names() -> dict[str, ArmName]:
     return every
 
 
+def usual_arms() -> list[str]:
+    """List the arms that commands take where the user names none."""
+    return [name for name, arm in arm_names().items() if arm.usual]
+
+
 def check_arm_names(names: Iterable[str]) -> None:
     """Refuse a name that no method has.
 
