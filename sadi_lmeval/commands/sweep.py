@@ -89,7 +89,7 @@ def run(given: argparse.Namespace, rest: Sequence[str], command: object) -> None
     from sadi_lmeval.storage.journal import held
 
     check_output(given.output)
-    model, tasks = _load(given, names, methods, spaces)
+    model, tasks = _load(given, names, plain, spaces)
     what = Sweep({name: model.arms[name] for name in methods}, spaces, given.split, given.limit)
     with held(given.output):
         lines = sweep(tasks, what, model.options, model, given.output)
@@ -101,10 +101,15 @@ def run(given: argparse.Namespace, rest: Sequence[str], command: object) -> None
             print(f"heatmap: {path}")
 
 
+def _axis_names(arms: Mapping[str, Arm]) -> list[str]:
+    """Name the numbers of all arms' settings, each once."""
+    return list(dict.fromkeys(name for arm in arms.values() for name in arm.axes.names))
+
+
 def _of_axes(rest: Sequence[str], arms: Mapping[str, Arm]) -> dict[str, str]:
     """Read the options that are called like a number of some arm's settings."""
     parser = argparse.ArgumentParser(prog="sadi-lmeval sweep", add_help=False, allow_abbrev=False)
-    for name in dict.fromkeys(axis.name for arm in arms.values() for axis in arm.axes):
+    for name in _axis_names(arms):
         parser.add_argument(f"--{name}")
     found, unknown = parser.parse_known_args(rest)
     if unknown:
@@ -145,7 +150,7 @@ def _spaces(
 def _load(
     given: argparse.Namespace,
     names: list[str],
-    methods: list[str],
+    plain: Mapping[str, Arm],
     spaces: Mapping[str, SearchSpace],
 ) -> tuple[Any, list[Any]]:
     """Load the tasks and the model; a faulty argument is refused before the model is loaded."""
@@ -155,8 +160,7 @@ def _load(
     from sadi_lmeval.methods.arm import own_arguments, read_arms
     from sadi_lmeval.model import ManyArmsModel
 
-    axes = dict.fromkeys(n for arm in read_arms(methods, {}).values() for n in arm.axes.names)
-    instead = ("methods", *axes, "grid")
+    methods, instead = list(plain), ("methods", *_axis_names(plain), "grid")
     arguments = model_arguments(
         simple_parse_args_string(given.model_args), methods, instead, every=False
     )

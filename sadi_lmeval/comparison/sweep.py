@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -51,6 +52,14 @@ class Sweep:
     spaces: Mapping[str, SearchSpace]
     split: Split
     limit: float | None
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """What tells arms of one name apart: their methods' arguments, and the code."""
+        return {
+            name: key_of({"arm": arm.record(), "code": method_of(arm).code})[:12]
+            for name, arm in self.arms.items()
+        }
 
     def settings(self, name: str, model: SteerableModel) -> list[Setting]:
         """List the settings of an arm; its method's own space goes no further than the model.
@@ -132,13 +141,7 @@ def _is_of(line: dict[str, Any], what: Sweep) -> bool:
     name = line["method"]
     if name == UNSTEERED:
         return True
-    arm = what.arms.get(name)
-    return arm is not None and line.get("arm") == _arm_key(arm)
-
-
-def _arm_key(arm: Arm) -> str:
-    """What tells arms of one name apart: their methods' arguments, and the code."""
-    return key_of({"arm": arm.record(), "code": method_of(arm).code})[:12]
+    return name in what.arms and line.get("arm") == what.keys[name]
 
 
 def _setting(line: dict[str, Any], what: Sweep) -> Setting:
@@ -253,7 +256,7 @@ def _lines(
         for name, settings in steered.items():
             arm = what.arms[name]
             families.append(candidates_of(arm, settings, part.fits[name], model).edits)
-            text = repr((name, _arm_key(arm), part.fits[name].key, settings))
+            text = repr((name, what.keys[name], part.fits[name].key, settings))
             tag = hashlib.sha256(text.encode()).hexdigest()[:8]
             journals.append(Journal(notes.with_name(f"{notes.name}{number}.{tag}")))
         called = label if len(parts) == 1 else f"{label}, part {number + 1} of {len(parts)}"
@@ -271,7 +274,7 @@ def _lines(
             record = arm.record()
             del record["method"]
             place = {"element": method_of(arm).place[0]}
-            of_arm = {**place, **arm.axes.named(setting), **record, "arm": _arm_key(arm)}
+            of_arm = {**place, **arm.axes.named(setting), **record, "arm": what.keys[name]}
         lines.append(
             {
                 "method": name,
