@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -183,8 +183,9 @@ def _prepare(
     if first.mask:
         given = [given_fit(first.mask, c.arm, c.site, model) for c in candidates]
     if given and not chosen:
+        origin = {"fit_file": Path(str(first.mask)).name}
         return [
-            _steering(task, [_prepared(fitted, each, None)], lambda _: 0, each, _Origin())
+            _steering(task, [_prepared(fitted, each, None)], lambda _: 0, each, origin)
             for fitted, each in zip(given, candidates, strict=True)
         ]
 
@@ -200,7 +201,7 @@ def _prepare(
         choices = _choices(plan, source, drawn.held_out, fits, candidates, model) if chosen else {}
         for index, each in enumerate(candidates):
             prepared[index].append(_prepared(fits[index], each, choices.get(index)))
-    origin = _Origin(plan)
+    origin = _origin(plan, task)
     return [
         _steering(task, fits, plan.sources.fit_of, each, origin)
         for fits, each in zip(prepared, candidates, strict=True)
@@ -286,23 +287,16 @@ def _prepared(fitted: Fitted, candidate: _Candidate, choice: Choice | None) -> P
     return PreparedFit(fitted, setting, edits, selected, choice)
 
 
-class _Origin(NamedTuple):
-    """Where the pairs of fits come from; no plan: they were given by hand."""
-
-    plan: Plan | None = None
-
-    def record(self, task: RunTask, options: Options) -> dict[str, Any]:
-        if self.plan is None:
-            return {"fit_file": Path(str(options.mask)).name}
-        plan = self.plan
-        other = plan.source_task.name != task.name
-        return {
-            "recipe": plan.recipe.recipe,
-            "recipe_digest": plan.recipe.digest,
-            "pairs_from": plan.recipe.recipe if plan.is_static else plan.sources.split,
-            "folds": plan.sources.folds,
-            "mask_from": plan.source_task.name if other else None,
-        }
+def _origin(plan: Plan, task: RunTask) -> dict[str, Any]:
+    """Describe where the pairs of fits come from."""
+    other = plan.source_task.name != task.name
+    return {
+        "recipe": plan.recipe.recipe,
+        "recipe_digest": plan.recipe.digest,
+        "pairs_from": plan.recipe.recipe if plan.is_static else plan.sources.split,
+        "folds": plan.sources.folds,
+        "mask_from": plan.source_task.name if other else None,
+    }
 
 
 def _steering(
@@ -310,7 +304,7 @@ def _steering(
     fits: list[PreparedFit],
     fit_of: Callable[[Document], int],
     candidate: _Candidate,
-    origin: _Origin,
+    origin: Mapping[str, Any],
 ) -> TaskSteering:
     arm, site = candidate.arm, candidate.site
     record = SteeringRecord(
@@ -323,7 +317,7 @@ def _steering(
         layers=site.layers,
         entries=site.entries,
         fits=tuple(_fit_record(fit, arm) for fit in fits),
-        **origin.record(task, arm.options),
+        **origin,
     )
     return TaskSteering(task, arm, fits, fit_of, record)
 
