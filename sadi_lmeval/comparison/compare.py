@@ -148,7 +148,7 @@ def check_folder(folder: Path, what: Comparison) -> None:
     if known is not None:
         asked = _asked(what)
         before = {name: known["identity"].get(name) for name in asked}
-        _refuse_another(folder, _differing(asked, before))
+        _refuse_another(folder, differing(_plain(asked), before))
 
 
 def _asked(what: Comparison) -> dict[str, Any]:
@@ -208,8 +208,9 @@ def _known(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    return differing(json.loads(json.dumps(one, default=str)), other)
+def _plain(content: Any) -> Any:
+    """What is read back after a value was written as JSON."""
+    return json.loads(json.dumps(content, default=str))
 
 
 def _refuse_another(folder: Path, differ: Sequence[str]) -> None:
@@ -257,16 +258,14 @@ class _Claim:
         Raises:
             UserError: the folder holds another run, or cannot be written.
         """
-        identity, arms, tasks = json.loads(
-            json.dumps([self.identity, self.arms, self.tasks], default=str)
-        )
+        identity, arms, tasks = _plain([self.identity, self.arms, self.tasks])
         run, known = key_of(identity), _known(folder)
         if known is not None:
-            differ = _differing(identity, known["identity"])
+            differ = differing(identity, known["identity"])
             for name, before in known["arms"].items():
-                differ += _differing(arms[name], before) if name in arms else []
+                differ += differing(arms[name], before) if name in arms else []
             for name, before in known["tasks"].items():
-                changed = _differing(tasks[name], before) if name in tasks else []
+                changed = differing(tasks[name], before) if name in tasks else []
                 differ += [f"the {what} of {name}" for what in changed]
             _refuse_another(folder, list(dict.fromkeys(differ)))
             if not differ:
