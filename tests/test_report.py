@@ -222,7 +222,7 @@ def test_whatever_the_values_are_a_report_is_made(
 
 EARLIER = json.loads((Path(__file__).parent / "records_of_format_1.json").read_text("utf-8"))
 """A comparison of two tasks with ``--transfer``, and its leaderboard, as release 0.1.0 wrote them
-(commit 488ebeb)."""
+(commit 488ebeb), but for the path of a folder in their commands."""
 
 
 @pytest.fixture
