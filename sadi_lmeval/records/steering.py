@@ -104,7 +104,7 @@ class FitRecord:
         return cls(
             str(given.get("source")),
             None if n_pairs is None else int(n_pairs),
-            {name: given.get(name) for name in axes},
+            _numbers(given, axes),
             _places(selected) if isinstance(selected, list) else None,
             str(given.get("cache_key")),
             str(given.get("sha256")),
@@ -217,7 +217,7 @@ class SteeringRecord:
             mask_from=_text(given.get("mask_from")),
             fit_file=_text(given.get("fit_file", given.get("mask_file"))),
             fits=tuple(FitRecord.from_json(fit, axes) for fit in listed),
-            setting={name: given.get(name) for name in axes},
+            setting=_numbers(given, axes),
             not_finite=int(finite(given.get("not_finite")) or 0),
         )
 
@@ -227,6 +227,12 @@ def finite(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if abs(value) < 1e300 and not math.isnan(value) else None
+
+
+def _numbers(given: Mapping[str, Any], axes: Sequence[str]) -> dict[str, Any]:
+    """Read the numbers of a setting as they are; what is no finite number is None."""
+    values = {name: given.get(name) for name in axes}
+    return {name: None if finite(value) is None else value for name, value in values.items()}
 
 
 def _text(value: object) -> str | None:
