@@ -20,7 +20,7 @@ from lm_eval.loggers import EvaluationTracker
 from sadi_lmeval.comparison.compared import Answers, ComparedModel, Row
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import RunTask, digest
-from sadi_lmeval.harness.run_tasks import load_tasks
+from sadi_lmeval.harness.run_tasks import load_task, load_tasks
 from sadi_lmeval.identity.key import differing, key_of
 from sadi_lmeval.identity.model import OF_THE_MACHINE, model_identity
 from sadi_lmeval.identity.task import task_digest
@@ -28,7 +28,7 @@ from sadi_lmeval.methods.arm import Arm, own_arguments
 from sadi_lmeval.methods.registry import UNSTEERED
 from sadi_lmeval.options import Options
 from sadi_lmeval.pairs.contrasts import gold_and_wrong
-from sadi_lmeval.pairs.plan import recipe_of
+from sadi_lmeval.pairs.plan import recipe_of, user_folders
 from sadi_lmeval.records.record import FOLDER, Record, file_name, load_record, save_record
 from sadi_lmeval.steering.fitting import method_of
 from sadi_lmeval.storage.atomic import write_atomically
@@ -102,7 +102,7 @@ def compare(model: ComparedModel, what: Comparison, folder: Path) -> list[Path]:
             "model": card,
         },
         {name: model.arms[name].record() for name in what.methods},
-        {task.name: _definition(task, shared) for task in what.tasks},
+        {task.name: _definition(task, shared) for task in _depended_on(what, shared)},
     )
     run = claim.claim(folder, what.command)
     arms = {row: _arm(row, what, model) for row in what.rows}
@@ -161,6 +161,15 @@ def _asked(what: Comparison) -> dict[str, Any]:
         "versions": versions(),
         "settings": what.settings,
     }
+
+
+def _depended_on(what: Comparison, options: Options) -> list[RunTask]:
+    """List the tasks that records depend on: those that are scored, and that of the pairs."""
+    name = options.mask_from
+    if name is None or name in what.task_names:
+        return list(what.tasks)
+    first = what.tasks[0]
+    return [*what.tasks, load_task(name, user_folders(options, first), first)]
 
 
 def _definition(task: RunTask, options: Options) -> dict[str, Any]:
