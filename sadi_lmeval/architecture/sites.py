@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sadi_lmeval.architecture.hooks import Side, visiting
-from sadi_lmeval.errors import UserError, first_line
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.plugins import loaded
 from sadi_lmeval.types import Element, HiddenSite, Size
 
 
@@ -202,12 +203,7 @@ def _installed(kind: str) -> Architecture | None:
         UserError: the package's entry point cannot be loaded, or is something else.
     """
     for point in entry_points(group=GROUP, name=kind):
-        try:
-            found = point.load()
-        except Exception as error:  # a stranger's code: say which, in one line
-            raise UserError(
-                f"architecture {kind!r} of {point.value} cannot be loaded ({first_line(error)})"
-            ) from error
+        found = loaded(point, "architecture")
         if not isinstance(found, Architecture):
             raise UserError(f"architecture {kind!r}: {point.value} is no sadi_lmeval.Architecture")
         return found

@@ -9,8 +9,9 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
 
 from sadi_lmeval.arguments import declared
-from sadi_lmeval.errors import UserError, first_line, nearest
+from sadi_lmeval.errors import UserError, nearest
 from sadi_lmeval.methods.base import Method
+from sadi_lmeval.plugins import loaded
 from sadi_lmeval.registration import METHODS as GROUP
 
 logger = logging.getLogger("lm_eval.sadi")
@@ -63,12 +64,7 @@ def method_class(name: str) -> type[Method]:
     if name not in _points():
         raise UserError(f"unknown method {name!r}: {nearest(name, _points())}")
     point = _points()[name]
-    try:
-        found = point.load()
-    except Exception as error:  # a stranger's code: say which, in one line
-        raise UserError(
-            f"method {name!r} of {point.value} cannot be loaded ({first_line(error)})"
-        ) from error
+    found = loaded(point, "method")
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(f"method {name!r}: {point.value} is no subclass of sadi_lmeval.Method")
     if found.name != name:
