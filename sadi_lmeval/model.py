@@ -55,7 +55,7 @@ from sadi_lmeval.passes.prefill import (
     with_shared_beginning,
 )
 from sadi_lmeval.passes.scoring import Score, truncated
-from sadi_lmeval.processes import ALONE, Processes
+from sadi_lmeval.processes import ALONE, Processes, leave_at_exit
 from sadi_lmeval.steering.steering import TaskSteering, prepare
 from sadi_lmeval.versions import versions
 
@@ -127,6 +127,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         accelerator = getattr(self, "accelerator", None)
         if accelerator is None or accelerator.num_processes == 1:
             return ALONE
+        leave_at_exit()
         self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
         if self._rank:
             logger.setLevel(logging.ERROR)  # the first process says it for all

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -61,6 +62,20 @@ class Processes:
         total = tensor.to(self._device)
         distributed.all_reduce(total)
         return total.cpu()
+
+
+def leave_at_exit() -> None:
+    """Have this process leave the group of all before its interpreter ends.
+
+    A group's threads drop Python objects; one that does so while the interpreter is being taken
+    down aborts the process after its work is done, and the run counts as failed.
+    """
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 ALONE = Processes()
