@@ -152,17 +152,35 @@ def runs(layouts: Layouts) -> dict[str, Run]:
     return found
 
 
+@pytest.fixture(scope="module")
+def rounding(layouts: Layouts, runs: dict[str, Run]) -> float:
+    """The greatest gap between masks of one process that reads its pairs in other batches."""
+    options = ("--tasks", ",".join(TASKS), "--limit", "1")
+    given = {"top_k": 2, "delta": 3, "n_pairs": 13, "negative": "hardest"}
+    gaps = [0.0]
+    for size in ("1", "8"):
+        other = layouts("one", f"size_{size}", *options, "--batch_size", size, **given)
+        assert list(other.masks) == list(runs["one"].masks)
+        for mask, its in zip(runs["one"].masks.values(), other.masks.values(), strict=True):
+            gaps += [float((t - its.tensors[k]).abs().max()) for k, t in mask.tensors.items()]
+    return max(gaps)
+
+
 SEVERAL = COMPARED[1:]
 
 
 @pytest.mark.parametrize("layout", SEVERAL)
-def test_masks_are_those_of_one_process(runs: dict[str, Run], layout: str) -> None:
+def test_masks_are_those_of_one_process(
+    runs: dict[str, Run], rounding: float, layout: str
+) -> None:
+    assert 0 < rounding < 1e-5  # float32 values of about one
+    bound = 3 * rounding
     one, several = runs["one"].masks, runs[layout].masks
     assert list(one) == list(several)
     assert len(one) == 4  # one a task, two of the cross-fitted one
     for name, mask in one.items():
         for key, tensor in mask.tensors.items():
-            torch.testing.assert_close(several[name].tensors[key], tensor, atol=1e-6, rtol=0)
+            torch.testing.assert_close(several[name].tensors[key], tensor, atol=bound, rtol=0)
 
 
 @pytest.mark.parametrize("layout", SEVERAL)
