@@ -1090,6 +1090,13 @@ CHANGES: dict[str, Change] = {
     "the benchmark's recipe": Change("own.yaml", "{{ label }}", "{{ 0 + label }}", RECIPE),
     "the user's recipe": Change("own.yaml", "{{ label }}", "{{ 0 + label }}", RECIPE, "own"),
     "which recipe it is": Change("bench.yaml", "recipe: own", "recipe: right_wrong", RECIPE),
+    "how many pairs": Change("bench.yaml", "recipe: own", "recipe: own\nn_pairs: 5", "the n_pairs"),
+    "the splits of the pairs": Change("bench.yaml", "recipe: own",
+                                      "recipe: own\npairs_from: [train, train]", "the pairs_from"),
+    "the folds": Change("bench.yaml", "recipe: own", "recipe: own\nfolds: 3", "the folds"),
+    "the numbers of an arm": Change("bench.yaml", "recipe: own",
+                                    "recipe: own\nsettings: {iti: {top_k: 2, alpha: 3}}",
+                                    "the settings"),
     "the prompt of a static set": Change("fixed.yaml", "pairs:", "prompt: '{{ prompt }} a'\npairs:",
                                          RECIPE, "fixed"),
     "a pair": Change("pairs.jsonl", "bird", "star", PAIRS, "fixed"),
@@ -1116,7 +1123,9 @@ def test_a_comparison_whose_task_recipe_or_pairs_were_edited_is_refused_by_name(
     change: str,
 ) -> None:
     this, folder = CHANGES[change], tmp_path / "out"
-    model: dict[str, Any] = {"include": edited, "recipe": this.recipe, "n_pairs": 6}
+    model: dict[str, Any] = {"include": edited, "recipe": this.recipe}
+    if this.what != "the n_pairs":
+        model["n_pairs"] = 6
     first = command(folder, *RESUMED, **model)
     inner = interrupting(compare.save_record, 3, True, always)
     with monkeypatch.context() as patch:
@@ -1194,6 +1203,7 @@ def test_what_changes_no_pair_and_no_score_may_be_edited(
     recipe = edited / "own.yaml"
     recipe.write_text(recipe.read_text() + "description: of people\n# a note\n")
     (edited / "fixed.yaml").write_text("recipe: fixed\ncontrast: choice\n")
+    (edited / "bench.yaml").write_text(FILES["bench.yaml"].replace("mine", "ours") + "# a note\n")
     task = edited / f"{EDITED}.yaml"
     task.write_text("# a note\n" + task.read_text())
     assert cli.main(arguments) == 0

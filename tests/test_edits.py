@@ -254,6 +254,15 @@ def test_whatever_an_edit_is_made_of_is_in_its_digest(
         assert [i for i in range(4) if after[i] != before[i]] == [0, 3]
 
 
+@families
+def test_the_same_edits_of_two_sites_have_two_digests(name: str) -> None:
+    model = make_model()
+    sites = [find_site(model, "hidden", place) for place in ("mlp", "residual")]
+    made = [EVERY[name](site, "prompt").edits for site in sites]
+    digests = [{edits.digest(i) for i in range(edits.count)} for edits in made]
+    assert not digests[0] & digests[1]
+
+
 def shapes_of(site: Site) -> dict[int, tuple[int, ...]]:
     w = site.width
     return {1: (w,), 2: (w,), 3: (2, w), 4: (2, w), 5: (2,), 6: (w, w)}

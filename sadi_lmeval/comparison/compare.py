@@ -27,6 +27,7 @@ from sadi_lmeval.identity.task import task_digest
 from sadi_lmeval.methods.arm import Arm, own_arguments
 from sadi_lmeval.methods.registry import UNSTEERED
 from sadi_lmeval.options import Options
+from sadi_lmeval.pairs.benchmark import find_benchmark
 from sadi_lmeval.pairs.contrasts import gold_and_wrong
 from sadi_lmeval.pairs.plan import recipe_of, user_folders
 from sadi_lmeval.records.record import FOLDER, Record, file_name, load_record, save_record
@@ -173,15 +174,23 @@ def _depended_on(what: Comparison, options: Options) -> list[RunTask]:
 
 
 def _definition(task: RunTask, options: Options) -> dict[str, Any]:
-    """What a task's records depend on beside the run: its definition, and its pairs' recipe."""
+    """What a task's records depend on beside the run: its definition, and where its pairs are from.
+
+    What the run gives counts in place of what the benchmark file says.
+    """
     chooses = task.task.config.doc_to_choice is not None
     asks = task.output_type in ("generate_until", "loglikelihood")
     recipe = recipe_of(task, options) if chooses or asks else None
     pairs = None if recipe is None or recipe.pairs is None else Path(recipe.pairs).read_bytes()
+    benchmark = find_benchmark(task.name, user_folders(options, task))
     return {
         "task": task_digest(task),
         "recipe": None if recipe is None else recipe.digest,
         "pairs file": None if pairs is None else hashlib.sha256(pairs).hexdigest(),
+        "pairs_from": list(benchmark.pairs_from),
+        "n_pairs": options.n_pairs or benchmark.n_pairs,
+        "folds": options.folds or benchmark.folds,
+        "settings": benchmark.settings,
     }
 
 
