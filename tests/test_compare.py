@@ -1124,8 +1124,7 @@ def test_a_comparison_whose_task_recipe_or_pairs_were_edited_is_refused_by_name(
 ) -> None:
     this, folder = CHANGES[change], tmp_path / "out"
     model: dict[str, Any] = {"include": edited, "recipe": this.recipe}
-    if this.what != "the n_pairs":
-        model["n_pairs"] = 6
+    model["n_pairs"] = None if this.what == "the n_pairs" else 6  # the user's counts for more
     first = command(folder, *RESUMED, **model)
     inner = interrupting(compare.save_record, 3, True, always)
     with monkeypatch.context() as patch:
