@@ -17,6 +17,7 @@ from functools import partialmethod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -34,7 +35,15 @@ from sadi_lmeval.methods.arm import read_arms
 from sadi_lmeval.methods.sadi import AXES
 from sadi_lmeval.pairs.sources import Known
 from sadi_lmeval.passes import engine
-from sadi_lmeval.records.record import FOLDER, Record, file_name, load_record, save_record, to_json
+from sadi_lmeval.records.record import (
+    FOLDER,
+    Record,
+    file_name,
+    load_record,
+    load_records,
+    save_record,
+    to_json,
+)
 from sadi_lmeval.settings import SearchSpace
 from sadi_lmeval.steering import steering
 from sadi_lmeval.storage.fit_file import Fit, load_fit
@@ -1584,3 +1593,65 @@ def test_a_model_that_overflows_unsteered_has_no_result_at_all(
     assert not mask["tuning"]["beats_unsteered"]
     table = (folder / "leaderboard.md").read_text()
     assert re.search(r"^\| unsteered \| n/a", table, re.MULTILINE)
+
+
+# ------------------------------------------------------------------ metrics
+
+
+def included(tasks_folder: Path, folder: Path, task: str, base: str, **config: Any) -> Path:
+    """A folder with a task that is another one but for some of its configuration."""
+    folder.mkdir()
+    content = yaml.safe_load((tasks_folder / f"{base}.yaml").read_text())
+    text = yaml.safe_dump({**content, "task": task, **config})
+    (folder / f"{task}.yaml").write_text(text)
+    return folder
+
+
+def metric(name: str, aggregation: str = "mean", higher: bool = True) -> dict[str, Any]:
+    return {"metric": name, "aggregation": aggregation, "higher_is_better": higher}
+
+
+PERPLEXITY = metric("perplexity", "perplexity", False)
+
+
+def test_a_metric_that_is_no_mean_of_the_documents_is_passed_over(
+    command: Command, tasks_folder: Path, tmp_path: Path
+) -> None:
+    lists = [PERPLEXITY, metric("acc")]
+    own = included(tasks_folder, tmp_path / "own", "tiny_ppl", "tiny_word", metric_list=lists)
+    folder = tmp_path / "out"
+    options = ("tiny_ppl", "none,iti", "--limit", "6")
+    assert cli.main(command(folder, *options, include=own)) == 0
+    for record in load_records([folder]):
+        assert record.metric == "acc"
+        assert record.metrics["acc"][0] == pytest.approx(np.mean(record.values))
+        assert record.metrics["perplexity"][0] > 1
+    assert "| method | tiny_ppl (acc) |" in (folder / "leaderboard.md").read_text()
+
+
+def test_a_task_without_a_mean_of_its_documents_is_refused_before_it_is_scored(
+    command: Command,
+    tasks_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = included(tasks_folder, tmp_path / "own", "tiny_ppl", "tiny_word",
+                   metric_list=[PERPLEXITY])  # fmt: skip
+    monkeypatch.setattr("lm_eval.simple_evaluate", None)
+    said = refused(command(tmp_path / "out", "tiny_ppl", "none,iti", include=own), capsys)
+    assert "task tiny_ppl: none of its metrics (perplexity)" in said
+
+
+@pytest.mark.parametrize("name", ["acc", "acc_norm", "acc_bytes", "acc_mutual_info"])
+def test_the_answer_is_the_choice_that_the_metric_takes(
+    command: Command, tasks_folder: Path, tmp_path: Path, name: str
+) -> None:
+    own = included(tasks_folder, tmp_path / "own", "tiny_norm", "tiny_choice",
+                   metric_list=[metric(name)])  # fmt: skip
+    folder = tmp_path / "out"
+    assert cli.main(command(folder, "tiny_norm", "none", "--limit", "30", include=own)) == 0
+    [record] = load_records([folder])
+    right = [float(c in g) for c, g in zip(record.chosen, record.gold, strict=True)]
+    assert right == record.values
+    assert set(record.chosen) <= {0, 1, 2}

@@ -230,6 +230,24 @@ def test_a_gain_in_another_measure_than_the_metric_has_no_gap() -> None:
     assert "sadi n/a by likelihood 0.0 n/a" in words.text
 
 
+@pytest.mark.parametrize(
+    ("objective", "said"), [("metric", "+10.5"), ("exact_match", "+10.5"), ("likelihood", "+0.105")]
+)
+def test_a_difference_of_log_likelihoods_is_no_share(objective: str, said: str) -> None:
+    tuning = {
+        "objective": objective,
+        "chosen": {"top_k": 1, "delta": 9.0},
+        "table": [{"top_k": 1, "delta": 9.0, "difference": 0.105}],
+    }
+    steering = {
+        "method": "sadi",
+        "parameters": ["top_k", "delta"],
+        "fits": [{"top_k": 1, "delta": 9.0, "tuning": tuning}],
+    }
+    words = Reader(page(boards_of([make_record(), make_record(method="sadi", steering=steering)])))
+    assert f"1 {said}" in words.text
+
+
 def test_entries_are_binned_into_at_most_64_columns_inside_the_map() -> None:
     steering = {
         "layers": 2, "entries": 1000,

@@ -7,6 +7,7 @@ import math
 import random
 from dataclasses import replace
 from hashlib import sha256
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,16 @@ def test_a_folder_without_records_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_name_holds_no_separator() -> None:
-    assert file_name("a/../b", "m\\n", "c:d") == "a_.._b.m_n@c_d.json"
+    name = file_name("a/../b", "m\\n", "c:d")
+    assert name.startswith("a_.._b.m_n@c_d~")
+    assert name.endswith(".json")
+    assert file_name("boolq", "sadi-head", "rte") == "boolq.sadi-head@rte.json"
+
+
+def test_no_two_records_share_a_file_name() -> None:
+    parts = ["a", "a/b", "a_b", "a b", "a.b", "b", "a@b", "b@a"]
+    every = [*product(parts, parts, [None, *parts])]
+    assert len({file_name(*each) for each in every}) == len(every)
 
 
 def test_a_record_of_format_1_is_read_and_says_nothing_of_its_definitions(tmp_path: Path) -> None:

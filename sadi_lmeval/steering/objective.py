@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.harness.metrics import is_number, mean_metrics
 from sadi_lmeval.harness.run_task import Document, RunTask
 from sadi_lmeval.options import Objective
 from sadi_lmeval.pairs.contrasts import gold_and_wrong
@@ -61,7 +62,7 @@ def judge(
     """Judge the scores of one document's requests.
 
     Args:
-        task: its metric decides, the first that it lists and that is one number a document.
+        task: its metric decides: the first that is the mean of one number a document.
         recipe: says which choices are right.
         document: the document.
         scores: of each of its requests.
@@ -83,11 +84,8 @@ def judge(
     if objective == "exact_match":  # under teacher forcing: a right choice is the greedy one
         return Judged(float(any(scores[i][1] for i in right)), margin)
     metrics = task.task.process_results(document, list(scores))
-    # The harness gives the log-likelihood in place of a perplexity, which it takes the mean of.
-    metrics = {name: value for name, value in metrics.items() if "perplexity" not in name}
     better = task.task.higher_is_better()
-    for name in [*better, *metrics]:
-        metric: Any = metrics.get(name)
-        if isinstance(metric, (bool, int, float)) or hasattr(metric, "item"):
-            return Judged(float(metric) * (1 if better.get(name, True) else -1), margin)
+    for name in mean_metrics(task.task, metrics):
+        if is_number(metrics.get(name)):
+            return Judged(float(metrics[name]) * (1 if better.get(name, True) else -1), margin)
     return Judged(margin, margin)
