@@ -32,6 +32,7 @@ from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.joined import joined
 from sadi_lmeval.errors import UserError, show_user_errors_as_one_line
 from sadi_lmeval.harness.response_cache import ResponseCache
+from sadi_lmeval.harness.results_name import name_results_by_the_model
 from sadi_lmeval.harness.run_task import LengthLimit
 from sadi_lmeval.harness.run_tasks import (
     RunRank,
@@ -93,6 +94,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         self._arguments = arguments
         _refuse_tensor_parallel(arguments)
         note_tasks()
+        name_results_by_the_model()
         self._run = RunTasks(self.length_limit)
         self._tasks: dict[str, TaskSteering] = {}
         self._edits: Edits | None = None

@@ -123,7 +123,9 @@ def test_what_a_file_names_of_an_arm_counts_for_no_other_method(
     tmp_path: Path, method: Any, count: int
 ) -> None:
     numbers = {"top_k": 2, "delta": 3}
-    write(tmp_path, "a.yaml", tasks=["x"], settings={"sadi-head": numbers, "sadi-hidden": numbers})
+    write(
+        tmp_path, "a.yaml", tasks=["x"], settings={"sadi-head": numbers, "sadi-hidden": {**numbers}}
+    )
     task = RunTask(SimpleNamespace(config=SimpleNamespace(task="x")))  # type: ignore[arg-type]
     site = Site("head", (torch.nn.Identity(),) * 3, "input", 4, 1)
     every, chosen = settings_for(task, read_arm(method, {"include_path": str(tmp_path)}), site)
@@ -240,6 +242,14 @@ def test_files_of_other_kinds_are_passed_over(tmp_path: Path, text: str) -> None
     path.write_text(text)
     assert read_benchmark(path) is None
     assert find_benchmark("boolq", [tmp_path]) == find_benchmark("boolq", [])
+
+
+@pytest.mark.parametrize("fault", ["n_pairs: [1", "recipe: *unknown", "x: !function a.b", "\tx: 1"])
+def test_a_faulty_file_of_ours_is_refused_not_passed_over(tmp_path: Path, fault: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"# mine\nbenchmark: mine\ntasks: [boolq]\n{fault}\n")
+    with pytest.raises(UserError, match=f"{path}: not valid YAML"):
+        find_benchmark("boolq", [tmp_path])
 
 
 KEYS = ["tasks", "recipe", "pairs_from", "folds", "n_pairs", "settings", "taks"]

@@ -140,6 +140,12 @@ def test_other_files_in_a_user_s_folder_do_no_harm(tmp_path: Path, text: str) ->
     assert load_recipe("mine", [tmp_path]) == Recipe("mine", "choice")
 
 
+def test_a_faulty_recipe_in_a_user_s_folder_is_refused_not_passed_over(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.yaml", f"{yaml.safe_dump(GOOD)}gold: [1\n")
+    with pytest.raises(UserError, match=f"{path}: not valid YAML"):
+        load_recipe("right_wrong", [tmp_path])
+
+
 def test_the_digest_follows_what_changes_the_pairs_and_nothing_else() -> None:
     one = Recipe("a", "choice", "for people", "{{ label }}")
     assert one.digest == Recipe("b", "choice", "for other people", "{{ label }}").digest

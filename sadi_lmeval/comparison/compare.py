@@ -416,7 +416,7 @@ def _record(
     finite = [_all_finite(sample) and not texts for sample in samples]
     if not all(finite):  # the harness takes the first of such scores for the highest
         metrics = {key: [None, None] for key in metrics}
-    choices = [_choices(task, sample["doc"]) for sample in samples]
+    choices = [task.choices(sample["doc"]) for sample in samples]
     same = bool(choices[0]) and all(each == choices[0] for each in choices)
     chooses = task.task.config.doc_to_choice is not None
     recipe = recipe_of(task, replace(model.options, recipe=None), static=False) if chooses else None
@@ -498,12 +498,6 @@ def _all_finite(sample: Mapping[str, Any]) -> bool:
         for response in sample["filtered_resps"]
         if isinstance(response, (tuple, list)) and response and isinstance(response[0], float)
     )
-
-
-def _choices(task: RunTask, document: dict[str, Any]) -> list[str]:
-    if task.task.config.doc_to_choice is None:
-        return []
-    return [str(choice) for choice in task.task.doc_to_choice(document)]
 
 
 def _chosen(sample: Mapping[str, Any], choices: Sequence[str], metric: str) -> int | None:

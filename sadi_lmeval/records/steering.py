@@ -15,7 +15,7 @@ RESERVED = frozenset(
     "element hidden_site layers entries recipe pairs_from folds mask_from fit_file parameters fits "
     "version not_finite task_digest recipe_digest method source n_pairs selected cache_key sha256 "
     "file tuning score stderr difference difference_stderr margin documents objective run task "
-    "split model".split()
+    "split model of_model".split()
 )
 """Keys of a record or of a line of ``sweep``: no method may call an argument like one of them,
 unless it means the site's own element."""
@@ -74,6 +74,7 @@ class FitRecord:
         sha256: of its tensors.
         file: the name of its file in the cache folder, or None.
         tuning: how the setting was chosen; None where it was given.
+        of_model: the model that the fit was made for, where that is another one.
     """
 
     source: str
@@ -84,6 +85,7 @@ class FitRecord:
     sha256: str
     file: str | None
     tuning: ChoiceRecord | None
+    of_model: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -94,6 +96,7 @@ class FitRecord:
             "cache_key": self.cache_key,
             "sha256": self.sha256,
             "file": self.file,
+            **({} if self.of_model is None else {"of_model": self.of_model}),
             **({} if self.tuning is None else {"tuning": self.tuning.to_json()}),
         }
 
@@ -110,6 +113,7 @@ class FitRecord:
             str(given.get("sha256")),
             str(given["file"]) if isinstance(given.get("file"), str) else None,
             ChoiceRecord.from_json(given.get("tuning")),
+            str(given["of_model"]) if isinstance(given.get("of_model"), str) else None,
         )
 
     @property

@@ -334,4 +334,5 @@ def _fit_record(prepared: PreparedFit, arm: Arm) -> FitRecord:
         fitted.fit.digest,
         None if fitted.file is None else fitted.file.name,
         None if choice is None else choice.record(),
+        fitted.of_model,
     )
