@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from test_grid import score
-from test_sites import MIXTURES, tiny
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from helpers.grids import score
+from helpers.models import MIXTURES, tiny
 from sadi_lmeval.architecture.signature import cache_parameter
 from sadi_lmeval.architecture.sites import decoder_blocks, find_site
 from sadi_lmeval.edits.contract import Edits

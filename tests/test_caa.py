@@ -13,25 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_iti import held_out_of, make_alike, masks_of, one_line
-from test_model import numbers
-from test_onwards import (  # noqa: F401
+from torch import Tensor
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from helpers.loops import (
     activations_of_pairs,
     adding,
     assert_generated_as_the_loop_says,
     assert_scored_as_the_loop_says,
-    harness_model,
     plain_score,
-    run_task,
-    task_manager,
     texts_of_pairs,
     tokens_of,
     tried,
 )
-from test_pairs import load, make_task
-from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-
+from helpers.messages import one_line
+from helpers.results import masks_of, numbers
+from helpers.tasks import held_out_of, load, make_alike, make_task
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import digest
@@ -52,7 +49,7 @@ Vector = Callable[..., Tensor]
 @pytest.fixture
 def vector(
     tasks_folder: Path,
-    harness_model: LlamaForCausalLM,  # noqa: F811
+    harness_model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
 ) -> Vector:
     """v of every layer by section 3, from plain passes over a task's pairs, ``[layers, width]``."""
@@ -97,7 +94,7 @@ def test_the_vector_is_that_of_plain_passes(evaluate: Any, vector: Vector, task:
 
 @pytest.mark.parametrize("layer", range(LAYERS))
 def test_the_edit_adds_the_vector_in_its_layer_alone(
-    harness_model: LlamaForCausalLM,  # noqa: F811
+    harness_model: LlamaForCausalLM,
     layer: int,
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -120,7 +117,7 @@ def test_the_edit_adds_the_vector_in_its_layer_alone(
 
 
 def test_a_grid_of_all_layers_keeps_each_vector_once(
-    harness_model: LlamaForCausalLM,  # noqa: F811
+    harness_model: LlamaForCausalLM,
 ) -> None:
     difference = torch.randn(LAYERS, WIDTH, 1)
     site = find_site(harness_model, "hidden", "residual")
@@ -140,7 +137,7 @@ def test_a_grid_of_all_layers_keeps_each_vector_once(
 def test_every_choice_scores_what_the_equation_says(
     evaluate: Any,
     vector: Vector,
-    harness_model: LlamaForCausalLM,  # noqa: F811
+    harness_model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     task: str,
     layer: int,
@@ -167,9 +164,9 @@ def test_every_choice_scores_what_the_equation_says(
 @pytest.mark.parametrize("plainly", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 3, "auto"])
 def test_prompts_that_begin_and_end_alike_score_what_the_equation_says(
-    run_task: Any,  # noqa: F811
+    run_task: Any,
     vector: Vector,
-    harness_model: LlamaForCausalLM,  # noqa: F811
+    harness_model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -188,7 +185,7 @@ def test_prompts_that_begin_and_end_alike_score_what_the_equation_says(
 def test_prompts_cut_from_the_left_score_what_the_equation_says(
     evaluate: Any,
     vector: Vector,
-    harness_model: LlamaForCausalLM,  # noqa: F811
+    harness_model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     results = evaluate("tiny_choice", model="hf-caa", max_length=9, **GIVEN)
@@ -203,7 +200,7 @@ def test_prompts_cut_from_the_left_score_what_the_equation_says(
 def test_texts_are_those_of_a_loop_that_edits_every_generated_token(
     evaluate: Any,
     vector: Vector,
-    harness_model: LlamaForCausalLM,  # noqa: F811
+    harness_model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     layer: int,
 ) -> None:
@@ -219,7 +216,7 @@ def test_texts_are_those_of_a_loop_that_edits_every_generated_token(
 
 
 def test_a_planted_document_is_not_in_the_vector(
-    run_task: Any,  # noqa: F811
+    run_task: Any,
     vector: Vector,
     tasks_folder: Path,
     tmp_path: Path,
@@ -294,7 +291,7 @@ def test_a_layer_that_the_model_does_not_have_is_refused(
 def test_layer_and_multiplier_are_chosen_on_held_out_documents_by_what_they_score_there(
     evaluate: Any,
     vector: Vector,
-    harness_model: LlamaForCausalLM,  # noqa: F811
+    harness_model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     tasks_folder: Path,
 ) -> None:
@@ -355,7 +352,7 @@ def test_a_layer_that_is_given_is_not_tuned(evaluate: Any, monkeypatch: pytest.M
 def test_the_forced_target_of_a_generation_task_is_edited_while_tuning(
     evaluate: Any,
     vector: Vector,
-    harness_model: LlamaForCausalLM,  # noqa: F811
+    harness_model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     tasks_folder: Path,
 ) -> None:
@@ -392,7 +389,7 @@ def test_of_equal_settings_the_smaller_edit_is_taken_wherever_it_is() -> None:
 
 _RUN = """
 import json, sys
-import quick_host
+from helpers import quick_host
 from lm_eval.__main__ import cli_evaluate
 quick_host.hurry()
 for arguments in json.loads(sys.argv[1]):

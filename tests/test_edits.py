@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from test_grid import assert_same, one_by_one, score
-from test_interventions import make_model, oracle_score, plain_pass
-from test_prefill import PROMPTS, generate
-from test_scoring import ROWS_ALONE, A, B, C
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from helpers.generation import PROMPTS, generate
+from helpers.grids import assert_same, one_by_one, score
+from helpers.layouts import ROWS_ALONE, A, B, C
+from helpers.oracle import make_model, oracle_score, plain_pass
 from sadi_lmeval.architecture.sites import Site, find_site
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit

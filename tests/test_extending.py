@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from test_registration import Environment, build, harness_environment, run
-from test_sites import tiny
 
+from helpers.environments import Environment, build, harness_environment, run
+from helpers.models import tiny
 from sadi_lmeval.architecture import sites
 from sadi_lmeval.architecture.sites import ARCHITECTURES, find_site
 

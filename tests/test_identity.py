@@ -15,7 +15,6 @@ import lm_eval
 import pytest
 import torch
 import yaml
-from conftest import tiny_llama
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -23,6 +22,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from helpers.models import tiny_llama
 from sadi_lmeval.harness.run_tasks import load_tasks
 from sadi_lmeval.identity.key import key_of
 from sadi_lmeval.identity.model import model_card, model_identity

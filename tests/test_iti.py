@@ -12,31 +12,27 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from test_model import numbers
-from test_onwards import (  # noqa: F401
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from helpers.loops import (
     activations_of_pairs,
     adding,
     assert_generated_as_the_loop_says,
     assert_scored_as_the_loop_says,
-    harness_model,
     plain_score,
-    run_task,
-    task_manager,
     texts_of_pairs,
     tokens_of,
     tried,
 )
-from test_pairs import load, make_task
-from torch import Tensor, nn
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-
+from helpers.messages import one_line
+from helpers.results import masks_of, numbers
+from helpers.tasks import held_out_of, load, make_alike, make_task
 from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.harness.run_task import Document, digest
-from sadi_lmeval.methods.arm import read_arm
+from sadi_lmeval.harness.run_task import digest
 from sadi_lmeval.methods.iti import ITI, Probes, best_heads, fit_probes, iti_edit
 from sadi_lmeval.model import SteeredModel
-from sadi_lmeval.pairs.plan import draw, find_plan
 from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.settings import Setting
 from sadi_lmeval.steering.outcome import Outcome, best
@@ -109,7 +105,7 @@ Heads = Callable[..., dict[tuple[int, int], Head]]
 @pytest.fixture
 def heads(
     tasks_folder: Path,
-    harness_model: LlamaForCausalLM,  # noqa: F811
+    harness_model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
 ) -> Heads:
     """The heads by the equations, from plain passes over a task's pairs."""
@@ -126,11 +122,6 @@ def heads(
 
 def probes_of(mask: dict[str, Any]) -> Probes:
     return Probes(**load_fit(Path(mask["file"])).tensors)
-
-
-def masks_of(results: dict[str, Any], task: str) -> list[dict[str, Any]]:
-    masks: list[dict[str, Any]] = results["config"]["sadi"][task]["fits"]
-    return masks
 
 
 def assert_measured(found: Probes, expected: dict[tuple[int, int], Head]) -> None:
@@ -231,7 +222,7 @@ def test_the_edit_adds_alpha_sigma_theta_to_the_chosen_heads(direction: Any) -> 
 def test_every_choice_scores_what_the_equations_say(
     evaluate: Any,
     heads: Heads,
-    harness_model: LlamaForCausalLM,  # noqa: F811
+    harness_model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     task: str,
     direction: str,
@@ -272,9 +263,9 @@ def test_every_choice_scores_what_the_equations_say(
 @pytest.mark.parametrize("plainly", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 3, "auto"])
 def test_prompts_that_begin_and_end_alike_score_what_the_equations_say(
-    run_task: Any,  # noqa: F811
+    run_task: Any,
     heads: Heads,
-    harness_model: LlamaForCausalLM,  # noqa: F811
+    harness_model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -291,32 +282,10 @@ def test_prompts_that_begin_and_end_alike_score_what_the_equations_say(
     assert_scored_as_the_loop_says(found, harness_model, tokenizer, "head", lambda _: change)
 
 
-def make_alike(folder: Path) -> None:
-    """A task whose prompts go on as answers to others do, and share a long beginning."""
-    words = "the cat sees a dog and the bird likes fish under one old tree by the river".split()
-    rows = [
-        {
-            "question": " ".join(words[:length]),
-            "choices": [" ".join(words[length : length + n]) for n in (3, 2)] + ["stone road"],
-            "label": length % 3,
-        }
-        for length in range(1, 15)
-    ]
-    train = [
-        {
-            "question": f"{words[i % 17]} {words[i % 11]} {words[i % 5]} {' '.join(str(i))}",
-            "choices": [words[(i + k) % 17] + " " + words[(i * k) % 13] for k in (1, 2, 3)],
-            "label": i % 3,
-        }
-        for i in range(20)
-    ]
-    make_task(folder, "alike", {"train": train, "validation": rows}, doc_to_text="{{question}}")
-
-
 def test_prompts_cut_from_the_left_score_what_the_equations_say(
     evaluate: Any,
     heads: Heads,
-    harness_model: LlamaForCausalLM,  # noqa: F811
+    harness_model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     results = evaluate("tiny_choice", model="hf-iti", max_length=9, **GIVEN)
@@ -330,7 +299,7 @@ def test_prompts_cut_from_the_left_score_what_the_equations_say(
 def test_texts_are_those_of_a_loop_that_edits_every_generated_token(
     evaluate: Any,
     heads: Heads,
-    harness_model: LlamaForCausalLM,  # noqa: F811
+    harness_model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     change = adding(shift_of(heads("tiny_text"), 5, 3))
@@ -346,7 +315,7 @@ def test_texts_are_those_of_a_loop_that_edits_every_generated_token(
 
 
 def test_a_planted_document_is_in_no_probe_direction_or_sigma(
-    run_task: Any,  # noqa: F811
+    run_task: Any,
     heads: Heads,
     tasks_folder: Path,
     tmp_path: Path,
@@ -386,12 +355,6 @@ def test_each_fold_is_steered_by_the_others_documents_alone(evaluate: Any, heads
 
 
 # ------------------------------------------------------------------ saved vectors
-
-
-def one_line(caught: pytest.ExceptionInfo[UserError]) -> str:
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    return message
 
 
 def test_saved_probes_steer_another_run(evaluate: Any, tmp_path: Path) -> None:
@@ -472,18 +435,10 @@ def test_two_pairs_are_enough_to_fit_and_to_rank(evaluate: Any) -> None:
 # ------------------------------------------------------------------ what is chosen
 
 
-def held_out_of(folder: Path, name: str, **arguments: Any) -> tuple[set[str], list[Document]]:
-    """What the pairs are of, and the held-out documents."""
-    options = read_arm("iti", arguments).options
-    plan = find_plan(load(folder, name), options)
-    drawn = draw(plan, plan.sources.sources[0], options, ("top_k", "alpha"))
-    return {digest(pair.document) for pair in drawn.pairs}, drawn.held_out
-
-
 def test_top_k_and_alpha_are_chosen_on_held_out_documents_by_what_they_score_there(
     evaluate: Any,
     heads: Heads,
-    harness_model: LlamaForCausalLM,  # noqa: F811
+    harness_model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     tasks_folder: Path,
 ) -> None:

@@ -13,36 +13,13 @@ import pytest
 import yaml
 from huggingface_hub import ModelCardData
 from statsmodels.stats.multitest import multipletests
-from test_record import answered, make_record
 
+from helpers.records import make_record, scored, two_tasks
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.records.record import Record
 from sadi_lmeval.reports.leaderboard import boards_of
 from sadi_lmeval.reports.tables import comma_separated, json_text, markdown, model_index, shown
 
 pytestmark = pytest.mark.quick
-
-GOLD = [0, 1] * 20
-
-
-def scored(right: int, method: str, task: str = "boolq", **changes: Any) -> Record:
-    """Forty documents of which the first ``right`` are right."""
-    chosen: list[int | None] = [g if i < right else 1 - g for i, g in enumerate(GOLD)]
-    return answered(chosen, GOLD, method=method, task=task, **changes)
-
-
-def two_tasks() -> list[Record]:
-    return [
-        scored(20, "none"),
-        scored(32, "sadi-head"),
-        scored(8, "caa"),
-        scored(22, "iti"),
-        scored(10, "none", "rte"),
-        scored(11, "sadi-head", "rte"),
-        scored(10, "caa", "rte"),
-        scored(12, "sadi-head", "rte", mask_from="boolq"),
-        scored(33, "sadi-head", "boolq", mask_from="rte"),
-    ]
 
 
 def test_rows_are_methods_and_columns_tasks() -> None:

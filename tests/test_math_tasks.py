@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from rouge_score import scoring
-from stand_ins import Row, Scripted, Suite, data_sets, evaluate, hub_at, the_suite
 
+from helpers.stand_ins import Row, Scripted, Suite, data_sets, evaluate, hub_at, the_suite
 from sadi_lmeval.folders import task_configs
 
 HUB = Path(__file__).parents[2] / "shared" / "hub"

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
-import yaml
-from conftest import CHAT_TEMPLATE
-from jinja2 import Template
-from lm_eval.tasks import TaskManager
 
+from helpers.tasks import (
+    ANSWERS,
+    CHAT,
+    CHOICE,
+    NUMBER,
+    OTHER,
+    everything,
+    examples,
+    harness_requests,
+    load,
+    make_task,
+    words,
+)
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, LengthLimit, RunTask, digest
 from sadi_lmeval.pairs.contrasts import target
@@ -23,10 +30,6 @@ from sadi_lmeval.pairs.pairs import Pair, build_pairs
 from sadi_lmeval.pairs.recipe import Recipe
 from sadi_lmeval.pairs.sources import identity
 
-CHOICE = Recipe("right_wrong", "choice")
-OTHER = Recipe("other_target", "other_target")
-NUMBER = Recipe("wrong_number", "wrong_number")
-ANSWERS = Recipe("answers", "answers", right="{{ answer }}", wrong="{{ choices }}")
 TASKS = [
     ("tiny_choice", CHOICE),
     ("tiny_folds", CHOICE),
@@ -38,69 +41,7 @@ TASKS = [
     ("tiny_sum", OTHER),
     ("tiny_text", ANSWERS),
 ]
-
-
-def chat_template(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-    rendered = Template(CHAT_TEMPLATE).render(
-        messages=messages, add_generation_prompt=add_generation_prompt
-    )
-    return str(rendered)
-
-
 PLAIN: dict[str, Any] = {}
-CHAT = {
-    "apply_chat_template": True,
-    "chat_template": chat_template,
-    "system_instruction": "be good",
-    "fewshot_as_multiturn": True,
-}
-
-
-def load(folder: Path, name: str, num_fewshot: int = 0, **settings: Any) -> RunTask:
-    """A task of a folder, as the harness makes it for a run."""
-    manager = TaskManager(include_path=str(folder), include_defaults=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
-        task = manager.load([name])["tasks"][name]
-    task.set_config("num_fewshot", num_fewshot)
-    task.set_fewshot_seed(1234)
-    return RunTask(task, settings)
-
-
-def make_task(
-    folder: Path,
-    name: str,
-    splits: dict[str, list[Document]],
-    num_fewshot: int = 0,
-    **config: Any,
-) -> RunTask:
-    """A multiple-choice task over rows of our own, unless ``config`` says otherwise."""
-    files = {}
-    for split, rows in splits.items():
-        files[split] = str(folder / f"{name}-{split}.jsonl")
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        Path(files[split]).write_text(text, encoding="utf-8")
-    content = {
-        "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": files},
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}} ?",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": "label",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-        **config,
-    }
-    for split, part in (("training", "train"), ("validation", "validation"), ("test", "test")):
-        if part in splits:
-            content.setdefault(f"{split}_split", part)
-    content = {key: value for key, value in content.items() if value is not None}
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    return load(folder, name, num_fewshot)
-
-
-def everything(document: Document) -> bool:
-    return True
 
 
 def draw(
@@ -115,16 +56,6 @@ def draw(
 ) -> list[Pair]:
     documents = task.evaluated() if documents is None else documents
     return build_pairs(task, recipe, documents, allowed, wanted, num_fewshot, seed, **more)
-
-
-def harness_requests(task: RunTask) -> dict[str, list[tuple[Any, ...]]]:
-    """The arguments of all requests that the harness makes for each evaluated document."""
-    settings = {k: v for k, v in task.settings.items() if k != "world_size"}
-    task.task.build_all_requests(**settings)
-    found: dict[str, list[tuple[Any, ...]]] = {}
-    for instance in task.task.instances:
-        found.setdefault(digest(instance.doc), []).append(instance.args)
-    return found
 
 
 # ------------------------------------------------------------------ the texts
@@ -368,10 +299,6 @@ def test_the_documents_and_right_answers_are_the_same_whichever_wrong_ones_are_t
 # ------------------------------------------------------------------ how long
 
 
-def words(text: str) -> int:
-    return len(text.split())
-
-
 @pytest.mark.parametrize(("name", "recipe"), TASKS)
 @pytest.mark.parametrize("most", [3, 12, 15, 1000])
 def test_no_text_of_a_pair_is_longer_than_the_limit(
@@ -495,10 +422,6 @@ def test_another_document_s_answer_is_none_of_this_document_s(tmp_path: Path) ->
 
 
 # ------------------------------------------------------------------ few-shot examples
-
-
-def examples(pair: Pair) -> list[str]:
-    return pair.positive[0].split("\n\n")[:-1]
 
 
 @pytest.mark.parametrize(

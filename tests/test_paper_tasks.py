@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from stand_ins import (
+
+from helpers.stand_ins import (
     HARNESS,
     SST5,
     XCOPA,
@@ -26,7 +27,6 @@ from stand_ins import (
     the_suite,
     write_classifier,
 )
-
 from sadi_lmeval.folders import task_configs
 
 DISCIPLINES = ["humanities", "social_sciences", "stem", "other"]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_pairs import ANSWERS, CHOICE, OTHER, harness_requests, load, make_task, words
 
+from helpers.tasks import ANSWERS, CHOICE, OTHER, harness_requests, load, make_task, words
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, LengthLimit, RunTask, digest
 from sadi_lmeval.harness.run_tasks import RunRank, RunTasks, limited, note_tasks

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_pairs import ANSWERS, CHOICE, NUMBER, OTHER, examples, load, make_task
 
+from helpers.tasks import ANSWERS, CHOICE, NUMBER, OTHER, examples, load, make_task
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, RunTask, digest
 from sadi_lmeval.options import Options

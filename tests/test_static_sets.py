@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_pairs import CHAT, load, make_task
 
+from helpers.tasks import CHAT, load, make_task
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, RunTask, digest
 from sadi_lmeval.pairs import static_sets

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import pytest
-from stand_ins import (
+
+from helpers.stand_ins import (
     FOLDED,
     PLANTED,
     SCORED,
@@ -20,7 +21,6 @@ from stand_ins import (
     data_sets,
     the_suite,
 )
-
 from sadi_lmeval.options import Options
 from sadi_lmeval.pairs.pairs import Pair
 from sadi_lmeval.pairs.plan import Drawn, Plan, draw, find_plan

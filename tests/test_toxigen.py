@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from lm_eval.api.task import ConfigurableTask
-from stand_ins import Row, Scripted, Suite, data_sets, the_suite, write_classifier
 
+from helpers.stand_ins import Row, Scripted, Suite, data_sets, the_suite, write_classifier
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_tasks import load_tasks
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from test_model import numbers, scores
-from test_pairs import load
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from helpers.results import numbers, scores
+from helpers.tasks import load
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.diagonal import DiagonalEdits

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Evaluate
 
+from conftest import Evaluate
 from faults.commands import Commands
 from faults.counts import Count
 from sadi_lmeval.errors import UserError
