@@ -208,6 +208,23 @@ def test_a_strength_of_nought_keeps_every_bit(site: Site, name: str, dtype: torc
         assert torch.equal(edits.apply(layer, rows, torch.full((edits.count,), 1)), rows)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_an_edit_leaves_alone_keeps_its_bits_beside_edits_that_change_it(
+    site: Site, dtype: torch.dtype
+) -> None:
+    """A negative zero, and infinity."""
+    gain = torch.zeros(3, site.layers, site.width)
+    gain[0, 0, 4], gain[1, 0, 5] = 2.0, -1.5
+    edits = DiagonalEdits(site, [Edit(each) for each in gain])
+    row = torch.full((site.width,), -0.0, dtype=dtype)
+    row[4], row[5::4] = 1.0, torch.inf
+    for edit, changed in enumerate(([4], [5], [])):
+        after = edits.apply(0, row[None], torch.tensor([edit]))[0]
+        assert (after != row).nonzero().flatten().tolist() == changed
+        kept = [n for n in range(site.width) if n not in changed]
+        assert torch.equal(after.signbit()[kept], row.signbit()[kept])
+
+
 @families
 def test_the_first_layer_of_an_edit_is_the_first_that_it_changes(site: Site, name: str) -> None:
     edits = EVERY[name](site, "prompt").edits
