@@ -271,6 +271,16 @@ def test_whatever_an_edit_is_made_of_is_in_its_digest(
         assert [i for i in range(4) if after[i] != before[i]] == [0, 3]
 
 
+@families
+def test_the_same_edit_of_another_site_has_another_digest(
+    model: LlamaForCausalLM, site: Site, name: str
+) -> None:
+    """The MLP's output is as wide as the block's."""
+    here, there = (EVERY[name](s, "prompt").edits for s in (site, find_site(model, "hidden")))
+    for edit in range(here.count):
+        assert here.digest(edit) != there.digest(edit)
+
+
 def shapes_of(site: Site) -> dict[int, tuple[int, ...]]:
     w = site.width
     return {1: (w,), 2: (w,), 3: (2, w), 4: (2, w), 5: (2,), 6: (w, w)}

@@ -91,6 +91,7 @@ class Site(NamedTuple):
         side: whether the module's input or its output is the element's activation.
         entries: selectable elements a layer: heads, neurons or hidden units.
         entry_width: activations an entry: ``head_dim`` for heads, else 1.
+        hidden_site: of hidden states, which.
     """
 
     element: Element
@@ -98,6 +99,7 @@ class Site(NamedTuple):
     side: Side
     entries: int
     entry_width: int
+    hidden_site: HiddenSite = "mlp"
 
     @property
     def layers(self) -> int:
@@ -160,7 +162,8 @@ def find_site(model: nn.Module, element: Element, hidden_site: HiddenSite = "mlp
     side: Side = "input" if element == "head" else "output"
     width = _measure(base, modules, side, kind, element)
     if element != "head":
-        return Site(element, modules, side, width, 1)
+        which = hidden_site if element == "hidden" else "mlp"
+        return Site(element, modules, side, width, 1, which)
     heads = int(config.num_attention_heads)
     # Of latent attention head_dim is a part of the keys' width; what comes out has the values'.
     head_dim = getattr(config, "v_head_dim", None) or getattr(config, "head_dim", None)

@@ -58,7 +58,8 @@ class DiagonalEdits(Edits):
             self._entries[layer], self._change[layer] = entries, change
 
     def digest(self, edit: int) -> str:
-        content = hashlib.sha256(f"{self.site.element} {self.clean} {self.scope}".encode())
+        place = f"{self.site.element} {self.site.hidden_site}"
+        content = hashlib.sha256(f"{place} {self.clean} {self.scope}".encode())
         for layer in self.layers:
             change = self._change[layer][edit]
             touched = change.any(dim=0)
