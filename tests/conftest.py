@@ -264,9 +264,38 @@ def harness_model(model_folder: Path) -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(model_folder).eval()
 
 
+Measured = Callable[..., Any]
+
+
+@pytest.fixture
+def measured(
+    tasks_folder: Path, harness_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> Measured:
+    """What a method's equations measure in plain passes over a task's pairs:
+    ``measured("iti", "tiny_choice")``.
+    """
+    from helpers.equations import EQUATIONS
+    from helpers.loops import activations_of_pairs, texts_of_pairs
+
+    def find(
+        method: str,
+        task: str,
+        mask: int = 0,
+        max_length: int = 256,
+        folder: Path = tasks_folder,
+        **given: Any,
+    ) -> Any:
+        texts, equations = texts_of_pairs(folder, task, method, mask, **given), EQUATIONS[method]
+        return equations.measure(
+            *activations_of_pairs(harness_model, tokenizer, texts, equations.where, max_length)
+        )
+
+    return find
+
+
 _LONGEST = """test_processes test_killed test_hub test_compare test_every_architecture test_grid
-test_suite test_sweep test_registration test_architectures test_commands test_report test_model
-test_bad_input""".split()
+test_suite test_sweep test_each_method test_registration test_architectures test_commands
+test_report test_model test_bad_input""".split()
 """Files that take long: begun first, so that no process is left with one at the end."""
 
 

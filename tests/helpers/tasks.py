@@ -15,6 +15,7 @@ from lm_eval.tasks import TaskManager
 from helpers.models import CHAT_TEMPLATE
 from sadi_lmeval.harness.run_task import Document, RunTask, digest
 from sadi_lmeval.methods.arm import read_arm
+from sadi_lmeval.methods.registry import method_class
 from sadi_lmeval.pairs.pairs import Pair
 from sadi_lmeval.pairs.plan import draw, find_plan
 from sadi_lmeval.pairs.recipe import Recipe
@@ -127,9 +128,11 @@ def make_alike(folder: Path) -> None:
     make_task(folder, "alike", {"train": train, "validation": rows}, doc_to_text="{{question}}")
 
 
-def held_out_of(folder: Path, name: str, **arguments: Any) -> tuple[set[str], list[Document]]:
+def held_out_of(
+    folder: Path, name: str, method: str, **arguments: Any
+) -> tuple[set[str], list[Document]]:
     """What the pairs are of, and the held-out documents."""
-    options = read_arm("iti", arguments).options
+    options = read_arm(method, arguments).options
     plan = find_plan(load(folder, name), options)
-    drawn = draw(plan, plan.sources.sources[0], options, ("top_k", "alpha"))
+    drawn = draw(plan, plan.sources.sources[0], options, method_class(method).axes.names)
     return {digest(pair.document) for pair in drawn.pairs}, drawn.held_out
