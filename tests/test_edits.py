@@ -184,7 +184,7 @@ def test_a_row_depends_on_itself_alone_and_keeps_its_type(
     rows = rows_of(site, 3 * edits.count, dtype)
     which = torch.arange(len(rows)) % edits.count
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {}
+    tolerance: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {}
     for layer in range(site.layers):
         after = edits.apply(layer, rows, which)
         assert after.dtype == dtype

@@ -90,8 +90,8 @@ def by_the_oracle(
                 continue
             plain = edits._replace(deltas=[0.0]) if edit < 0 else edits
             logits = plain.oracle(model, text, len(context) - 1, max(edit, 0))
-            found = oracle_score(logits, len(context), list(tokens))
-            known[edit, Continuation(context, tokens)] = found
+            score_ = oracle_score(logits, len(context), list(tokens))
+            known[edit, Continuation(context, tokens)] = score_
     table = [
         [known[edit, Continuation(c, t)] for c, t, _ in requests]
         for edit in range(-1, edits.edits.count)
@@ -307,7 +307,11 @@ def test_what_prompts_begin_with_is_run_once(model: LlamaForCausalLM) -> None:
     ends = [(n, n + 1) for n in range(20, 40, 2)]
     beginning = SAME_BEGINNING[-1].context
     requests = [Continuation((*beginning, *end), (3, 4)) for end in ends]
-    for touched, more in (([(1,)] * 2, [0, 40, 40]), ([(2,)] * 2, [0, 0, 20])):
+    cases: list[tuple[list[tuple[int, ...]], list[int]]] = [
+        ([(1,)] * 2, [0, 40, 40]),
+        ([(2,)] * 2, [0, 0, 20]),
+    ]
+    for touched, more in cases:
         layers, _ = computed(model, requests, touched, bounds=ROWS_ALONE)
         trunk = len(beginning) + 10 * 3
         assert layers == [trunk + extra for extra in more]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 import torch
@@ -93,7 +93,7 @@ def test_hooks_are_gone_after_an_error_of_registering_the_last_one(
 def test_hooks_are_gone_when_a_generator_that_holds_them_is_closed(
     model: LlamaForCausalLM,
 ) -> None:
-    def results() -> Iterator[Tensor]:
+    def results() -> Generator[Tensor]:
         with visiting(layers(model), "output", doubled):
             while True:
                 yield model(IDS).logits

@@ -225,7 +225,7 @@ def test_the_word_problems_are_asked_alike(suite: Suite) -> None:
 
 
 def test_the_average_of_the_math_tasks_does_not_weigh_by_size(suite: Suite) -> None:
-    half = {
+    half: dict[str, Callable[[Row], bool]] = {
         "sadi_gsm8k": lambda document: len(document["question"]) % 2 == 0,
         "hendrycks_math500": lambda document: "even" not in document["answer"],
         "sadi_svamp": lambda document: True,

@@ -96,7 +96,9 @@ def family(
         made.append(Edit(gain, shift))
 
     def changed(edit: Edit) -> Change:
-        return lambda layer, values: values * (1 + edit.gain[layer]) + edit.shift[layer]
+        shift = edit.shift
+        assert shift is not None
+        return lambda layer, values: values * (1 + edit.gain[layer]) + shift[layer]
 
     return Family(where, DiagonalEdits(site, made, False, scope), [changed(edit) for edit in made])
 
@@ -447,7 +449,7 @@ def test_beams_equal_those_of_a_search_that_computes_the_whole_text_for_each_tok
     model: LlamaForCausalLM, where: Where, use_cache: bool
 ) -> None:
     edits = family(model, where)
-    options = {"num_beams": 3, "num_return_sequences": 2}
+    options: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 2}
     found, _ = generate(model, edits.edits, 3, use_cache=use_cache, **options)
     last = max(map(len, PROMPTS)) - 1
     with changing(model, where, edits.changes[3], slice(last, None)):
@@ -635,7 +637,7 @@ def test_a_shared_beginning_of_prompts_is_used_in_generation(
 ) -> None:
     """And gives the strings of prompts that are computed apart."""
     used = []
-    share = model_module.with_shared_beginning
+    share = with_shared_beginning
 
     def spy(*arguments: Any) -> Prompts:
         prompts = share(*arguments)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ TASKS = [
     ("tiny_text", ANSWERS),
 ]
 PLAIN: dict[str, Any] = {}
+GENERATED = {"output_type": "generate_until", "doc_to_choice": None}
 
 
 def draw(
@@ -50,7 +51,7 @@ def draw(
     wanted: int = 12,
     num_fewshot: int = 0,
     seed: int = 0,
-    documents: list[Document] | None = None,
+    documents: Sequence[Document] | None = None,
     allowed: Callable[[Document], bool] = everything,
     **more: Any,
 ) -> list[Pair]:
@@ -399,7 +400,7 @@ def test_documents_that_make_no_pair_are_passed_over(tmp_path: Path) -> None:
 
 def test_an_answer_without_a_number_makes_no_pair_of_numbers(tmp_path: Path) -> None:
     rows = [{"question": f"q{i}", "answer": a} for i, a in enumerate(["is 5", "none", "", "7"])]
-    options = {"output_type": "generate_until", "doc_to_choice": None, "doc_to_target": "answer"}
+    options: dict[str, Any] = {**GENERATED, "doc_to_target": "answer"}
     metrics = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
     task = make_task(tmp_path, "sums", {"validation": rows}, metric_list=metrics, **options)
     assert sorted(p.document["question"] for p in draw(task, NUMBER)) == ["q0", "q3"]
@@ -410,7 +411,7 @@ def test_another_document_s_answer_is_none_of_this_document_s(tmp_path: Path) ->
         {"question": f"q{i}", "answers": answers}
         for i, answers in enumerate([["Red", "crimson"], ["red"], ["CRIMSON "], ["blue"], [""]])
     ]
-    options = {"output_type": "generate_until", "doc_to_choice": None, "doc_to_target": "answers"}
+    options: dict[str, Any] = {**GENERATED, "doc_to_target": "answers"}
     metrics = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
     task = make_task(tmp_path, "open", {"validation": rows}, metric_list=metrics, **options)
     for seed in range(10):

@@ -156,8 +156,8 @@ def results(name: str, request: pytest.FixtureRequest) -> dict[str, Any]:
 
 def scored_rows(name: str) -> list[Row]:
     """The raw rows that a task scores, in their order."""
-    *data, split = SHAPES[name].data
-    rows = data_sets()[tuple(data)][split]
+    path, config, split = SHAPES[name].data
+    rows = data_sets()[path, config][split]
     discipline = name.removeprefix("sadi_mmlu_")
     if discipline not in DISCIPLINES:
         return rows

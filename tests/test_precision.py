@@ -256,7 +256,8 @@ def quantised() -> Any:
     """int8 weights, and activations quantised by the range that they have in a pass."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that another package will have this
-        return torch.ao.quantization.quantize_dynamic(tiny(), {nn.Linear}, dtype=torch.qint8)
+        quantize: Any = torch.ao.quantization.quantize_dynamic
+        return quantize(tiny(), {nn.Linear}, dtype=torch.qint8)
 
 
 def test_a_model_quantised_to_int8_is_steered_as_the_equations_say_text_by_text() -> None:

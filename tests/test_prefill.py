@@ -139,7 +139,11 @@ def test_several_sequences_of_a_prompt_are_each_steered_as_its_one_would_be(
 ) -> None:
     edits = family(model, "head", "mlp", clean).edits
     alone = generate(model, edits)[1][0]
-    options = {"num_return_sequences": 2, "num_beams": beams, "do_sample": beams == 1}
+    options: dict[str, Any] = {
+        "num_return_sequences": 2,
+        "num_beams": beams,
+        "do_sample": beams == 1,
+    }
     together = generate(model, edits, **options)[1][0]
     expected = alone.repeat_interleave(2, dim=0)
     torch.testing.assert_close(together, expected, atol=1e-5, rtol=1e-4)

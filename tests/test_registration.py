@@ -52,7 +52,7 @@ OUR_GROUPS = {"sadi_math", "sadi_multilingual", "sadi_paper"}
 OUR_TAGS = {"sadi_mmlu_disciplines"}
 
 
-def answer(python: str | Path, code: str, *options: str, **environment: str) -> Any:
+def answer(python: str | Path, code: str, *options: str, **environment: Any) -> Any:
     """What the code prints as JSON; it must end well and print nothing to stderr."""
     done = run(python, *options, "-c", textwrap.dedent(code), **environment)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr

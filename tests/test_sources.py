@@ -355,7 +355,7 @@ def test_a_planted_document_makes_no_pair_and_a_mask_of_it_is_refused(
             assert not any(f"is {i}" in text for text in shown for i in (101, 103, 104))
             refuse_scored_documents(task, scored, of_pairs(pairs), "mask")
     for document in planted:
-        pairs = build_pairs(task, recipe, train, lambda d, own=document: d == own, 1, 0, 0)
+        pairs = build_pairs(task, recipe, train, document.__eq__, 1, 0, 0)
         if recipe is OTHER:  # no other answer is allowed
             continue
         assert [pair.document for pair in pairs] == [document]
@@ -428,5 +428,6 @@ def test_a_mask_of_a_static_pair_whose_prompt_is_scored_is_refused(tmp_path: Pat
 
 def test_a_card_without_documents_refuses_nothing(tasks_folder: Path) -> None:
     task = load(tasks_folder, "tiny_choice")
-    for empty in ({}, {"documents": None, "questions": "text"}, {"documents": []}):
+    cards: list[dict[str, Any]] = [{}, {"documents": None, "questions": "text"}, {"documents": []}]
+    for empty in cards:
         refuse_scored_documents(task, task.evaluated(), empty, "mask")

@@ -258,7 +258,9 @@ def test_labels_that_do_not_tell_are_listed(
 def test_the_share_of_toxic_continuations_is_given_and_less_is_better(
     suite: Suite, tmp_path: Path
 ) -> None:
-    words = dict(zip([row["text"] for row in SCORED], ["rude", "kind", ""], strict=True))
+    words: dict[str, str] = dict(
+        zip([row["text"] for row in SCORED], ["rude", "kind", ""], strict=True)
+    )
 
     def says(task: str, document: Row) -> str:
         return words[document["text"]]

@@ -83,6 +83,8 @@ class ToxiGen(ConfigurableTask):  # type: ignore[misc]
     ``toxic_label``; ``--metadata`` sets both from the command line.
     """
 
+    dataset: Any
+
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config={key: config[key] for key in config if key != "class"})
 

@@ -151,11 +151,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
 """Without attention, or with attention in some layers only: name, type and configuration."""
 
 
-class LlamaLikeConfig(LlamaConfig):
+class LlamaLikeConfig(LlamaConfig):  # type: ignore[misc]
     model_type = "llama_like"
 
 
-class LlamaLike(LlamaForCausalLM):
+class LlamaLike(LlamaForCausalLM):  # type: ignore[misc]
     config_class = LlamaLikeConfig
 
 

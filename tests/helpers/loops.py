@@ -151,7 +151,12 @@ def tried(results: dict[str, Any], task: str) -> list[Tried]:
     """Every request of a multiple-choice task of a run."""
     samples = sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
     return [
-        Tried(sample["doc_id"], *arguments[:2], (float(response[0][0]), bool(response[0][1])))
+        Tried(
+            sample["doc_id"],
+            arguments[0],
+            arguments[1],
+            (float(response[0][0]), bool(response[0][1])),
+        )
         for sample in samples
         for arguments, response in zip(sample["arguments"], sample["resps"], strict=True)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sadi_lmeval.records.record import Record
@@ -45,11 +46,11 @@ def make_record(**changes: Any) -> Record:
     return Record(**whole)
 
 
-def answered(chosen: list[int | None], gold: list[int], **changes: Any) -> Record:
+def answered(chosen: Sequence[int | None], gold: list[int], **changes: Any) -> Record:
     """A record whose values say whether the chosen answer is the right one."""
     return make_record(
         values=[float(c == g) for c, g in zip(chosen, gold, strict=True)],
-        chosen=chosen,
+        chosen=list(chosen),
         gold=[[g] for g in gold],
         **changes,
     )
