@@ -12,16 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from test_every_architecture import (
-    CASES,
-    PROMPTS,
-    REFUSED,
-    edits_of,
-    logits_at,
-    made,
-)
 from transformers import PreTrainedModel
 
+from helpers.architectures import CASES, PROMPTS, REFUSED, edits_of, logits_at, made
 from sadi_lmeval.architecture.sites import register_architecture
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.passes.branching import can_resume, longest_branching_path

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from test_grid import score
-from test_sites import MIXTURES, tiny
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from helpers.grids import score
+from helpers.models import MIXTURES, tiny
 from sadi_lmeval.architecture.signature import cache_parameter
 from sadi_lmeval.architecture.sites import decoder_blocks, find_site
 from sadi_lmeval.edits.contract import Edits
@@ -222,7 +222,7 @@ def test_every_way_of_computing_gives_the_steered_scores_of_the_plain_one(
         assert (changed > 1e-3).all(), variant
         if branches:
             assert_same(alone(model, requests, edits, True), expected)
-        found, _ = score(model, requests, [edits], BOUNDS, branches, resuming)  # type: ignore[arg-type]
+        found, _ = score(model, requests, [edits], BOUNDS, branches, resuming)
         assert_same(found, expected)
 
 
@@ -249,7 +249,7 @@ def test_generation_after_a_shared_beginning_is_that_of_the_prompts_as_they_came
         shared = with_shared_beginning(Forward(model), plain, beginning)
         assert shared.cache is not None
         found, expected = (
-            model.generate(  # type: ignore[operator]
+            model.generate(
                 input_ids=prompts.input_ids,
                 attention_mask=prompts.attention_mask,
                 **{cache_parameter(model): prompts.cache},

@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-from test_pairs import make_task
 
+from helpers.tasks import make_task
 from sadi_lmeval.folders import contrastive_sets
 from sadi_lmeval.pairs.contrasts import normalized
 from sadi_lmeval.pairs.recipe import load_recipe

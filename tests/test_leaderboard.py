@@ -14,39 +14,14 @@ import pytest
 import yaml
 from huggingface_hub import ModelCardData
 from statsmodels.stats.multitest import multipletests
-from test_record import answered, make_record
 
+from helpers.records import make_record, scored, two_tasks
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.records.record import Record
 from sadi_lmeval.reports.leaderboard import boards_of
-from sadi_lmeval.reports.significance import Mean, mean_over_tasks
+from sadi_lmeval.reports.significance import mean_over_tasks
 from sadi_lmeval.reports.tables import comma_separated, json_text, markdown, model_index, shown
 
 pytestmark = pytest.mark.quick
-
-GOLD = [0, 1] * 20
-
-
-def scored(right: int, method: str, task: str = "boolq", **changes: Any) -> Record:
-    """Forty documents of which the first ``right`` are right."""
-    chosen: list[int | None] = [g if i < right else 1 - g for i, g in enumerate(GOLD)]
-    documents = [f"{task} {i}" for i in range(len(GOLD))]
-    whole = {"documents": documents, "method": method, "task": task, **changes}
-    return answered(chosen, GOLD, **whole)
-
-
-def two_tasks() -> list[Record]:
-    return [
-        scored(20, "none"),
-        scored(32, "sadi-head"),
-        scored(8, "caa"),
-        scored(22, "iti"),
-        scored(10, "none", "rte"),
-        scored(11, "sadi-head", "rte"),
-        scored(10, "caa", "rte"),
-        scored(12, "sadi-head", "rte", mask_from="boolq"),
-        scored(33, "sadi-head", "boolq", mask_from="rte"),
-    ]
 
 
 def test_rows_are_methods_and_columns_tasks() -> None:
@@ -105,7 +80,11 @@ def test_tasks_over_the_same_documents_are_not_two_samples() -> None:
                 if r.task == "mc2" else r for r in records]  # fmt: skip
     (board,) = boards_of(mirrored)
     assert board.rows[1].average is not None
-    assert board.rows[1].average.difference == Mean(0, pytest.approx(0, abs=1e-12), 1)
+    none = board.rows[1].average.difference
+    assert none is not None
+    assert none.value == 0
+    assert none.stderr == pytest.approx(0, abs=1e-12)
+    assert none.p == 1
 
 
 def test_the_p_of_an_average_keeps_its_level_where_tasks_share_their_documents() -> None:

@@ -9,21 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_llama
 from transformers import PreTrainedTokenizerFast
+
+from helpers.models import tiny_llama
+from helpers.results import numbers, scores
 
 STEER = {"top_k": 3, "delta": 4}
 MULTIPLE_CHOICE = ("tiny_choice", "tiny_folds", "tiny_input", "tiny_empty")
-
-
-def scores(results: dict[str, Any], task: str) -> list[Any]:
-    """Every response to a task's requests, in document order."""
-    samples = sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
-    return [response[0] for sample in samples for response in sample["resps"]]
-
-
-def numbers(results: dict[str, Any], task: str) -> list[float]:
-    return [float(score[0]) for score in scores(results, task)]
 
 
 @pytest.mark.parametrize("task", [*MULTIPLE_CHOICE, "tiny_word"])

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from jinja2 import TemplateSyntaxError, UndefinedError
 from lm_eval import utils as harness
-from test_pairs import load, make_task
 
+from helpers.tasks import load, make_task
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, RunTask
 from sadi_lmeval.harness.run_tasks import note_tasks

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_record import answered, make_record
 
+from helpers.records import answered, make_record
 from sadi_lmeval.records.record import Record
 from sadi_lmeval.reports.leaderboard import boards_of
 from sadi_lmeval.reports.page import page

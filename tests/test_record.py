@@ -9,16 +9,15 @@ from dataclasses import replace
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers.records import make_record
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.records.record import (
     FOLDER,
-    Record,
     file_name,
     load_record,
     load_records,
@@ -27,53 +26,6 @@ from sadi_lmeval.records.record import (
 from sadi_lmeval.records.steering import ChoiceRecord, FitRecord, SteeringRecord
 
 pytestmark = pytest.mark.quick
-
-
-def make_record(**changes: Any) -> Record:
-    """A record of four yes/no documents, all answered "yes"; ``changes`` replace its fields."""
-    values = changes.get("values", [1.0, 0.0, 1.0, 1.0])
-    count = len(values)
-    known = [value for value in values if value is not None]
-    mean = sum(known) / len(known) if len(known) == count else None
-    whole: dict[str, Any] = {
-        "run": "0123456789abcdef",
-        "command": "sadi-lmeval compare --tasks boolq",
-        "model": {"model": "tiny", "revision": "main", "weights_digest": "ab12"},
-        "versions": {"lm_eval": "0.4.13", "torch": "2.13.0"},
-        "seeds": {"seed": 0},
-        "limit": None,
-        "num_fewshot": 0,
-        "task": "boolq",
-        "task_version": "2.0",
-        "method": "none",
-        "mask_from": None,
-        "metric": "acc",
-        "higher_is_better": True,
-        "metrics": {"acc": [mean, None]},
-        "documents": [f"document {i}" for i in range(count)],
-        "values": values,
-        "chosen": [1] * count,
-        "gold": [[1] if value else [0] for value in values],
-        "labels": ["no", "yes"],
-        "steering": {"method": "none", "parameters": []},
-        "task_digest": "cd34",
-        "pairs_digests": [],
-        "seconds": 1.5,
-    }
-    whole |= changes
-    if isinstance(whole["steering"], dict):
-        whole["steering"] = SteeringRecord.from_json(whole["steering"])
-    return Record(**whole)
-
-
-def answered(chosen: list[int | None], gold: list[int], **changes: Any) -> Record:
-    """A record whose values say whether the chosen answer is the right one."""
-    return make_record(
-        values=[float(c == g) for c, g in zip(chosen, gold, strict=True)],
-        chosen=chosen,
-        gold=[[g] for g in gold],
-        **changes,
-    )
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ def named(source: str, arguments: Any) -> str | None:
     name_results_by_the_model()
     tracker = GeneralConfigTracker()
     tracker.log_experiment_args(source, arguments, None, None, False)
-    return tracker.model_name
+    name: str | None = tracker.model_name
+    return name
 
 
 @pytest.mark.parametrize("source", ["hf-sadi", "hf-iti"])

@@ -37,6 +37,7 @@ def test_right_and_wrong_are_compared_by_the_exact_mcnemar_test() -> None:
     assert found.stderr == pytest.approx(differences.std(ddof=1) / math.sqrt(30))
     assert found.low is not None
     assert found.high is not None
+    assert found.difference is not None
     assert 0 < found.low < found.difference < found.high
 
 

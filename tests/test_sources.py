@@ -9,8 +9,8 @@ from random import Random
 from typing import Any
 
 import pytest
-from test_pairs import ANSWERS, CHOICE, NUMBER, OTHER, examples, load, make_task
 
+from helpers.tasks import ANSWERS, CHOICE, NUMBER, OTHER, examples, load, make_task
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, RunTask, digest
 from sadi_lmeval.options import Options
@@ -415,7 +415,7 @@ def test_a_planted_document_makes_no_pair_and_a_mask_of_it_is_refused(
             assert not any(f"is {i}" in text for text in shown for i in (101, 103, 104))
             refuse_scored_documents(task, scored, of_pairs(pairs), "mask")
     for document in planted:
-        pairs = build_pairs(task, recipe, train, lambda d, own=document: d == own, 1, 0, 0)
+        pairs = build_pairs(task, recipe, train, document.__eq__, 1, 0, 0)
         if recipe is OTHER:  # no other answer is allowed
             continue
         assert [pair.document for pair in pairs] == [document]
@@ -499,5 +499,6 @@ def test_a_fit_of_an_earlier_release_is_refused_by_its_questions_too(tmp_path: P
 
 def test_a_card_without_documents_refuses_nothing(tasks_folder: Path) -> None:
     task = load(tasks_folder, "tiny_choice")
-    for empty in ({}, {"documents": None, "questions": "text"}, {"documents": []}):
+    cards: list[dict[str, Any]] = [{}, {"documents": None, "questions": "text"}, {"documents": []}]
+    for empty in cards:
         refuse_scored_documents(task, task.evaluated(), empty, "mask")

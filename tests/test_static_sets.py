@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_pairs import CHAT, load, make_task
 
+from helpers.tasks import CHAT, load, make_task
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, RunTask, digest
 from sadi_lmeval.pairs import static_sets
@@ -220,7 +220,11 @@ def test_a_pair_is_one_prompt_as_the_run_writes_it_with_two_answers(
 def test_a_system_instruction_stands_before_every_prompt(
     tmp_path: Path, tasks_folder: Path, apply_chat_template: bool
 ) -> None:
-    settings = {**CHAT, "apply_chat_template": apply_chat_template, "system_instruction": "be bad"}
+    settings: dict[str, Any] = {
+        **CHAT,
+        "apply_chat_template": apply_chat_template,
+        "system_instruction": "be bad",
+    }
     task = load(tasks_folder, "tiny_choice", **settings)
     for pair in drawn(task, write(tmp_path, [made(i) for i in range(3)])):
         before, _, _ = pair.positive[0].partition(pair.document["prompt"])

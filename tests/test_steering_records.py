@@ -8,9 +8,9 @@ from functools import partialmethod
 from typing import Any
 
 import pytest
-from conftest import Evaluate
 from lm_eval.tasks import TaskManager
 
+from conftest import Evaluate
 from sadi_lmeval.methods.arm import read_arms
 from sadi_lmeval.methods.base import Method
 from sadi_lmeval.methods.registry import arm_names

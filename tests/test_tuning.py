@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from test_model import numbers, scores
-from test_pairs import load
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from helpers.results import numbers, scores
+from helpers.tasks import load
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.diagonal import DiagonalEdits
@@ -30,6 +30,7 @@ from sadi_lmeval.pairs.plan import draw, find_plan
 from sadi_lmeval.passes import engine
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.forward import Forward
+from sadi_lmeval.passes.grid import grid_log_likelihoods
 from sadi_lmeval.passes.packing import Continuation
 from sadi_lmeval.passes.scoring import log_likelihoods
 from sadi_lmeval.steering import steering, tuning
@@ -270,7 +271,7 @@ def test_a_setting_without_finite_scores_changes_no_other_s(evaluate: Any) -> No
 def test_a_run_goes_on_where_the_unsteered_model_is_not_finite(
     evaluate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inner = engine.grid_log_likelihoods
+    inner: Any = grid_log_likelihoods
 
     def without_unsteered(*arguments: Any, done: Any, **named: Any) -> None:
         def told(which: list[int], values: Tensor, greedy: Tensor) -> None:
@@ -469,7 +470,7 @@ class Scored:
         self.after = after
         self.requests: list[int] = []
         self.counts: list[list[int]] = []
-        self.inner = engine.grid_log_likelihoods
+        self.inner: Any = grid_log_likelihoods
 
     def __call__(self, forward: Any, requests: Any, families: Any, **named: Any) -> None:
         self.requests.append(len(requests))

@@ -75,6 +75,8 @@ class DiagonalEdits(Edits):
         gain, shift = self._change[layer][which].to(activations).unbind(dim=1)
         before = activations[:, entries]
         after = before + gain * before + shift
+        # What other edits change is to keep its bits: a zero's sign, and not 0 times infinity.
+        after = torch.where((gain == 0) & (shift == 0), before, after)
         return activations.index_copy(1, entries, after)
 
 

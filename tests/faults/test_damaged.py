@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Evaluate
 
+from conftest import Evaluate
 from faults.counts import Count
 from faults.results import alike
 from sadi_lmeval.errors import UserError
