@@ -14,6 +14,7 @@ from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.passes.activations import Collector, TokenPair, read_pairs
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.branching import can_resume, longest_branching_path
+from sadi_lmeval.passes.checked import longest_row_is_right
 from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.grid import Done, grid_log_likelihoods
 from sadi_lmeval.passes.packing import Continuation
@@ -66,6 +67,7 @@ class Engine:
         self.softmax_dtype = softmax_dtype
         self.bounds = _bounds(self.forward, rows, max_length)
         self._sites: dict[tuple[Element, HiddenSite], Site] = {}
+        self._tried = False
 
     @cached_property
     def longest_branching_path(self) -> int:
@@ -121,7 +123,7 @@ class Engine:
                 requests,
                 edits,
                 pad=self.pad,
-                branching=_longest(requests) <= self.longest_branching_path,
+                branching=self._branches(requests),
                 bounds=self.bounds,
                 softmax_dtype=self.softmax_dtype,
                 done=done,
@@ -137,12 +139,22 @@ class Engine:
                 requests,
                 families,
                 pad=self.pad,
-                branching=_longest(requests) <= self.longest_branching_path,
+                branching=self._branches(requests),
                 resuming=self.can_resume,
                 bounds=self.bounds,
                 softmax_dtype=self.softmax_dtype,
                 done=done,
             )
+
+    def _branches(self, requests: Sequence[Continuation]) -> bool:
+        """Whether requests are packed with branches; the first time the longest row is tried."""
+        if not requests or _longest(requests) > self.longest_branching_path:
+            return False
+        if not self._tried:
+            self._tried = True
+            if not longest_row_is_right(self.forward, requests, self.pad, self.bounds):
+                self.longest_branching_path = 0
+        return self.longest_branching_path > 0
 
     @contextmanager
     def _call(self) -> Iterator[None]:

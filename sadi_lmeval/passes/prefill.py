@@ -18,7 +18,7 @@ from sadi_lmeval.architecture.signature import cache_parameter, parameters
 from sadi_lmeval.architecture.sites import unwrapped
 from sadi_lmeval.edits.contract import Edits, reading
 from sadi_lmeval.errors import first_line
-from sadi_lmeval.passes.branching import difference_of
+from sadi_lmeval.passes.branching import difference_of, gap_of
 from sadi_lmeval.passes.forward import Forward, cache_of
 from sadi_lmeval.passes.prefixes import shared_length
 
@@ -168,25 +168,30 @@ def can_share_beginning(model: Any) -> bool:
     ids = torch.tensor([[pad, pad, *beginning, 8], [*beginning, 6, 8, 5]], device=forward.device)
     plain = Prompts(ids, torch.ones_like(ids))
     plain.attention_mask[0, :2] = 0
+
+    def logits(prompts: Prompts) -> Tensor:
+        made = model.generate(
+            input_ids=prompts.input_ids,
+            attention_mask=prompts.attention_mask,
+            **{cache_parameter(model): prompts.cache},
+            max_new_tokens=2,
+            min_new_tokens=2,
+            do_sample=False,
+            pad_token_id=pad,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        return torch.stack(made.logits, dim=1)  # [batch, new tokens, vocab]
+
     try:
-        found = [
-            model.generate(
-                input_ids=prompts.input_ids,
-                attention_mask=prompts.attention_mask,
-                **{cache_parameter(model): prompts.cache},
-                max_new_tokens=2,
-                min_new_tokens=2,
-                do_sample=False,
-                pad_token_id=pad,
-                return_dict_in_generate=True,
-                output_logits=True,
-            ).logits
-            for prompts in (plain, with_shared_beginning(forward, plain, beginning))
-        ]
+        found = logits(with_shared_beginning(forward, plain, beginning))
+        expected = logits(plain)
+        alone = [Prompts(row[mask == 1][None], mask[mask == 1][None])
+                 for row, mask in zip(*plain[:2], strict=True)]  # fmt: skip
+        rounding = gap_of(torch.cat([logits(prompts) for prompts in alone]), expected)
+        reason = difference_of(found, expected, rounding, forward.dtype)
     except Exception as error:  # any failure of the trial means: the plain way
         reason = first_line(error)
-    else:
-        reason = difference_of(torch.cat(found[1]), torch.cat(found[0]))
     if reason:
         logger.info("Prompts are not shared in generation (%s)", reason)
     return not reason
