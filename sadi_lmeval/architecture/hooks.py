@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from sadi_lmeval.errors import UserError
+
 Side = Literal["input", "output"]
 
 Visit = Callable[[int, Tensor], Tensor | None]
@@ -15,7 +17,9 @@ Visit = Callable[[int, Tensor], Tensor | None]
 
 
 @contextmanager
-def visiting(modules: Mapping[int, nn.Module], side: Side, visit: Visit) -> Iterator[None]:
+def visiting(
+    modules: Mapping[int, nn.Module], side: Side, visit: Visit, required: bool = False
+) -> Iterator[None]:
     """Call ``visit`` whenever one of ``modules`` runs, until the block is left in any way.
 
     Args:
@@ -23,15 +27,30 @@ def visiting(modules: Mapping[int, nn.Module], side: Side, visit: Visit) -> Iter
         side: whether the module's first input or its (first) output is visited.
         visit: gets the layer and the activations ``[batch, seq, width]``. It must not write to
             them: what it returns takes their place.
+        required: whether each module must run.
+
+    Raises:
+        UserError: one that must run has not when the block is left.
     """
+    left = set(modules)
+
+    def noted(layer: int, activations: Tensor) -> Tensor | None:
+        left.discard(layer)
+        return visit(layer, activations)
+
     with ExitStack() as stack:
         for layer, module in modules.items():
             if side == "input":
-                handle = module.register_forward_pre_hook(_before(layer, visit))
+                handle = module.register_forward_pre_hook(_before(layer, noted))
             else:
-                handle = module.register_forward_hook(_after(layer, visit))
+                handle = module.register_forward_hook(_after(layer, noted))
             stack.callback(handle.remove)
         yield
+    if required and left:
+        raise UserError(
+            f"the model's forward pass did not run the hooks of {len(left)} of {len(modules)} "
+            "layers, so nothing is steered there (is it compiled, or does it call other modules?)"
+        )
 
 
 def _before(layer: int, visit: Visit) -> Callable[[nn.Module, tuple[Any, ...]], Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -88,7 +88,7 @@ def steered_generation(
         handle = unwrapped(model).register_forward_pre_hook(before, with_kwargs=True)
         stack.callback(handle.remove)
         modules = {layer: edits.site.modules[layer] for layer in edits.written_layers}
-        stack.enter_context(visiting(modules, edits.site.side, visit))
+        stack.enter_context(visiting(modules, edits.site.side, visit, required=True))
         yield
 
 
@@ -159,6 +159,29 @@ def beginning_of(prompts: Sequence[list[int]]) -> list[int]:
     first, most = min(prompts), min(len(prompt) for prompt in prompts) - 1
     length = min(most, shared_length(first, max(prompts)))
     return list(first[:length]) if length >= _SHORTEST else []
+
+
+_INDIFFERENT = frozenset(
+    "do_sample temperature top_k top_p min_p typical_p epsilon_cutoff eta_cutoff max_length "
+    "max_new_tokens min_length min_new_tokens max_time pad_token_id bos_token_id eos_token_id "
+    "use_cache renormalize_logits remove_invalid_values transformers_version "
+    "_from_model_config".split()
+)
+"""Options of generation that look at logits or count tokens, and bring no cache of their own."""
+
+
+def looks_at_tokens(model: Any, options: Mapping[str, Any]) -> bool:
+    """Whether some option of generation may look at the tokens before, or bring its own cache.
+
+    A shared beginning moves tokens, and comes in a cache; whatever is not known to be indifferent
+    to both is taken to be not.
+
+    Args:
+        options: of the run; those of the model's ``generation_config`` count too.
+    """
+    config = getattr(model, "generation_config", None)
+    given = {**({} if config is None else config.to_diff_dict()), **options}
+    return any(value not in (None, False) for k, value in given.items() if k not in _INDIFFERENT)
 
 
 def can_share_beginning(model: Any) -> bool:
