@@ -13,6 +13,10 @@ from sadi_lmeval.errors import UserError, nearest
 Negative = Literal["random", "hardest", "all"]
 Protocol = Literal["default", "reference"]
 Objective = Literal["auto", "metric", "likelihood", "exact_match"]
+RuleName = Literal[
+    "auto", "best", "best-1se", "best-2se", "sure", "likely-1se", "likely-2se", "backed",
+    "sure-or-backed",
+]  # fmt: skip
 
 DEFAULT_N_PAIRS = 150
 """Contrastive pairs of a fit; SADI's paper's figure 4 finds about 150 enough."""
