@@ -39,6 +39,11 @@ class Options:
         "`likelihood` or `exact_match` of the target; `exact_match` of a right choice too",
         shown="by task",
     )  # fmt: skip
+    rule: RuleName = choice(
+        "auto", get_args(RuleName), "which setting `auto` takes, or that it takes none: "
+        "`sure-or-backed` where there are choices, else `sure` ([docs/tuning.md](docs/tuning.md))",
+        shown="by task",
+    )  # fmt: skip
     max_settings: int = whole(1000, 1, "the most settings that `auto` tries", shown="1000")
     protocol: Protocol = choice(
         "default", get_args(Protocol), "`reference`: what SADI's authors' code does, texts over "
