@@ -249,8 +249,15 @@ def draw(found: dict[str, Gained], path: Path) -> None:
         named = name.strip("`") in RULES
         axes.plot(x, y, "o", ms=6 if named else 3, color="tab:red" if named else "tab:gray")
         if named:
-            axes.annotate(name.strip("`"), (x, y), xytext=(-6, 0), textcoords="offset points",
-                          ha="right" if x > -6 else "left", va="center", fontsize=8)  # fmt: skip
+            side = -1 if x > min(x for x, _ in at.values()) else 1
+            axes.annotate(
+                name.strip("`"),
+                (x, y),
+                xytext=(6 * side, 5),
+                textcoords="offset points",
+                ha="right" if side < 0 else "left",
+                fontsize=8,
+            )
     axes.set_xlabel("worst cell: accuracy over unsteered, points")
     axes.set_ylabel("mean gain, points")
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
