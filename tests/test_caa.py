@@ -23,7 +23,7 @@ from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods.caa import CAA
 from sadi_lmeval.settings import Setting
-from sadi_lmeval.steering.outcome import Outcome, best
+from sadi_lmeval.steering.outcome import Outcome, ranked
 
 GIVEN = EQUATIONS["caa"].given
 
@@ -108,7 +108,7 @@ def test_of_equal_settings_the_smaller_edit_is_taken_wherever_it_is() -> None:
     def chosen(*settings: tuple[int, float]) -> Setting:
         """Of equally good ones."""
         outcomes = [Outcome(Setting(*s), 0.5, 0.1, 0.4, 0.1, 2.0) for s in settings]
-        return outcomes[best(outcomes, edit_size)].setting
+        return outcomes[ranked(outcomes, edit_size)[0]].setting
 
     assert chosen((0, 2.0), (2, 1.0), (1, -1.5)) == (2, 1.0)
     assert chosen((1, -0.5), (2, 1.0)) == (1, -0.5)

@@ -48,6 +48,7 @@ from sadi_lmeval.records.record import (
 )
 from sadi_lmeval.settings import SearchSpace
 from sadi_lmeval.steering import steering
+from sadi_lmeval.steering.rules import Pick
 from sadi_lmeval.steering.tuning import choose_settings
 from sadi_lmeval.storage.fit_file import Fit, load_fit
 from sadi_lmeval.storage.journal import Journal, held
@@ -265,7 +266,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory, command: Command) -> Whole:
     with quickly() as patch:
         trials.spy(patch)
         counted = Counting(patch)
-        assert cli.main(command(folder, ",".join(TASKS), ",".join(ALONE), *options)) == 0
+        # Always a setting, where there is one: methods that steer nothing would all be alike.
+        given = command(folder, ",".join(TASKS), ",".join(ALONE), *options, rule="best")
+        assert cli.main(given) == 0
     return Whole(folder, trials, counted)
 
 
@@ -276,7 +279,7 @@ def test_each_cell_is_what_a_run_of_that_method_alone_gives(
     trials = Trials()
     trials.spy(monkeypatch)
     model, own = ALONE[method]
-    of_grid = {} if method == "none" else {"n_tune": 12, "grid": grid_of(method)}
+    of_grid = {"n_tune": 12, "grid": grid_of(method), "rule": "best"} if method != "none" else {}
     samples = {"samples": SAMPLES}
     run = evaluate(*TASKS, model=model, limit=None, settings=samples, **own, **of_grid)
     for task in TASKS:
@@ -343,7 +346,7 @@ def test_all_methods_share_every_pass_over_prompts(whole: Whole) -> None:
 def test_documents_for_which_no_setting_is_better_get_the_unsteered_model_s_answers_once(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sadi_lmeval.steering.tuning.best", lambda outcomes, edit_size: 0)
+    monkeypatch.setattr("sadi_lmeval.steering.tuning.pick", lambda *_: Pick(0, 1.0))
     counted, generated = Counting(monkeypatch), []
     generate = HFLM._model_generate
 
@@ -365,7 +368,7 @@ def test_documents_for_which_no_setting_is_better_get_the_unsteered_model_s_answ
             assert list(map(answers, samples_of(folder, method, task))) == expected
             masks = masks_of(record_of(folder, task, method))
             assert masks
-            assert all(mask["tuning"]["beats_unsteered"] is False for mask in masks)
+            assert all(mask["tuning"]["p_max"] == 1 for mask in masks)
 
 
 @pytest.mark.parametrize("arguments", [{"direction": "probe"}, {"mask_from": "tiny_choice"}])
@@ -1539,7 +1542,7 @@ def test_scores_that_are_not_finite_are_null_in_the_record_and_told(
     """A strength that was well on the held-out documents is too much for others."""
     huge = SearchSpace(AXES, ((2,), (1e38,)))
     monkeypatch.setattr("sadi_lmeval.methods.sadi.GRIDS", {"head": huge, "hidden": huge})
-    monkeypatch.setattr("sadi_lmeval.steering.tuning.best", lambda outcomes, edit_size: 1)
+    monkeypatch.setattr("sadi_lmeval.steering.tuning.pick", lambda *_: Pick(1, 1.0))
     folder = tmp_path / "out"
     options = ("tiny_choice,tiny_word", "none,sadi-head,sadi-hidden", "--limit", "8")
     with caplog.at_level(logging.WARNING):
@@ -1594,7 +1597,7 @@ def test_a_model_that_overflows_unsteered_has_no_result_at_all(
         assert record.steering.not_finite == 4
     [mask] = masks_of(record_of(folder, "tiny_choice", "iti"))
     assert mask["tuning"]["chosen"] == {"top_k": 0, "alpha": 0.0}
-    assert not mask["tuning"]["beats_unsteered"]
+    assert mask["tuning"]["p_max"] is None
     table = (folder / "leaderboard.md").read_text()
     assert re.search(r"^\| unsteered \| n/a", table, re.MULTILINE)
 

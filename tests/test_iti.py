@@ -32,7 +32,7 @@ from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods.iti import ITI, Probes, best_heads, fit_probes, iti_edit
 from sadi_lmeval.model import SteeredModel
 from sadi_lmeval.settings import Setting
-from sadi_lmeval.steering.outcome import Outcome, best
+from sadi_lmeval.steering.outcome import Outcome, ranked
 from sadi_lmeval.storage.fit_file import load_fit
 
 GIVEN = EQUATIONS["iti"].given
@@ -209,10 +209,10 @@ def test_of_equal_settings_the_smaller_edit_is_taken() -> None:
         bad = Outcome(Setting(0, 0.0), 0.1, 0.0, 0.0, 0.0, -1.0)
         return [bad, *(Outcome(Setting(*s), 0.5, 0.1, 0.4, 0.1, 2.0) for s in settings)]
 
-    assert best(equal((48, 15.0), (64, 10.0), (48, 30.0)), edit_size) == 2
-    assert best(equal((2, 15.0), (1, -20.0), (3, 10.0)), edit_size) == 2
+    assert ranked(equal((48, 15.0), (64, 10.0), (48, 30.0)), edit_size)[0] == 2
+    assert ranked(equal((2, 15.0), (1, -20.0), (3, 10.0)), edit_size)[0] == 2
     worse = equal((1, 1.0))[1]._replace(margin=1.9)
-    assert best([worse, *equal((9, 9.0))], edit_size) == 2
+    assert ranked([worse, *equal((9, 9.0))], edit_size)[0] == 2
 
 
 def test_where_heads_change_nothing_nothing_is_steered(
@@ -228,6 +228,6 @@ def test_where_heads_change_nothing_nothing_is_steered(
     monkeypatch.setattr(SteeredModel, "_create_model", silent)
     [mask] = masks_of(evaluate("tiny_choice", model="hf-iti", n_tune=8), "tiny_choice")
     assert mask["tuning"]["chosen"] == {"top_k": 0, "alpha": 0}
-    assert mask["tuning"]["beats_unsteered"] is False
+    assert mask["tuning"]["p_max"] == 1
     assert mask["selected"] == []
     assert "no setting of iti beats the unsteered model" in caplog.text

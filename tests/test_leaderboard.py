@@ -15,8 +15,9 @@ import yaml
 from huggingface_hub import ModelCardData
 from statsmodels.stats.multitest import multipletests
 
-from helpers.records import make_record, scored, two_tasks
+from helpers.records import answered, make_record, scored, two_tasks
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.records.record import Record
 from sadi_lmeval.reports.leaderboard import boards_of
 from sadi_lmeval.reports.significance import mean_over_tasks
 from sadi_lmeval.reports.tables import comma_separated, json_text, markdown, model_index, shown
@@ -294,3 +295,60 @@ def test_records_of_other_definitions_recipes_or_pairs_are_refused(
 
 def test_records_that_say_nothing_of_their_pairs_are_compared() -> None:
     boards_of([scored(3, name, task_digest="", pairs_digests=[]) for name in ("none", "caa")])
+
+
+# ------------------------------------------------------------------ held-out documents
+
+
+def tuned(*held_out: tuple[float | None, float | None], objective: str = "metric") -> Record:
+    """A steered record; the unsteered model had these scores, ± errors, on held-out documents."""
+    fits = [
+        {
+            "tuning": {
+                "objective": objective,
+                "chosen": {"delta": 9.0},
+                "table": [{"delta": 0.0, "score": score, "stderr": stderr}],
+            }
+        }
+        for score, stderr in held_out
+    ]
+    steering = {"method": "sadi", "parameters": ["delta"], "fits": fits}
+    return answered([1, 0] * 50, [1, 1] * 50, method="sadi", steering=steering)
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (tuned((0.75, 0.04)), "0.75"),
+        (tuned((0.25, 0.04)), "0.25"),
+        (tuned((0.6, 0.05)), None),
+        (tuned((0.5, 0.0)), None),
+        # of two folds the mean counts, with the error of that
+        (tuned((0.7, 0.06), (0.7, 0.06)), "0.7"),
+        (tuned((0.9, 0.06), (0.1, 0.06)), None),
+        # another measure, or none that is known
+        (tuned((0.75, 0.04), objective="likelihood"), None),
+        (tuned((0.75, None)), None),
+        (tuned((None, None), (0.75, 0.04)), None),
+        (tuned(), None),
+    ],
+)
+def test_held_out_documents_that_are_easier_or_harder_than_the_scored_ones_are_told(
+    record: Record, said: str | None
+) -> None:
+    [board] = boards_of([answered([1, 0] * 50, [1, 1] * 50), record])
+    found = [warning for warning in board.warnings if "held-out" in warning]
+    if said is None:
+        assert found == []
+    else:
+        [warning] = found
+        assert f"boolq: the unsteered model scores {said} on the held-out documents" in warning
+        assert "0.5 on the scored ones" in warning
+
+
+def test_held_out_documents_of_a_metric_that_is_better_when_lower_are_compared_as_it_is() -> None:
+    unsteered = answered([1, 0] * 50, [1, 1] * 50, higher_is_better=False)
+    for score, told in ((-0.5, False), (0.5, True)):
+        steered = replace(tuned((score, 0.04)), higher_is_better=False)
+        [board] = boards_of([unsteered, steered])
+        assert any("held-out" in warning for warning in board.warnings) is told

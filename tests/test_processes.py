@@ -21,7 +21,13 @@ from sadi_lmeval.storage.fit_file import load_fit
 pytestmark = pytest.mark.slow
 
 TASKS = ("tiny_choice", "tiny_folds", "tiny_text")
-TUNED: dict[str, Any] = {"grid": "1/3x4/9", "n_pairs": 13, "n_tune": 7, "negative": "hardest"}
+TUNED: dict[str, Any] = {
+    "grid": "1/3x4/9",
+    "rule": "best",
+    "n_pairs": 13,
+    "n_tune": 7,
+    "negative": "hardest",
+}
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 LAUNCHERS: dict[str, list[tuple[str, ...]]] = {
     "one": [(sys.executable,)],

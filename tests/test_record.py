@@ -139,7 +139,7 @@ def test_a_record_of_format_1_is_read_and_says_nothing_of_its_definitions(tmp_pa
 
 
 def test_how_a_task_was_steered_comes_back_as_it_was_written() -> None:
-    choice = ChoiceRecord("accuracy", 20, {"top_k": 2, "delta": 4.0}, True, [{"score": 0.5}])
+    choice = ChoiceRecord("accuracy", 20, {"top_k": 2, "delta": 4.0}, "best", 0.2, [{"score": 0.5}])
     fits = tuple(
         FitRecord(f"fold {i}", 12, {"top_k": 2, "delta": d}, [[0, 1], [2, 3]], "k", "s", file, made)
         for i, (d, file, made) in enumerate([(4.0, "k.safetensors", choice), (9.0, None, None)])

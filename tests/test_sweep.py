@@ -32,7 +32,10 @@ SMALL = ("--methods", "sadi-head,sadi-neuron", "--top_k", "1,5", "--delta=-2,9")
 SETTINGS = [("none", 0, 0.0)] + [
     (method, k, d) for method in ("sadi-head", "sadi-neuron") for k in (1, 5) for d in (-2.0, 9.0)
 ]
-NUMBERS = ("score", "stderr", "difference", "difference_stderr", "margin")
+NUMBERS = (
+    *("score", "stderr", "difference", "difference_stderr", "margin"),
+    *("likelihood_difference", "likelihood_difference_stderr"),
+)
 
 
 @pytest.fixture

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
-from scipy.stats import sem
+from scipy.stats import norm, sem
 
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.records.record import Record
+from sadi_lmeval.records.steering import finite
 from sadi_lmeval.reports.diagnostics import Diagnosis, diagnose
 from sadi_lmeval.reports.significance import (
     LEVEL,
@@ -145,7 +147,26 @@ class Board:
 
     @property
     def warnings(self) -> list[str]:
-        return [c.diagnosis.warning for c in self.cells if c.diagnosis.warning is not None]
+        found = [cell.diagnosis.warning for cell in self.cells]
+        found += [self._elsewhere(task) for task in self.tasks]
+        return [warning for warning in found if warning is not None]
+
+    def _elsewhere(self, task: str) -> str | None:
+        """Say where the held-out documents are easier or harder than the scored ones."""
+        column = {row.method: row.cells[task] for row in self.rows if task in row.cells}
+        scored, tuned = column.get(UNSTEERED), [_held_out(cell) for cell in column.values()]
+        held_out = next((found for found in tuned if found is not None), None)
+        if scored is None or scored.value is None or scored.stderr is None or held_out is None:
+            return None
+        error = math.hypot(scored.stderr, held_out.stderr)
+        p = 2 * norm.sf(abs(scored.value - held_out.value) / error) if error else 1.0
+        if p >= LEVEL:
+            return None
+        return (
+            f"{task}: the unsteered model scores {held_out.value:.3g} on the held-out documents "
+            f"and {scored.value:.3g} on the scored ones, rarely by chance (p {p:.2g}): what "
+            "was chosen on the former need not suit the latter"
+        )
 
     def scale(self, task: str) -> int:
         """100 for a task whose numbers are shown in percent: all lie between 0 and 1."""
@@ -281,6 +302,27 @@ def _cell(record: Record, unsteered: Record | None) -> Cell:
         None,
         diagnose(record, unsteered),
     )
+
+
+class _HeldOut(NamedTuple):
+    """The unsteered model's mean on the held-out documents of all fits, and its standard error."""
+
+    value: float
+    stderr: float
+
+
+def _held_out(cell: Cell) -> _HeldOut | None:
+    """What tuning saw of the unsteered model; None where it was not judged by the cell's metric."""
+    choices = [fit.tuning for fit in cell.record.steering.fits]
+    tables = [c.table for c in choices if c is not None and c.objective == "metric" and c.table]
+    scores = [finite(table[0].get("score")) for table in tables]
+    errors = [finite(table[0].get("stderr")) for table in tables]
+    known = [score for score in scores if score is not None]
+    sound = [error for error in errors if error is not None]
+    if not known or len(known) != len(choices) or len(sound) != len(choices):
+        return None
+    sign = 1 if cell.record.higher_is_better else -1
+    return _HeldOut(sign * sum(known) / len(known), math.hypot(*sound) / len(sound))
 
 
 def _adjusted(family: Sequence[Cell]) -> list[Cell]:

@@ -50,6 +50,7 @@ class Gap(NamedTuple):
     Attributes:
         dev: difference from the unsteered model on the former, mean over folds.
         at: where ``dev``, ``test`` and 0 lie on a line of length 100.
+        rule: that the setting was chosen by, with p_max of each fold; empty where no record has it.
     """
 
     method: str
@@ -60,6 +61,7 @@ class Gap(NamedTuple):
     test: str
     gap: str
     at: tuple[float, float, float]
+    rule: str
 
 
 class Map(NamedTuple):
@@ -180,9 +182,17 @@ def _gaps(cells: Iterable[Cell], board: Board) -> list[Gap]:
                 shown(test, scale, sign=True),
                 shown(None if dev is None else test - dev, scale, sign=True),
                 (at(scale * (test if dev is None else dev)), at(scale * test), at(0)),
+                _rule(cell),
             )
         )
     return gaps
+
+
+def _rule(cell: Cell) -> str:
+    tuned = [fit.tuning for fit in cell.record.steering.fits if fit.tuning and fit.tuning.rule]
+    names = "/".join(dict.fromkeys(str(tuning.rule) for tuning in tuned))
+    chances = ["n/a" if each.p_max is None else f"{each.p_max:.3f}" for each in tuned]
+    return f"{names}, p_max {'/'.join(chances)}" if tuned else ""
 
 
 def _by_task(

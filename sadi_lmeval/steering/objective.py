@@ -6,23 +6,30 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.metrics import is_number, mean_metrics
 from sadi_lmeval.harness.run_task import Document, RunTask
-from sadi_lmeval.options import Objective
+from sadi_lmeval.options import Objective, RuleName
 from sadi_lmeval.pairs.contrasts import gold_and_wrong
 from sadi_lmeval.pairs.recipe import Recipe
 from sadi_lmeval.passes.scoring import Score
+from sadi_lmeval.steering.rules import OF_LIKELIHOOD
 
 
 class Judged(NamedTuple):
-    """Of one document: the objective, and the margin that decides between equals.
+    """Of one document: the objective, the margin that decides between equals, and the likelihood.
 
-    Both are nan where a score is not finite: such a setting is never chosen.
+    Objective and margin are nan where a score is not finite: such a setting is never chosen.
+
+    Attributes:
+        likelihood: log-likelihood of the right choices among all; None where there are no choices.
     """
 
     value: float
     margin: float
+    likelihood: float | None = None
 
 
 def resolved(objective: Objective, task: RunTask) -> Objective:
@@ -51,6 +58,23 @@ def resolved(objective: Objective, task: RunTask) -> Objective:
     return objective
 
 
+def resolved_rule(rule: RuleName, objective: Objective, task: RunTask) -> RuleName:
+    """What ``auto`` means for a task and an objective that is not ``auto``.
+
+    Raises:
+        UserError: the rule goes by the likelihood of choices, and the task has none.
+    """
+    chooses = task.output_type == "multiple_choice"
+    if rule == "auto":
+        return "sure-or-backed" if chooses and objective == "metric" else "sure"
+    if rule in OF_LIKELIHOOD and not chooses:
+        raise UserError(
+            f"rule={rule}: goes by the likelihood of the right choice; task {task.name} "
+            f"({task.output_type}) has no choices; pass rule=sure or rule=best"
+        )
+    return rule
+
+
 def judge(
     task: RunTask,
     recipe: Recipe,
@@ -75,17 +99,20 @@ def judge(
     if objective != "metric" and not chooses:
         (value, greedy), a_token = scores[0], scores[0][0] / lengths[0]
         return Judged(float(greedy) if objective == "exact_match" else a_token, value)
-    margin = scores[0][0]
+    margin, likelihood = scores[0][0], None
     if chooses:
         right, wrong = gold_and_wrong(task, recipe, document)
         values = [value for value, _ in scores]
         known = bool(right and wrong)  # the harness scores documents without a gold choice too
         margin = max(values[i] for i in right) - max(values[i] for i in wrong) if known else 0.0
+        among = np.logaddexp.reduce([values[i] for i in right]) - np.logaddexp.reduce(values)
+        likelihood = float(among) if known else 0.0
     if objective == "exact_match":  # under teacher forcing: a right choice is the greedy one
-        return Judged(float(any(scores[i][1] for i in right)), margin)
+        return Judged(float(any(scores[i][1] for i in right)), margin, likelihood)
     metrics = task.task.process_results(document, list(scores))
     better = task.task.higher_is_better()
     for name in mean_metrics(task.task, metrics):
         if is_number(metrics.get(name)):
-            return Judged(float(metrics[name]) * (1 if better.get(name, True) else -1), margin)
-    return Judged(margin, margin)
+            value = float(metrics[name]) * (1 if better.get(name, True) else -1)
+            return Judged(value, margin, likelihood)
+    return Judged(margin, margin, likelihood)
