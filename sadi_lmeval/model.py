@@ -254,7 +254,8 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         for task in noted.values() if self.arm.method is not None else []:
             if task.output_type == "loglikelihood_rolling":
                 _refuse_rolling(task.name)
-        names = list(dict.fromkeys([*noted, *(r.task_name for r in requests)]))
+        asked = [] if self.arm.is_unsteered else [request.task_name for request in requests]
+        names = list(dict.fromkeys([*noted, *asked]))
         identity = model_identity(self.model_card)
         if (
             names == list(self._tasks)
@@ -287,6 +288,8 @@ class SteeredModel(HFLM):  # type: ignore[misc]
     def _steer(self, requests: list[Instance]) -> list[int]:
         """Give the index of the edit for each request, or ``UNSTEERED``; refuse leaks."""
         self._prepare(requests)
+        if self.arm.is_unsteered:
+            return [UNSTEERED] * len(requests)
         documents: dict[str, list[dict[str, Any]]] = {}
         of_document: dict[tuple[str, int], int] = {}
         for request in requests:
