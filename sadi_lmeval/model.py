@@ -248,6 +248,21 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         """A request as it is scored: tokenized, and cut from the left to the model's length."""
         return Continuation(*truncated(*self._encode(context, continuation), self.max_length))
 
+    def asked_of(self, request: Instance) -> Continuation:
+        """The continuation of the harness's request.
+
+        Raises:
+            UserError: it is longer than the model's length; ``hf`` asserts that none is.
+        """
+        before, after = self._encode(*request.args)
+        if len(after) > self.max_length:
+            raise UserError(
+                f"task {request.task_name}, document {request.doc_id}: a continuation of "
+                f"{len(after)} tokens, and max_length is {self.max_length}; pass a larger "
+                "max_length, or a model that takes longer texts"
+            )
+        return Continuation(*truncated(before, after, self.max_length))
+
     def _prepare(self, requests: list[Instance]) -> None:
         """Fit the method to every task of the run before the first request is answered."""
         noted = self._run.by_name
@@ -343,7 +358,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
                 scores[index] = known
                 continue
             left.append(index)
-            continuations.append(self.continuation(*request.args)._replace(edit=which[index]))
+            continuations.append(self.asked_of(request)._replace(edit=which[index]))
         bar = tqdm(
             total=len(requests),
             initial=len(requests) - len(left),

@@ -21,7 +21,7 @@ Score = tuple[float, bool]
 
 def instances(*texts: tuple[str, str], task: str | None = None) -> list[Instance]:
     return [
-        Instance("loglikelihood", {}, text, number, (task, number, 1))
+        Instance("loglikelihood", {}, text, 0, (task, number, 1))
         for number, text in enumerate(texts)
     ]
 
@@ -41,7 +41,10 @@ def assert_alike(found: list[Score], expected: list[Score]) -> None:
 
 @pytest.fixture(scope="module")
 def odd_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tasks over a few rows: ``odd_empty`` has an empty choice in some."""
+    """Tasks over a few rows: ``odd_empty`` has an empty choice in some.
+
+    ``odd_text`` generates.
+    """
     folder = tmp_path_factory.mktemp("odd")
     rows = [
         {
@@ -126,3 +129,25 @@ def test_empty_choices_are_scored_and_tuned_on(evaluate: Any, arguments: dict[st
     empty = [r for r, text in zip(responses, texts, strict=True) if not text[1].strip()]
     assert (len(responses), len(empty)) == (30, 6)
     assert {(float(r[0]), str(r[1])) for r in empty} == {(0.0, "True")}
+
+
+def test_a_continuation_as_long_as_the_model_is_scored_and_a_longer_one_refused(
+    model_folder: Path,
+) -> None:
+    """``hf`` stops at an assertion; here nothing is scored before it is said."""
+    ours, theirs = (make(model_folder, max_length=6) for make in (unsteered, harness_model))
+    fits = instances(("the cat dog", " one two three four five six"), ("the cat", " is"))
+    assert_alike(ours.loglikelihood(fits), theirs.loglikelihood(fits))
+    longer = instances(("the cat", " is"), ("the", " one two three four five six seven"), task="t")
+    with pytest.raises(AssertionError):
+        theirs.loglikelihood(longer)
+    with pytest.raises(UserError, match=r"task t, document 1.* 7 tokens, and max_length is 6"):
+        ours.loglikelihood(longer)
+
+
+def test_of_a_target_longer_than_the_model_its_beginning_is_tuned_on(model_folder: Path) -> None:
+    """Where text is generated, its length is not the target's."""
+    model = unsteered(model_folder, max_length=6)
+    found = model.continuation("the cat dog", " one two three four five six seven")
+    assert found.context == tuple(model.tok_encode("dog"))
+    assert found.tokens == tuple(model.tok_encode("one two three four five six"))

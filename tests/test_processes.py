@@ -170,9 +170,7 @@ SEVERAL = COMPARED[1:]
 
 
 @pytest.mark.parametrize("layout", SEVERAL)
-def test_masks_are_those_of_one_process(
-    runs: dict[str, Run], rounding: float, layout: str
-) -> None:
+def test_masks_are_those_of_one_process(runs: dict[str, Run], rounding: float, layout: str) -> None:
     assert 0 < rounding < 1e-5  # float32 values of about one
     bound = 3 * rounding
     one, several = runs["one"].masks, runs[layout].masks
