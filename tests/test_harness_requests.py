@@ -39,11 +39,36 @@ def assert_alike(found: list[Score], expected: list[Score]) -> None:
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
 
+TWO_KINDS = """
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
+
+
+class Both(ConfigurableTask):
+    def __init__(self, config):
+        super().__init__(config={"task": config["task"], **config["settings"]})
+
+    def construct_requests(self, doc, ctx, chat_template=None, apply_chat_template=False, **other):
+        asked = (ctx, {"until": ["</s>"], "max_gen_toks": 4}), (ctx, " not cold")
+        kinds = ("generate_until", "loglikelihood")
+        return [Instance(kind, doc, a, 0, **other) for kind, a in zip(kinds, asked)]
+
+    def process_results(self, doc, results):
+        return {"acc": results[1][0]}
+
+    def higher_is_better(self):
+        return {"acc": True}
+
+    def aggregation(self):
+        return {"acc": lambda found: sum(found) / len(found)}
+"""
+
+
 @pytest.fixture(scope="module")
 def odd_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tasks over a few rows: ``odd_empty`` has an empty choice in some.
 
-    ``odd_text`` generates.
+    ``odd_text`` generates, ``odd_both`` also asks for a log-likelihood, as squadv2 does.
     """
     folder = tmp_path_factory.mktemp("odd")
     rows = [
@@ -74,6 +99,11 @@ def odd_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
               "doc_to_target": "label", "metric_list": acc}  # fmt: skip
     text = {"output_type": "generate_until", "doc_to_target": "answer", "metric_list": match,
             "generation_kwargs": {"until": ["</s>"], "max_gen_toks": 4}}  # fmt: skip
+    (folder / "odd.py").write_text(TWO_KINDS)
+    both = {**base, "output_type": "generate_until", "doc_to_target": "answer"}
+    (folder / "odd_both.yaml").write_text(
+        "task: odd_both\nclass: !function odd.Both\n" + yaml.safe_dump({"settings": both})
+    )
     for name, own in (("odd_empty", choice), ("odd_text", text)):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({"task": name, **base, **own}))
     return folder
@@ -151,3 +181,18 @@ def test_of_a_target_longer_than_the_model_its_beginning_is_tuned_on(model_folde
     found = model.continuation("the cat dog", " one two three four five six seven")
     assert found.context == tuple(model.tok_encode("dog"))
     assert found.tokens == tuple(model.tok_encode("one two three four five six"))
+
+
+@pytest.mark.parametrize("arguments", [{"method": "none"}, {"top_k": 3, "delta": 4}, {}])
+@pytest.mark.parametrize("rows", ["auto", 4])
+def test_a_task_that_asks_for_texts_and_log_likelihoods_gets_both(
+    evaluate: Any, rows: Any, arguments: dict[str, Any]
+) -> None:
+    found = evaluate("odd_both", n_pairs=6, settings={"batch_size": rows}, **arguments)
+    samples = found["samples"]["odd_both"]
+    assert len(samples) == 10
+    if "method" in arguments:
+        plain = evaluate("odd_both", model="hf", settings={"batch_size": 4})["samples"]["odd_both"]
+        for ours, theirs in zip(samples, plain, strict=True):
+            assert ours["resps"][0] == theirs["resps"][0]
+            assert ours["acc"] == pytest.approx(theirs["acc"], abs=1e-4)
