@@ -14,7 +14,7 @@ from transformers import DynamicCache, LogitsProcessor
 
 from sadi_lmeval.architecture.hooks import visiting
 from sadi_lmeval.architecture.positions import Points
-from sadi_lmeval.architecture.signature import cache_parameter, parameters
+from sadi_lmeval.architecture.signature import cache_parameter, parameters, use_cache
 from sadi_lmeval.architecture.sites import unwrapped
 from sadi_lmeval.edits.contract import Edits, reading
 from sadi_lmeval.errors import first_line
@@ -202,5 +202,5 @@ def _unsteered(model: nn.Module, edits: Edits, context: Tensor, attention_mask: 
     if "logits_to_keep" in parameters(model):
         inputs["logits_to_keep"] = 1
     with torch.no_grad(), reading(edits.site, points) as collected:
-        model(**inputs, use_cache=False)
+        model(**inputs, **use_cache(model, False))
     return torch.stack([values.to(collected[0].device) for values in collected], dim=1)
