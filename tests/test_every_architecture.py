@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import transformers
+from every_type import wrong
 from test_sites import tiny
 from torch import Tensor, nn
 from transformers import (
@@ -90,6 +91,7 @@ LLAMA = Named("model.layers", "self_attn.o_proj", "mlp", "mlp.act_fn", "mlp.down
 MIXTURE = LLAMA._replace(neurons=None, down="")
 FALCON = Named("transformer.h", "self_attention.dense", "mlp", "mlp.act", "mlp.dense_4h_to_h")
 BLOOM = FALCON._replace(mlp="mlp.dense_4h_to_h", neurons="mlp.gelu_impl")
+RENAMED = LLAMA._replace(mlp="perceptron", neurons="perceptron.act_fn", down="perceptron.down_proj")
 GPT2 = Named("transformer.h", "attn.c_proj", "mlp", "mlp.act", "mlp.c_proj")
 OPT = Named("model.decoder.layers", "self_attn.out_proj", "fc2", "activation_fn", "fc2")
 WIDE = {"head_dim": 12}
@@ -136,16 +138,20 @@ CASES = {
          "mamba_n_groups": 1, "mamba_chunk_size": 8},
     ),
     "an unlisted type like Llama": Case("llama_like", LLAMA, WIDE, 12),
-    "XGLM, registered by hand": Case(
+    "XGLM": Case(
         "xglm",
         OPT._replace(blocks="model.layers"),
         {"num_layers": LAYERS, "attention_heads": HEADS, "d_model": HIDDEN},
-        registered=Architecture("model.layers", "self_attn.out_proj", "fc2", "activation_fn"),
+    ),
+    "other names, registered by hand": Case(
+        "renamed",
+        RENAMED,
+        registered=Architecture(*RENAMED[:4]),
     ),
 }  # fmt: skip
 
 _MAMBA_2 = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
-REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+MIXED: dict[str, tuple[str, dict[str, Any]]] = {
     "Mamba": ("mamba", {}),
     "Jamba": (
         "jamba",
@@ -160,6 +166,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "Bamba": ("bamba", {"attn_layer_indices": [1], "mamba_expand": 2, **_MAMBA_2}),
 }
 """Without attention, or with attention in some layers only: name, type and configuration."""
+BOTH = (0, 1)
+MIXED_PLACES: dict[str, dict[str, tuple[int, ...]]] = {
+    "Mamba": {"residual": BOTH},
+    "Jamba": {"head": (1,), "mlp": BOTH, "residual": BOTH},
+    "Bamba": {"head": (1,), "neuron": BOTH, "mlp": BOTH, "residual": BOTH},
+}
+"""The layers that have an element."""
 
 
 class LlamaLikeConfig(LlamaConfig):
@@ -170,6 +183,25 @@ class LlamaLike(LlamaForCausalLM):
     config_class = LlamaLikeConfig
 
 
+class RenamedConfig(LlamaConfig):
+    model_type = "renamed"
+
+
+class Renamed(LlamaForCausalLM):
+    """Whose MLPs have a name of their own."""
+
+    config_class = RenamedConfig
+
+    def __init__(self, config: RenamedConfig) -> None:
+        super().__init__(config)
+        for block in self.model.layers:
+            mlp = block.mlp
+            del block.mlp
+            block.perceptron = block.__dict__["mlp"] = mlp
+
+
+AutoConfig.register("renamed", RenamedConfig)
+AutoModelForCausalLM.register(RenamedConfig, Renamed)
 AutoConfig.register("llama_like", LlamaLikeConfig)
 AutoModelForCausalLM.register(LlamaLikeConfig, LlamaLike)
 
@@ -177,7 +209,7 @@ AutoModelForCausalLM.register(LlamaLikeConfig, LlamaLike)
 @functools.cache
 def made(name: str) -> PreTrainedModel:
     """2 layers of 32, 4 heads, a vocabulary of 60."""
-    kind, changes = (CASES[name].kind, CASES[name].changes) if name in CASES else REFUSED[name]
+    kind, changes = (CASES[name].kind, CASES[name].changes) if name in CASES else MIXED[name]
     return tiny(kind, vocab_size=60, **changes)
 
 
@@ -353,7 +385,8 @@ def edits_of(
     for chosen, delta in zip(CHOSEN[where], deltas, strict=True):
         mask = torch.zeros(site.layers, site.entries, dtype=torch.bool)
         for place in chosen:
-            mask[place] = True
+            if place[0] < site.layers:  # heads are in some layers only
+                mask[place] = True
         nothing = torch.zeros(site.layers, site.entries, site.entry_width)
         made_.append(sadi_edit(mask, nothing, delta, "dynamic"))
     return DiagonalEdits(site, made_, clean, scope)
@@ -588,40 +621,44 @@ def test_detaching_restores_every_bit(name: str) -> None:
     assert not any("forward" in vars(m) for m in model.modules())
 
 
-def test_the_last_types_are_neither_listed_nor_would_the_second_be_found(
+def test_the_last_types_are_not_listed_and_of_the_second_the_mlp_would_not_be_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They stand for looking and for registering."""
     monkeypatch.setattr(sites, "ARCHITECTURES", ARCHITECTURES)
-    assert not {"llama_like", "xglm", "falcon_h1"} & set(ARCHITECTURES)
+    assert not {"llama_like", "xglm", "falcon_h1", "renamed"} & set(ARCHITECTURES)
     assert site_of(made("an unlisted type like Llama"), "head").entries == HEADS
-    adds_one = r"'xglm'.*sadi_lmeval\.register_architecture adds one"
-    with pytest.raises(UserError, match=adds_one):
-        site_of(made("XGLM, registered by hand"), "head")
+    assert site_of(made("XGLM"), "head").entries == HEADS
+    with pytest.raises(UserError, match=r"'renamed'.*sadi_lmeval\.register_architecture"):
+        site_of(made("other names, registered by hand"), "mlp")
 
 
 @pytest.mark.parametrize("where", SITES)
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_model_without_attention_in_every_layer_is_refused_in_one_line(
-    name: str, where: str
-) -> None:
-    with pytest.raises(
-        UserError, match=r"heads and MLPs were not found.*register_architecture adds"
-    ) as caught:
-        site_of(made(name), where)
-    assert repr(REFUSED[name][0]) in str(caught.value)
+@pytest.mark.parametrize("name", MIXED)
+def test_of_mixed_layers_those_that_have_an_element_are_steered(name: str, where: str) -> None:
+    """Or it is refused in one line, where none has it."""
+    model = made(name)
+    if where in MIXED_PLACES[name]:
+        site = site_of(model, where)
+        assert site.blocks == MIXED_PLACES[name][where]
+        assert wrong(model, site) == ""
+        return
+    with pytest.raises(UserError, match=f"element={SITES[where][0]}") as caught:
+        site_of(model, where)
+    assert repr(MIXED[name][0]) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_layers_of_two_kinds_are_counted_for_who_registers_them(
+def test_layers_of_two_kinds_are_told_apart_for_who_registers_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Jamba's MLPs are in every layer, its attention is in one."""
-    jamba = Architecture("model.layers", "self_attn.o_proj", "feed_forward", "feed_forward.act_fn")
+    """Jamba's MLPs are in every layer, its attention is in one; neurons in some are refused."""
+    jamba = Architecture("model.layers", "self_attn.o_proj", "feed_forward", "mamba.act")
     monkeypatch.setitem(sites.ARCHITECTURES, "jamba", jamba)
     model = made("Jamba")
-    with pytest.raises(UserError, match=r"only 1 of its 2 layers have 'self_attn.o_proj'"):
-        site_of(model, "head")
+    with pytest.raises(UserError, match=r"only 1 of its 2 layers have 'mamba.act'"):
+        site_of(model, "neuron")
+    assert site_of(model, "head").blocks == (1,)
     assert site_of(model, "mlp").width == HIDDEN
     named = LLAMA._replace(mlp="feed_forward")
     text, columns = PROMPTS[0], columns_of("mlp", 0, 0)

@@ -140,7 +140,7 @@ class Edits(ABC):
             return points.write(activations, after)
 
         modules = {layer: self.site.modules[layer] for layer in self.written_layers}
-        with visiting(modules, self.site.side, visit):
+        with visiting(modules, self.site.side, visit, self.site.streams):
             yield
 
 
@@ -152,5 +152,5 @@ def reading(site: Site, points: Points) -> Iterator[list[Tensor]]:
     def visit(layer: int, activations: Tensor) -> None:
         collected.append(points.read(activations))
 
-    with visiting(dict(enumerate(site.modules)), site.side, visit):
+    with visiting(dict(enumerate(site.modules)), site.side, visit, site.streams):
         yield collected

@@ -74,6 +74,8 @@ def can_resume(model: nn.Module) -> bool:
         batch = pack([tree], 0, forward.dtype, forward.device)
         starts = range(1, len(forward.blocks))
         trunk, _ = forward.trunk(batch, points, starts)
+        if any(states.dim() != 3 for states in trunk.states.values()):
+            raise ValueError("its blocks give several streams")
         gaps = [
             difference_of(
                 forward.logits(batch, points, resumed=Resumed(start, trunk.states[start])),
