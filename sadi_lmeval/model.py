@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -22,13 +23,13 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import LogitsProcessorList
 from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
 from sadi_lmeval.architecture.compiled import running_as_written
 from sadi_lmeval.architecture.signature import cache_parameter
-from sadi_lmeval.architecture.sites import size_in
+from sadi_lmeval.architecture.sites import check_sites, size_in
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.joined import joined
 from sadi_lmeval.errors import UserError, show_user_errors_as_one_line
@@ -151,11 +152,17 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         super()._get_backend(config=config, **keywords)
         kind = getattr(config, "model_type", None)
         named = " ".join(getattr(config, "architectures", None) or [])
-        bidirectional = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not (
-            "CausalLM" in named or "LMHead" in named or getattr(config, "is_decoder", False)
+        encodes = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind == "bert-generation"
+        bidirectional = encodes and not getattr(
+            config, "is_decoder", "CausalLM" in named or "LMHead" in named
         )
-        foreign = kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not hasattr(config, "auto_map")
-        if self.backend != "causal" or bidirectional or foreign:
+        given = getattr(self, "_model", None)  # one that the user has loaded
+        foreign = (
+            not _predicts_tokens(given)
+            if given is not None
+            else type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hasattr(config, "auto_map")
+        )
+        if self.backend != "causal" or bidirectional or foreign or not _has_one_text(config):
             raise UserError(
                 f"model type {kind!r} ({named or 'architecture not named'}) is not a causal "
                 "language model; only decoder-only models are steered"
@@ -166,6 +173,25 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             size = None if element is None else size_in(config, element)
             if element is not None and size is not None:
                 arm.axes.check(arm.largest(), size, element)
+        if given is None and not hasattr(config, "auto_map"):
+            self._check_sites(config)
+
+    def _check_sites(self, config: transformers.PretrainedConfig) -> None:
+        """Refuse a model that some arm cannot steer, by its modules alone.
+
+        Raises:
+            UserError: it has no such element, or it is not known where.
+        """
+        places = {arm.method.place for arm in self.arms.values() if arm.method is not None}
+        if not places:
+            return
+        try:
+            with torch.device("meta"):
+                model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
+        except Exception:  # whatever it is, loading says it
+            return
+        for place in places:
+            check_sites(model, *place)
 
     @property
     def model_card(self) -> dict[str, Any]:
@@ -252,13 +278,29 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         """A request as it is scored: tokenized, and cut from the left to the model's length."""
         return Continuation(*truncated(*self._encode(context, continuation), self.max_length))
 
+    def asked_of(self, request: Instance) -> Continuation:
+        """The continuation of the harness's request.
+
+        Raises:
+            UserError: it is longer than the model's length; ``hf`` asserts that none is.
+        """
+        before, after = self._encode(*request.args)
+        if len(after) > self.max_length:
+            raise UserError(
+                f"task {request.task_name}, document {request.doc_id}: a continuation of "
+                f"{len(after)} tokens, and max_length is {self.max_length}; pass a larger "
+                "max_length, or a model that takes longer texts"
+            )
+        return Continuation(*truncated(before, after, self.max_length))
+
     def _prepare(self, requests: list[Instance]) -> None:
         """Fit the method to every task of the run before the first request is answered."""
         noted = self._run.by_name
         for task in noted.values() if self.arm.method is not None else []:
             if task.output_type == "loglikelihood_rolling":
                 _refuse_rolling(task.name)
-        names = list(dict.fromkeys([*noted, *(r.task_name for r in requests)]))
+        asked = [] if self.arm.is_unsteered else [request.task_name for request in requests]
+        names = list(dict.fromkeys([*noted, *asked]))
         identity = model_identity(self.model_card)
         if (
             names == list(self._tasks)
@@ -291,6 +333,8 @@ class SteeredModel(HFLM):  # type: ignore[misc]
     def _steer(self, requests: list[Instance]) -> list[int]:
         """Give the index of the edit for each request, or ``UNSTEERED``; refuse leaks."""
         self._prepare(requests)
+        if self.arm.is_unsteered:
+            return [UNSTEERED] * len(requests)
         documents: dict[str, list[dict[str, Any]]] = {}
         of_document: dict[tuple[str, int], int] = {}
         for request in requests:
@@ -345,7 +389,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
                 scores[index] = known
                 continue
             left.append(index)
-            continuations.append(self.continuation(*request.args)._replace(edit=which[index]))
+            continuations.append(self.asked_of(request)._replace(edit=which[index]))
         bar = tqdm(
             total=len(requests),
             initial=len(requests) - len(left),
@@ -532,6 +576,20 @@ def __getattr__(name: str) -> type[SteeredModel]:
     if name in method_names():
         return model_class(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _has_one_text(config: Any) -> bool:
+    try:
+        config.get_text_config()
+    except ValueError:  # a text encoder beside a decoder of something else
+        return False
+    return True
+
+
+def _predicts_tokens(model: Any) -> bool:
+    """Whether a model gives logits of the next token: a vision-language model does so, too."""
+    decodes = not getattr(model.config, "is_encoder_decoder", False)
+    return decodes and model.get_output_embeddings() is not None
 
 
 def _refuse_tensor_parallel(arguments: dict[str, Any]) -> None:

@@ -20,9 +20,10 @@ from helpers.architectures import (
     HIDDEN,
     LAYERS,
     LLAMA,
+    MIXED,
+    MIXED_PLACES,
     NARROW,
     PROMPTS,
-    REFUSED,
     REQUESTS,
     SITES,
     assert_close,
@@ -39,6 +40,7 @@ from helpers.architectures import (
     scores,
     site_of,
 )
+from helpers.every_type import wrong
 from helpers.models import tiny
 from sadi_lmeval.architecture import sites
 from sadi_lmeval.architecture.sites import (
@@ -211,40 +213,44 @@ def test_detaching_restores_every_bit(name: str) -> None:
     assert not any("forward" in vars(m) for m in model.modules())
 
 
-def test_the_last_types_are_neither_listed_nor_would_the_second_be_found(
+def test_the_last_types_are_not_listed_and_of_the_second_the_mlp_would_not_be_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They stand for looking and for registering."""
     monkeypatch.setattr(sites, "ARCHITECTURES", ARCHITECTURES)
-    assert not {"llama_like", "xglm", "falcon_h1"} & set(ARCHITECTURES)
+    assert not {"llama_like", "xglm", "falcon_h1", "renamed"} & set(ARCHITECTURES)
     assert site_of(made("an unlisted type like Llama"), "head").entries == HEADS
-    adds_one = r"'xglm'.*sadi_lmeval\.register_architecture adds one"
-    with pytest.raises(UserError, match=adds_one):
-        site_of(made("XGLM, registered by hand"), "head")
+    assert site_of(made("XGLM"), "head").entries == HEADS
+    with pytest.raises(UserError, match=r"'renamed'.*sadi_lmeval\.register_architecture"):
+        site_of(made("other names, registered by hand"), "mlp")
 
 
 @pytest.mark.parametrize("where", SITES)
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_model_without_attention_in_every_layer_is_refused_in_one_line(
-    name: str, where: str
-) -> None:
-    with pytest.raises(
-        UserError, match=r"heads and MLPs were not found.*register_architecture adds"
-    ) as caught:
-        site_of(made(name), where)
-    assert repr(REFUSED[name][0]) in str(caught.value)
+@pytest.mark.parametrize("name", MIXED)
+def test_of_mixed_layers_those_that_have_an_element_are_steered(name: str, where: str) -> None:
+    """Or it is refused in one line, where none has it."""
+    model = made(name)
+    if where in MIXED_PLACES[name]:
+        site = site_of(model, where)
+        assert site.blocks == MIXED_PLACES[name][where]
+        assert wrong(model, site) == ""
+        return
+    with pytest.raises(UserError, match=f"element={SITES[where][0]}") as caught:
+        site_of(model, where)
+    assert repr(MIXED[name][0]) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_layers_of_two_kinds_are_counted_for_who_registers_them(
+def test_layers_of_two_kinds_are_told_apart_for_who_registers_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Jamba's MLPs are in every layer, its attention is in one."""
-    jamba = Architecture("model.layers", "self_attn.o_proj", "feed_forward", "feed_forward.act_fn")
+    """Jamba's MLPs are in every layer, its attention is in one; neurons in some are refused."""
+    jamba = Architecture("model.layers", "self_attn.o_proj", "feed_forward", "mamba.act")
     monkeypatch.setitem(sites.ARCHITECTURES, "jamba", jamba)
     model = made("Jamba")
-    with pytest.raises(UserError, match=r"only 1 of its 2 layers have 'self_attn.o_proj'"):
-        site_of(model, "head")
+    with pytest.raises(UserError, match=r"only 1 of its 2 layers have 'mamba.act'"):
+        site_of(model, "neuron")
+    assert site_of(model, "head").blocks == (1,)
     assert site_of(model, "mlp").width == HIDDEN
     named = LLAMA._replace(mlp="feed_forward")
     text, columns = PROMPTS[0], columns_of("mlp", 0, 0)

@@ -158,7 +158,7 @@ def test_an_unlisted_architecture_is_found_by_looking(kind: str) -> None:
         assert (logits(model, DiagonalEdits(site, [Edit(gain)], False)) - plain).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("kind", ["mamba", "xglm"])
+@pytest.mark.parametrize("kind", ["cpmant", "xlm"])
 @pytest.mark.parametrize("element", ["head", "neuron", "hidden"])
 def test_an_architecture_without_known_sites_is_refused_with_a_list(
     kind: str, element: Element

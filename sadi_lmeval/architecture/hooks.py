@@ -12,13 +12,21 @@ from sadi_lmeval.errors import UserError
 
 Side = Literal["input", "output"]
 
+Streams = Literal["first", "third"]
+"""Which axis is that of a block's parallel streams: ``[streams, batch, seq, hidden]`` (Gemma 3n) or
+``[batch, seq, streams, hidden]`` (hyper-connections)."""
+
 Visit = Callable[[int, Tensor], Tensor | None]
 """Takes a layer and its activations; returns new activations, or None to leave them."""
 
 
 @contextmanager
 def visiting(
-    modules: Mapping[int, nn.Module], side: Side, visit: Visit, required: bool = False
+    modules: Mapping[int, nn.Module],
+    side: Side,
+    visit: Visit,
+    streams: Streams | None = None,
+    required: bool = False,
 ) -> Iterator[None]:
     """Call ``visit`` whenever one of ``modules`` runs, until the block is left in any way.
 
@@ -27,11 +35,14 @@ def visiting(
         side: whether the module's first input or its (first) output is visited.
         visit: gets the layer and the activations ``[batch, seq, width]``. It must not write to
             them: what it returns takes their place.
+        streams: where the modules have several streams, which it gets side by side
+            ``[batch, seq, streams * hidden]``.
         required: whether each module must run.
 
     Raises:
         UserError: one that must run has not when the block is left.
     """
+    visit = visit if streams is None else _side_by_side(visit, streams)
     left = set(modules)
 
     def noted(layer: int, activations: Tensor) -> Tensor | None:
@@ -53,6 +64,18 @@ def visiting(
         )
 
 
+def _side_by_side(visit: Visit, streams: Streams) -> Visit:
+    def visit_all(layer: int, activations: Tensor) -> Tensor | None:
+        inner = activations.permute(1, 2, 0, 3) if streams == "first" else activations
+        new = visit(layer, inner.flatten(2))
+        if new is None:
+            return None
+        new = new.view(inner.shape)
+        return new.permute(2, 0, 1, 3) if streams == "first" else new
+
+    return visit_all
+
+
 def _before(layer: int, visit: Visit) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
     def hook(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
         new = visit(layer, arguments[0])
@@ -63,9 +86,9 @@ def _before(layer: int, visit: Visit) -> Callable[[nn.Module, tuple[Any, ...]], 
 
 def _after(layer: int, visit: Visit) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
     def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(output, tuple):
+        if isinstance(output, (tuple, list)):
             new = visit(layer, output[0])
-            return None if new is None else (new, *output[1:])
+            return None if new is None else type(output)((new, *output[1:]))
         return visit(layer, output)
 
     return hook
@@ -90,8 +113,9 @@ def keeping(modules: Mapping[int, nn.Module]) -> Iterator[Outputs]:
 
     def keeper(layer: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-            kept.in_tuple.append(isinstance(output, tuple))
-            kept.states[layer] = output[0] if isinstance(output, tuple) else output
+            several = isinstance(output, (tuple, list))
+            kept.in_tuple.append(several)
+            kept.states[layer] = output[0] if several else output
 
         return hook
 

@@ -7,14 +7,16 @@ entry point of the group ``sadi_lmeval.architectures``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from sadi_lmeval.architecture.hooks import Side, visiting
-from sadi_lmeval.errors import UserError
+from sadi_lmeval.architecture.hooks import Side, Streams, visiting
+from sadi_lmeval.errors import UserError, first_line
 from sadi_lmeval.plugins import loaded
 from sadi_lmeval.types import Element, HiddenSite, Size
 
@@ -24,14 +26,17 @@ class Architecture(NamedTuple):
 
     Attributes:
         blocks: the list of decoder blocks, from the causal language model.
-        heads: the attention output projection; its input holds the heads' outputs.
-        mlp: the module whose output is the MLP's contribution, before any residual sum.
-        neurons: the MLP's activation function; None where a block has several (experts).
+        heads: the attention output projection; its input holds the heads' outputs. Blocks without
+            one are passed over. None where there is none, or no module that has the heads alone.
+        mlp: the module whose output is the MLP's contribution, before any residual sum; None where
+            it is no single one's.
+        neurons: the MLP's activation function; None where a block has several (experts), or where
+            it is no module.
     """
 
     blocks: str
-    heads: str
-    mlp: str
+    heads: str | None
+    mlp: str | None
     neurons: str | None
 
 
@@ -92,6 +97,8 @@ class Site(NamedTuple):
         entries: selectable elements a layer: heads, neurons or hidden units.
         entry_width: activations an entry: ``head_dim`` for heads, else 1.
         hidden_site: of hidden states, which of the two; of other elements without meaning.
+        among: of each layer, which decoder block it is in; empty: all of them are, in order.
+        streams: where blocks give several streams, which axis is theirs; entries are of all.
     """
 
     element: Element
@@ -100,11 +107,18 @@ class Site(NamedTuple):
     entries: int
     entry_width: int
     hidden_site: HiddenSite = "mlp"
+    among: tuple[int, ...] = ()
+    streams: Streams | None = None
 
     @property
     def name(self) -> str:
         """What tells it from a model's other sites: ``hidden residual``."""
         return f"hidden {self.hidden_site}" if self.element == "hidden" else self.element
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Of each layer, which decoder block it is in: others have no such element."""
+        return self.among or tuple(range(len(self.modules)))
 
     @property
     def layers(self) -> int:
@@ -138,46 +152,121 @@ def find_site(model: nn.Module, element: Element, hidden_site: HiddenSite = "mlp
             element.
     """
     base = unwrapped(model)
-    config = base.config.get_text_config()
     kind = str(base.config.model_type)
-    architecture = _architecture(base)
+    modules = _modules(base, element, hidden_site)
+    side: Side = "input" if element == "head" else "output"
+    measured = _measure(base, modules, side, kind, element)
+    found = _site(base, element, {n: modules[n] for n in measured.layers}, measured)
+    return found._replace(hidden_site=hidden_site)
+
+
+def check_sites(model: Any, element: Element, hidden_site: HiddenSite) -> None:
+    """Find a site in a model without weights (on the ``meta`` device).
+
+    Raises:
+        UserError: as :func:`find_site` would.
+    """
+    modules = _modules(model, element, hidden_site)
+    side: Side = "input" if element == "head" else "output"
+    try:
+        measured = _measure(model, modules, side, model.config.model_type, element, "meta")
+    except _CannotRun as failed:
+        if isinstance(failed.__cause__, (AttributeError, TypeError, ValueError)):
+            raise  # it would fail with weights, too; what depends on values has other errors
+        widths: set[Any] = {getattr(each, "in_features", None) for each in modules.values()}
+        if element != "head" or None in widths:
+            return
+        _refuse_unlike(model.config.model_type, element, modules, [*modules], widths)
+        measured = _Measured([*modules], widths.pop(), None)
+    _site(model, element, modules, measured)
+
+
+def _modules(model: Any, element: Element, hidden_site: HiddenSite) -> dict[int, nn.Module]:
+    """The modules of an element by decoder block."""
+    kind = str(model.config.model_type)
+    architecture = _architecture(model)
     names = {"head": architecture.heads, "neuron": architecture.neurons, "hidden": architecture.mlp}
-    if element == "hidden" and hidden_site == "residual":
-        names["hidden"] = ""
-    name = names[element]
-    if name is None:
-        raise UserError(
-            f"element=neuron: a layer of model type {kind!r} has several experts, so a neuron has "
-            "no single activation; pass element=head or element=hidden"
-        )
+    name = "" if (element, hidden_site) == ("hidden", "residual") else names[element]
     try:
         blocks = decoder_blocks(model)
-        having = sum(any(n == name for n, _ in block.named_modules()) for block in blocks)
-        if 0 < having < len(blocks):
+        if name is None:
+            raise UserError(_missing(kind, element, blocks))
+        having = {
+            number: block.get_submodule(name)
+            for number, block in enumerate(blocks)
+            if any(each == name for each, _ in block.named_modules())
+            and not (element == "head" and number in _linear(model))
+        }
+        if 0 < len(having) < len(blocks) and element != "head":
             raise UserError(
-                f"model type {kind!r}: only {having} of its {len(blocks)} layers have {name!r}, "
-                f"and element={element} needs one in each"
+                f"model type {kind!r}: only {len(having)} of its {len(blocks)} layers have "
+                f"{name!r}, and element={element} needs one in each"
             )
-        modules = tuple(block.get_submodule(name) for block in blocks)
+        if len({id(module) for module in having.values()}) < len(having):
+            raise UserError(
+                f"model type {kind!r}: its layers share one {name!r}, and element={element} needs "
+                "one in each"
+            )
+        return having or {0: blocks[0].get_submodule(name)}
     except AttributeError as error:
         raise UserError(
             f"model type {kind!r}: {error}; sadi_lmeval.register_architecture says where its sites "
             "are"
         ) from None
-    side: Side = "input" if element == "head" else "output"
-    width = _measure(base, modules, side, kind, element)
+
+
+def _linear(model: Any) -> set[int]:
+    """The layers whose attention is linear: a state along the text, without heads over tokens."""
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
+    return {number for number, kind in enumerate(kinds) if "linear" in str(kind)}
+
+
+def _missing(kind: str, element: str, blocks: Sequence[nn.Module]) -> str:
+    """Why there is no such element."""
+    if element == "neuron":
+        if any("expert" in name for block in blocks for name, _ in block.named_modules()):
+            return (
+                f"element=neuron: a layer of model type {kind!r} has several experts, so a neuron "
+                "has no single activation; pass element=head or element=hidden"
+            )
+        return (
+            f"element=neuron: no module of model type {kind!r} is its MLP's activation function; "
+            "pass element=head or element=hidden"
+        )
+    what, other = {
+        "head": ("attention heads were", "element=hidden"),
+        "hidden": ("MLP was", "element=hidden,hidden_site=residual"),
+    }[element]
+    return (
+        f"element={element}: the {what} not found in the layers of model type {kind!r}; pass "
+        f"{other}, or say where they are with sadi_lmeval.register_architecture"
+    )
+
+
+def _site(model: Any, element: Element, modules: dict[int, nn.Module], measured: _Measured) -> Site:
+    found, blocks, width = tuple(modules.values()), tuple(modules), measured.width
     if element != "head":
-        return Site(element, modules, side, width, 1, hidden_site)
-    heads = int(config.num_attention_heads)
+        return Site(element, found, "output", width, 1, among=blocks, streams=measured.streams)
+    config = model.config.get_text_config()
+    heads = _number(config, "num_attention_heads") or 0
     # Of latent attention head_dim is a part of the keys' width; what comes out has the values'.
-    head_dim = getattr(config, "v_head_dim", None) or getattr(config, "head_dim", None)
-    head_dim = head_dim or width // heads
+    head_dim = _number(config, "v_head_dim") or _number(config, "head_dim")
+    head_dim = head_dim or width // max(1, heads)
     if heads * head_dim != width:
         raise UserError(
-            f"model type {kind!r}: {heads} heads of {head_dim} do not make the width {width} of "
-            "its attention output"
+            f"model type {model.config.model_type!r}: {heads} heads of {head_dim} do not make the "
+            f"width {width} of its attention output"
         )
-    return Site(element, modules, side, heads, int(head_dim))
+    return Site(element, found, "input", heads, head_dim, among=blocks)
+
+
+def _number(config: Any, name: str) -> int | None:
+    """A number of a configuration; None where there is none, or where layers differ in it."""
+    try:
+        found = getattr(config, name, None)
+    except Exception:  # transformers has a kind of its own for the second
+        return None
+    return found if isinstance(found, int) else None
 
 
 def decoder_blocks(model: nn.Module) -> list[nn.Module]:
@@ -193,11 +282,11 @@ def decoder_blocks(model: nn.Module) -> list[nn.Module]:
 
 def _architecture(base: Any) -> Architecture:
     kind = str(base.config.model_type)
-    layers = base.config.get_text_config().num_hidden_layers
+    layers = _number(base.config.get_text_config(), "num_hidden_layers")
     architecture = ARCHITECTURES.get(kind) or _installed(kind) or _look(base, layers)
     if architecture is None:
         raise UserError(
-            f"model type {kind!r}: its attention heads and MLPs were not found; known are "
+            f"model type {kind!r}: its layers were not found; known are "
             f"{', '.join(sorted(ARCHITECTURES))}; sadi_lmeval.register_architecture adds one"
         )
     return architecture
@@ -224,8 +313,8 @@ def size_in(config: Any, element: Element) -> Size | None:
     """
     text = config.get_text_config()
     name = {"head": "num_attention_heads", "hidden": "hidden_size", "neuron": "intermediate_size"}
-    layers, entries = (getattr(text, n, None) for n in ("num_hidden_layers", name[element]))
-    if not isinstance(layers, int) or not isinstance(entries, int):
+    layers, entries = (_number(text, n) for n in ("num_hidden_layers", name[element]))
+    if layers is None or entries is None:
         return None
     return Size(layers, entries)
 
@@ -256,49 +345,140 @@ def input_device(model: nn.Module) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def _look(model: nn.Module, layers: int) -> Architecture | None:
-    """Module names of an unlisted architecture, found by their usual endings."""
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or len(module) != layers:
-            continue
-        inside = dict(module[0].named_modules())
-        heads = [
-            n
-            for n in inside
-            if "att" in n and n.rpartition(".")[2] in ("o_proj", "out_proj", "c_proj", "dense")
-        ]
-        mlps = [n for n in inside if n in ("mlp", "ffn", "feed_forward")]
-        if len(heads) != 1 or len(mlps) != 1:
-            continue
-        neurons = [
-            n
-            for n in inside
-            if n.startswith(mlps[0] + ".")
-            and n.rpartition(".")[2] in ("act_fn", "act", "activation_fn")
-        ]
-        single = len(neurons) == 1 and not any("expert" in n for n in inside)
-        return Architecture(name, heads[0], mlps[0], neurons[0] if single else None)
+_HEADS = ("o_proj", "out_proj", "c_proj", "dense")
+_NOT_HEADS = ("linear_attn", "cross", "encoder_attn", "inter_attention", "expert")
+_NOT_TEXT = ("vision", "visual", "image", "audio")
+_MLPS = ("mlp", "mlps", "ffn", "feed_forward", "block_sparse_moe", "shared_mlp", "mlp_block")
+_NEURONS = ("act_fn", "act", "activation_fn")
+_SPREAD = (
+    ("fc1", "fc2", "activation_fn"),  # as in OPT
+    ("intermediate.dense", "output.dense", "intermediate.intermediate_act_fn"),
+)  # as in BERT
+"""Names where the MLP is no module: of its projections, and of its activation function."""
+
+
+def _look(model: Any, layers: int | None) -> Architecture | None:
+    """Module names of an unlisted architecture, found by their usual endings.
+
+    The blocks are those of the text's decoder: a vision tower may have as many.
+    """
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module)
+        and not any(word in name for word in _NOT_TEXT)
+    ]
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    inside = {id(module) for module in decoder.modules()} if decoder is not None else set()
+    lists.sort(key=lambda each: (len(each[1]) != layers, id(each[1]) not in inside))
+    for name, blocks in lists:
+        found = _within(name, blocks, _linear(model))
+        known = found.heads is not None and found.mlp is not None and len(blocks) == layers
+        if known or all(isinstance(block, GradientCheckpointingLayer) for block in blocks):
+            return found
     return None
 
 
-def _measure(
-    model: nn.Module, modules: tuple[nn.Module, ...], side: Side, kind: str, element: str
-) -> int:
-    """The width of a site, read off a forward pass over two tokens.
+def _within(name: str, blocks: nn.ModuleList, linear: set[int]) -> Architecture:
+    """Module names of a list of blocks, None where one is not clear."""
+    named = [[n for n, _ in block.named_modules()] for block in blocks]
+    inside = list(dict.fromkeys(n for names in named for n in names))
+    heads = {
+        n
+        for number, names in enumerate(named)
+        for n in names
+        if number not in linear
+        and ("att" in n or n.endswith("o_proj"))
+        and n.rpartition(".")[2] in _HEADS
+        and not any(other in n for other in _NOT_HEADS)
+    }
+    mlps = [n for n in inside if n in _MLPS]
+    single = [names for names in named if not any("expert" in n for n in names)]
+    neurons = {
+        n
+        for names in single
+        for n in names
+        if n.rpartition(".")[0] in mlps and n.rpartition(".")[2] in _NEURONS
+    }
+    for first, last, activation in _SPREAD if not mlps else ():
+        if {first, last} <= set(inside):
+            mlps, neurons = [last], {activation} & set(inside)
+    return Architecture(
+        name,
+        heads.pop() if len(heads) == 1 else None,
+        mlps[0] if len(mlps) == 1 else None,
+        neurons.pop() if len(neurons) == len(mlps) == 1 else None,
+    )
 
-    That also proves that every module takes part in the forward pass.
+
+class _CannotRun(UserError):
+    """A forward pass over a few tokens failed."""
+
+
+class _Measured(NamedTuple):
+    """What a forward pass says of a site.
+
+    Attributes:
+        layers: those that take part in it: of some models (Mllama) others need an image.
+        width: activations a layer and position.
+        streams: see :class:`Site`.
     """
-    widths: list[int] = []
+
+    layers: list[int]
+    width: int
+    streams: Streams | None
+
+
+def _measure(
+    model: nn.Module,
+    modules: dict[int, nn.Module],
+    side: Side,
+    kind: str,
+    element: str,
+    device: torch.device | str | None = None,
+) -> _Measured:
+    """Measure a site in a forward pass over two tokens.
+
+    That also proves that a module takes part in the forward pass once, and in order.
+    """
+    seen: list[int] = []
+    found: list[tuple[int, Streams | None]] = []
 
     def read(layer: int, activations: Tensor) -> None:
-        widths.append(activations.shape[-1])
+        seen.append(layer)
+        streams: Streams | None = None
+        if activations.dim() == 4:
+            streams = "third" if activations.shape[1] == tokens.shape[1] else "first"
+        positions = activations.shape[:-1].numel()
+        if activations.dim() < 4 and positions != tokens.numel():
+            raise UserError(
+                f"model type {kind!r}: its layers see {positions} positions of a text of "
+                f"{tokens.numel()} tokens, so the last token is not where it is looked for"
+            )
+        axis = {None: 1, "first": activations.shape[0], "third": activations.shape[-2]}[streams]
+        found.append((activations.shape[-1] * axis, streams))
 
-    device = input_device(model)
-    with torch.no_grad(), visiting(dict(enumerate(modules)), side, read):
-        model(torch.zeros(1, 2, dtype=torch.long, device=device))
-    if len(widths) != len(modules) or len(set(widths)) != 1:
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=device or input_device(model))
+    try:
+        with torch.no_grad(), visiting(modules, side, read):
+            model(tokens)
+    except UserError:
+        raise
+    except Exception as error:
+        raise _CannotRun(
+            f"model type {kind!r}: its forward pass over a text alone fails ({first_line(error)})"
+        ) from error
+    _refuse_unlike(kind, element, modules, seen, set(found))
+    return _Measured(seen, *found[0])
+
+
+def _refuse_unlike(
+    kind: str, element: str, modules: dict[int, nn.Module], seen: list[int], widths: set[Any]
+) -> None:
+    """Refuse an element that is in some layer twice, or in no single width."""
+    if seen != sorted(set(seen)) or len(widths) != 1:
         raise UserError(
-            f"model type {kind!r}: its {element} activations were seen in {len(widths)} of "
-            f"{len(modules)} layers, {len(set(widths))} widths; all must have one width"
+            f"model type {kind!r}: its {element} activations were seen in {len(seen)} of "
+            f"{len(modules)} layers, {len(widths)} widths; all must have one width"
         )
-    return widths[0]

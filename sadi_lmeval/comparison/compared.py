@@ -162,5 +162,5 @@ class ComparedModel(ManyArmsModel):
             bar.update(len(numbers))
 
         if left:
-            continuations = [self.continuation(*requests[i].args) for i in left]
+            continuations = [self.asked_of(requests[i]) for i in left]
             self.engine.score_grid(continuations, joint, done)

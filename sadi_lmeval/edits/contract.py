@@ -141,9 +141,9 @@ class Edits(ABC):
             after = self.edited(layer, before.to(activations), which, gates)
             return points.write(activations, after)
 
-        written = [layer for layer in self.written_layers if layer >= start]
+        written = [n for n in self.written_layers if self.site.blocks[n] >= start]
         modules = {layer: self.site.modules[layer] for layer in written}
-        with visiting(modules, self.site.side, visit, required=True):
+        with visiting(modules, self.site.side, visit, self.site.streams, required=True):
             yield
 
 
@@ -155,5 +155,6 @@ def reading(site: Site, points: Points) -> Iterator[list[Tensor]]:
     def visit(layer: int, activations: Tensor) -> None:
         collected.append(points.read(activations))
 
-    with visiting(dict(enumerate(site.modules)), site.side, visit, required=True):
+    modules = dict(enumerate(site.modules))
+    with visiting(modules, site.side, visit, site.streams, required=True):
         yield collected

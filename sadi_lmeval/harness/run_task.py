@@ -126,7 +126,9 @@ class RunTask:
         if not isinstance(requests, list):
             requests = [requests]
         if self.output_type == "generate_until":
-            return [(request.args[0], "") for request in requests]
+            # squadv2 asks for the log-likelihood of "unanswerable" beside.
+            texts = [each for each in requests if each.request_type == "generate_until"]
+            return [(request.args[0], "") for request in texts]
         return [(request.args[0], request.args[1]) for request in requests]
 
     def prompt(self, text: str) -> Text:

@@ -105,6 +105,8 @@ def can_resume(model: nn.Module) -> bool:
         batch = pack([tree], 0, forward.dtype, forward.device)
         starts = range(1, len(forward.blocks))
         trunk, _ = forward.trunk(batch, points, starts)
+        if any(states.dim() != 3 for states in trunk.states.values()):
+            raise ValueError("its blocks give several streams")
         rounding = gap_of(forward.logits(batch, points), trunk.logits)
         gaps = [
             difference_of(

@@ -116,34 +116,44 @@ class Engine:
         edits: Edits | None,
         done: Callable[[list[tuple[int, Score]]], None],
     ) -> None:
-        """Score requests, each under its own edit, see :func:`log_likelihoods`."""
+        """Score requests, each under its own edit, see :func:`log_likelihoods`.
+
+        One without a token has a log-likelihood of 0, as the harness has it.
+        """
+        asked, empty = _with_tokens(requests)
+        if empty:
+            done([(index, (0.0, True)) for index in empty])
         with self._call():
             log_likelihoods(
                 self.forward,
-                requests,
+                [requests[index] for index in asked],
                 edits,
                 pad=self.pad,
                 branching=self._branches(requests),
                 bounds=self.bounds,
                 softmax_dtype=self.softmax_dtype,
-                done=done,
+                done=lambda scored: done([(asked[number], score) for number, score in scored]),
             )
 
     def score_grid(
         self, requests: Sequence[Continuation], families: Sequence[Edits], done: Done
     ) -> None:
         """Score requests under every edit, see :func:`grid_log_likelihoods`."""
+        asked, empty = _with_tokens(requests)
+        if empty:
+            nothing = torch.zeros(1 + sum(family.count for family in families), len(empty))
+            done(empty, nothing, nothing == 0)
         with self._call():
             grid_log_likelihoods(
                 self.forward,
-                requests,
+                [requests[index] for index in asked],
                 families,
                 pad=self.pad,
                 branching=self._branches(requests),
                 resuming=self.can_resume,
                 bounds=self.bounds,
                 softmax_dtype=self.softmax_dtype,
-                done=done,
+                done=lambda numbers, *scores: done([asked[n] for n in numbers], *scores),
             )
 
     def _branches(self, requests: Sequence[Continuation]) -> bool:
@@ -162,6 +172,14 @@ class Engine:
             yield
         finally:
             self.forward.forget()
+
+
+def _with_tokens(requests: Sequence[Continuation]) -> tuple[list[int], list[int]]:
+    """The indices of requests with tokens to score, and of those without."""
+    found: tuple[list[int], list[int]] = [], []
+    for index, request in enumerate(requests):
+        found[not request.tokens].append(index)
+    return found
 
 
 def _longest(requests: Sequence[Continuation]) -> int:

@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from sadi_lmeval.architecture.hooks import keeping, passing_over
 from sadi_lmeval.architecture.positions import Points
-from sadi_lmeval.architecture.signature import cache_parameter
+from sadi_lmeval.architecture.signature import cache_parameter, use_cache
 from sadi_lmeval.architecture.sites import Site, decoder_blocks, input_device
 from sadi_lmeval.edits.contract import Edits, reading
 from sadi_lmeval.passes.prefixes import shared_length
@@ -177,7 +177,8 @@ class Forward:
     def _run(self, batch: Batch, points: Points, cache: DynamicCache | None = None) -> Tensor:
         if cache is None and batch.past is not None:
             cache = cache_of(batch.past, len(batch.input_ids))
-        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": cache is not None}
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids}
+        inputs |= use_cache(self.model, cache is not None)
         if cache is not None:
             inputs[self._cache_parameter] = cache
         if batch.attention_mask is not None:

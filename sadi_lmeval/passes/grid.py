@@ -85,11 +85,11 @@ def grid_log_likelihoods(
 
 
 def _passes(family: Edits, resuming: bool) -> dict[int, list[int]]:
-    """The edits of a family by the layer that their pass begins with."""
+    """The edits of a family by the decoder block that their pass begins with."""
     found: dict[int, list[int]] = {}
     for edit, layer in enumerate(family.first_layers):
         if layer < family.site.layers:
-            found.setdefault(layer if resuming else 0, []).append(edit)
+            found.setdefault(family.site.blocks[layer] if resuming else 0, []).append(edit)
     return found
 
 
@@ -135,7 +135,7 @@ def _family(
     """The likelihood of every scored token under every edit of a family, ``[edits, m]``."""
     values = trunk.base.log_probability.repeat(family.count, 1)
     greedy = trunk.base.greedy.repeat(family.count, 1)
-    last = family.site.layers - 1
+    last = len(forward.blocks) - 1
     passes = _passes(family, resuming)
     # Only the edited tokens themselves see an edit of the last layer.
     apart = family.scope == "prompt"
@@ -156,7 +156,7 @@ def _family(
                 bounds.scored // max(1, len(branch.places)),
             ),
         )
-        for layer, edits in _merged(part, family.site.layers, tokens, at_once):
+        for layer, edits in _merged(part, last + 1, tokens, at_once):
             waiting = [edits[i : i + at_once] for i in range(0, len(edits), at_once)]
             while waiting:
                 which = waiting.pop()

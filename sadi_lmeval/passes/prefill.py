@@ -14,7 +14,7 @@ from transformers import DynamicCache, LogitsProcessor
 
 from sadi_lmeval.architecture.hooks import visiting
 from sadi_lmeval.architecture.positions import Points
-from sadi_lmeval.architecture.signature import cache_parameter, parameters
+from sadi_lmeval.architecture.signature import cache_parameter, parameters, use_cache
 from sadi_lmeval.architecture.sites import unwrapped
 from sadi_lmeval.edits.contract import Edits, reading
 from sadi_lmeval.errors import first_line
@@ -55,15 +55,20 @@ def steered_generation(
         table = edits.gates(unsteered)  # of each prompt once, for all its tokens
         gates = None if table is None else table[:, which]
     edited: range = range(0)
+    length = seen = 0  # tokens of this pass, and of those before it
 
     def before(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        nonlocal edited
+        nonlocal edited, length, seen
         tokens = keywords.get("input_ids")
         if tokens is None:
             tokens = arguments[0] if arguments else keywords["inputs_embeds"]
-        past = next((each for each in keywords.values() if hasattr(each, "get_seq_length")), None)
-        start = int(past.get_seq_length()) if past is not None else 0
         length = tokens.shape[1]
+        past = next((each for each in keywords.values() if hasattr(each, "get_seq_length")), None)
+        try:
+            start = int(past.get_seq_length())  # type: ignore[union-attr]
+        except (AttributeError, ValueError):  # no cache, or a state without keys (Mamba, RWKV)
+            start = seen if length <= seen else 0
+        seen = start + length
         end = last - start + 1 if edits.scope == "prompt" else length
         edited = range(max(0, last - start), min(end, length))
 
@@ -71,7 +76,12 @@ def steered_generation(
         if not edited:
             return None
         rows = activations.shape[0] if activations.dim() == 3 else context.shape[0]
-        where = [(row, position) for row in range(rows) for position in edited]
+        # Blocks that share the keys of earlier ones may get the last tokens alone (Gemma 4).
+        left_out = length - activations.shape[:-1].numel() // rows
+        there = [position - left_out for position in edited if position >= left_out]
+        if not there:
+            return None
+        where = [(row, position) for row in range(rows) for position in there]
         points = Points.of(where, rows, activations.device)
         if edits.clean and unsteered is not None:
             values = unsteered[:, layer]
@@ -88,7 +98,8 @@ def steered_generation(
         handle = unwrapped(model).register_forward_pre_hook(before, with_kwargs=True)
         stack.callback(handle.remove)
         modules = {layer: edits.site.modules[layer] for layer in edits.written_layers}
-        stack.enter_context(visiting(modules, edits.site.side, visit, required=True))
+        side, streams = edits.site.side, edits.site.streams
+        stack.enter_context(visiting(modules, side, visit, streams, required=True))
         yield
 
 
@@ -227,8 +238,13 @@ def _unsteered(model: nn.Module, edits: Edits, context: Tensor, attention_mask: 
     inputs: dict[str, Any] = {"input_ids": context, "attention_mask": attention_mask}
     if "position_ids" in parameters(model):
         inputs["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    if "logits_to_keep" in parameters(model):
-        inputs["logits_to_keep"] = 1
-    with torch.no_grad(), reading(edits.site, points) as collected:
-        model(**inputs, use_cache=False)
+
+    def last(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (arguments[0][:, -1:], *arguments[1:])
+
+    with torch.no_grad(), reading(edits.site, points) as collected, ExitStack() as stack:
+        # Not by ``logits_to_keep``, for which blocks may leave out tokens, too.
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        stack.callback(head.register_forward_pre_hook(last).remove)
+        model(**inputs, **use_cache(model, False))
     return torch.stack([values.to(collected[0].device) for values in collected], dim=1)

@@ -23,7 +23,11 @@ Score = tuple[float, bool]
 def truncated(
     context: list[int], continuation: list[int], max_length: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Cut a request from the left as the harness does: max_length + 1 tokens in all."""
+    """Cut a request from the left as the harness does: max_length + 1 tokens in all.
+
+    Of a continuation that is longer than the model's length alone its beginning is kept.
+    """
+    continuation = continuation[:max_length]
     keep = max(1, max_length + 1 - len(continuation))
     return tuple(context[-keep:]), tuple(continuation)
 

@@ -287,7 +287,8 @@ def _prepared(fitted: Fitted, candidate: _Candidate, choice: Choice | None) -> P
     tensors = fitted.fit.tensors
     edits = method.edits(candidate.site, tensors, [setting], seed)
     where = method.selected(tensors, setting, seed)
-    selected = None if where is None else where.nonzero().tolist()
+    blocks = candidate.site.blocks
+    selected = None if where is None else [[blocks[n], e] for n, e in where.nonzero().tolist()]
     return PreparedFit(fitted, setting, edits, selected, choice)
 
 
@@ -318,7 +319,7 @@ def _steering(
         task_digest(task),
         element=site.element,
         hidden_site=method_of(arm).place[1] if site.element == "hidden" else None,
-        layers=site.layers,
+        layers=site.blocks[-1] + 1,
         entries=site.entries,
         fits=tuple(_fit_record(fit, arm) for fit in fits),
         **origin,

@@ -79,6 +79,7 @@ LLAMA = Named("model.layers", "self_attn.o_proj", "mlp", "mlp.act_fn", "mlp.down
 MIXTURE = LLAMA._replace(neurons=None, down="")
 FALCON = Named("transformer.h", "self_attention.dense", "mlp", "mlp.act", "mlp.dense_4h_to_h")
 BLOOM = FALCON._replace(mlp="mlp.dense_4h_to_h", neurons="mlp.gelu_impl")
+RENAMED = LLAMA._replace(mlp="perceptron", neurons="perceptron.act_fn", down="perceptron.down_proj")
 GPT2 = Named("transformer.h", "attn.c_proj", "mlp", "mlp.act", "mlp.c_proj")
 OPT = Named("model.decoder.layers", "self_attn.out_proj", "fc2", "activation_fn", "fc2")
 WIDE = {"head_dim": 12}
@@ -125,16 +126,20 @@ CASES = {
          "mamba_n_groups": 1, "mamba_chunk_size": 8},
     ),
     "an unlisted type like Llama": Case("llama_like", LLAMA, WIDE, 12),
-    "XGLM, registered by hand": Case(
+    "XGLM": Case(
         "xglm",
         OPT._replace(blocks="model.layers"),
         {"num_layers": LAYERS, "attention_heads": HEADS, "d_model": HIDDEN},
-        registered=Architecture("model.layers", "self_attn.out_proj", "fc2", "activation_fn"),
+    ),
+    "other names, registered by hand": Case(
+        "renamed",
+        RENAMED,
+        registered=Architecture(*RENAMED[:4]),
     ),
 }  # fmt: skip
 
 _MAMBA_2 = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
-REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+MIXED: dict[str, tuple[str, dict[str, Any]]] = {
     "Mamba": ("mamba", {}),
     "Jamba": (
         "jamba",
@@ -149,6 +154,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "Bamba": ("bamba", {"attn_layer_indices": [1], "mamba_expand": 2, **_MAMBA_2}),
 }
 """Without attention, or with attention in some layers only: name, type and configuration."""
+BOTH = (0, 1)
+MIXED_PLACES: dict[str, dict[str, tuple[int, ...]]] = {
+    "Mamba": {"residual": BOTH},
+    "Jamba": {"head": (1,), "mlp": BOTH, "residual": BOTH},
+    "Bamba": {"head": (1,), "neuron": BOTH, "mlp": BOTH, "residual": BOTH},
+}
+"""The layers that have an element."""
 
 
 class LlamaLikeConfig(LlamaConfig):  # type: ignore[misc]
@@ -159,6 +171,25 @@ class LlamaLike(LlamaForCausalLM):  # type: ignore[misc]
     config_class = LlamaLikeConfig
 
 
+class RenamedConfig(LlamaConfig):  # type: ignore[misc]
+    model_type = "renamed"
+
+
+class Renamed(LlamaForCausalLM):  # type: ignore[misc]
+    """Whose MLPs have a name of their own."""
+
+    config_class = RenamedConfig
+
+    def __init__(self, config: RenamedConfig) -> None:
+        super().__init__(config)
+        for block in self.model.layers:
+            mlp = block.mlp
+            del block.mlp
+            block.perceptron = block.__dict__["mlp"] = mlp
+
+
+AutoConfig.register("renamed", RenamedConfig)
+AutoModelForCausalLM.register(RenamedConfig, Renamed)
 AutoConfig.register("llama_like", LlamaLikeConfig)
 AutoModelForCausalLM.register(LlamaLikeConfig, LlamaLike)
 
@@ -166,7 +197,7 @@ AutoModelForCausalLM.register(LlamaLikeConfig, LlamaLike)
 @functools.cache
 def made(name: str) -> PreTrainedModel:
     """2 layers of 32, 4 heads, a vocabulary of 60."""
-    kind, changes = (CASES[name].kind, CASES[name].changes) if name in CASES else REFUSED[name]
+    kind, changes = (CASES[name].kind, CASES[name].changes) if name in CASES else MIXED[name]
     return tiny(kind, vocab_size=60, **changes)
 
 
@@ -329,7 +360,8 @@ def edits_of(
     for chosen, delta in zip(CHOSEN[where], deltas, strict=True):
         mask = torch.zeros(site.layers, site.entries, dtype=torch.bool)
         for place in chosen:
-            mask[place] = True
+            if place[0] < site.layers:  # heads are in some layers only
+                mask[place] = True
         nothing = torch.zeros(site.layers, site.entries, site.entry_width)
         made_.append(sadi_edit(mask, nothing, delta, "dynamic"))
     return DiagonalEdits(site, made_, clean, scope)
