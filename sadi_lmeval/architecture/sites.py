@@ -320,11 +320,12 @@ def size_in(config: Any, element: Element) -> Size | None:
 
 
 def unwrapped(model: Any) -> Any:
-    """The causal language model itself, out of a PEFT wrapper if there is one.
+    """The causal language model itself, out of what torch.compile or PEFT has put around it.
 
     Raises:
         UserError: the wrapper puts virtual tokens before every text, so that positions are others.
     """
+    model = getattr(model, "_orig_mod", model)
     if not hasattr(model, "get_base_model"):
         return model
     adapter = getattr(model, "active_peft_config", None)

@@ -77,9 +77,11 @@ class RunTask:
         documents may come out otherwise each time.
         """
         documents: list[Document] = list(self.task.eval_docs)
+        samples = self.settings.get("samples")  # the harness counts documents among these
+        places = sorted(set(samples)) if samples else range(len(documents))
         for request in getattr(self.task, "instances", None) or ():
-            if request.doc_id < len(documents):
-                documents[request.doc_id] = request.doc
+            if request.doc != documents[request.doc_id]:
+                documents[places[request.doc_id]] = request.doc
         return documents
 
     def evaluated_split(self) -> str | None:
