@@ -14,17 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from every_type import LAYERS, PLACES, TYPES, refusal, tiny_config, tiny_model, wrong
-from test_every_architecture import (
-    CASES,
-    MIXED,
-    PROMPTS,
-    edits_of,
-    logits_at,
-    made,
-)
 from transformers import PreTrainedModel
 
+from helpers.architectures import CASES, MIXED, PROMPTS, edits_of, logits_at, made
+from helpers.every_type import LAYERS, PLACES, TYPES, refusal, tiny_config, tiny_model, wrong
 from sadi_lmeval.architecture.sites import find_site, register_architecture
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.passes.branching import can_resume, longest_branching_path

@@ -31,6 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--rule", default="auto", help="that settings are chosen by")
     parser.add_argument("--model")
     parser.add_argument("--data", type=Path)
     given = parser.parse_args()
@@ -53,7 +54,7 @@ def main() -> int:
             print(f"hf, {task}, batch size {size}: {passes[task]:.0f} s", flush=True)
         del bench
         command = [str(Path(sys.executable).with_name("sadi-lmeval")), "compare"]
-        command += ["--model_args", f"pretrained={model},cache_dir={folder}/fits"]
+        command += ["--model_args", f"pretrained={model},cache_dir={folder}/fits,rule={given.rule}"]
         command += ["--tasks", ",".join(TASKS), "--methods", ",".join(METHODS), "--html"]
         command += ["--limit", str(given.limit), "--output_path", str(output), "--diagnostics"]
         start = time.perf_counter()

@@ -96,6 +96,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--tasks", help="comma-separated, of the table's (default: all)")
+    parser.add_argument("--rule", default="auto", help="that settings are chosen by")
     parser.add_argument("--model")
     parser.add_argument("--data", type=Path)
     given = parser.parse_args()
@@ -113,7 +114,7 @@ def main() -> int:
                 print(f"{task}: not run, its data cannot be had ({missing[task]})", flush=True)
                 continue
             command = [str(Path(sys.executable).with_name("sadi-lmeval")), "compare"]
-            command += ["--model_args", f"pretrained={model},n_tune={N_TUNE}"]
+            command += ["--model_args", f"pretrained={model},n_tune={N_TUNE},rule={given.rule}"]
             command += ["--tasks", task, "--methods", ",".join(METHODS), "--num_fewshot", "0"]
             command += ["--limit", str(given.limit), "--output_path", str(output)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -27,12 +27,14 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from sadi_lmeval.architecture.compiled import running_as_written
 from sadi_lmeval.architecture.signature import cache_parameter
 from sadi_lmeval.architecture.sites import check_sites, size_in
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.joined import joined
 from sadi_lmeval.errors import UserError, show_user_errors_as_one_line
 from sadi_lmeval.harness.response_cache import ResponseCache
+from sadi_lmeval.harness.results_name import name_results_by_the_model
 from sadi_lmeval.harness.run_task import LengthLimit
 from sadi_lmeval.harness.run_tasks import (
     RunRank,
@@ -52,6 +54,7 @@ from sadi_lmeval.passes.prefill import (
     FiniteLogits,
     Prompts,
     beginning_of,
+    looks_at_tokens,
     steered_generation,
     with_shared_beginning,
 )
@@ -94,6 +97,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         self._arguments = arguments
         _refuse_tensor_parallel(arguments)
         note_tasks()
+        name_results_by_the_model()
         self._run = RunTasks(self.length_limit)
         self._tasks: dict[str, TaskSteering] = {}
         self._edits: Edits | None = None
@@ -393,7 +397,8 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             return super().loglikelihood(requests, disable_tqdm)  # type: ignore[no-any-return]
         self._begin_call()
         try:
-            return self._loglikelihood(requests, disable_tqdm)
+            with running_as_written(self.model):
+                return self._loglikelihood(requests, disable_tqdm)
         finally:
             self._run.end()
 
@@ -466,7 +471,8 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         """Generate after each prompt, steered from its last token."""
         self._begin_call()
         try:
-            return self._generate_until(requests, disable_tqdm)
+            with running_as_written(self.model):
+                return self._generate_until(requests, disable_tqdm)
         finally:
             self._run.end()
             self.engine.forward.forget()
@@ -508,9 +514,9 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         state = self._generation
         mask = kwargs.pop("attention_mask", torch.ones_like(context))
         prompts = Prompts(context, mask)
-        several = kwargs.get("num_beams", 1) > 1 or kwargs.get("num_return_sequences", 1) > 1
+        plain = looks_at_tokens(self.model, kwargs)
         fits = max_length <= self.engine.longest_branching_path
-        if state.beginning and not several and fits and self.engine.can_share_beginning:
+        if state.beginning and not plain and fits and self.engine.can_share_beginning:
             prompts = with_shared_beginning(self.engine.forward, prompts, state.beginning)
         if prompts.cache is not None:
             kwargs[cache_parameter(self.model)] = prompts.cache
@@ -519,6 +525,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         kwargs["logits_processor"] = LogitsProcessorList([watch])
         with ExitStack() as stack:
             if state.edit != UNSTEERED and self._edits is not None:
+                kwargs["disable_compile"] = True  # compiled, it would keep this batch's edit
                 stack.enter_context(
                     steered_generation(self.model, self._edits, state.edit, context, mask)
                 )

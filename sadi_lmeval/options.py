@@ -13,6 +13,10 @@ from sadi_lmeval.errors import UserError, nearest
 Negative = Literal["random", "hardest", "all"]
 Protocol = Literal["default", "reference"]
 Objective = Literal["auto", "metric", "likelihood", "exact_match"]
+RuleName = Literal[
+    "auto", "best", "best-1se", "best-2se", "sure", "likely-1se", "likely-2se", "backed",
+    "sure-or-backed",
+]  # fmt: skip
 
 DEFAULT_N_PAIRS = 150
 """Contrastive pairs of a fit; SADI's paper's figure 4 finds about 150 enough."""
@@ -33,6 +37,11 @@ class Options:
     objective: Objective = choice(
         "auto", get_args(Objective), "what `auto` goes by: `metric`; for generated text "
         "`likelihood` or `exact_match` of the target; `exact_match` of a right choice too",
+        shown="by task",
+    )  # fmt: skip
+    rule: RuleName = choice(
+        "auto", get_args(RuleName), "which setting `auto` takes, or that it takes none: "
+        "`sure-or-backed` where there are choices, else `sure` ([docs/tuning.md](docs/tuning.md))",
         shown="by task",
     )  # fmt: skip
     max_settings: int = whole(1000, 1, "the most settings that `auto` tries", shown="1000")

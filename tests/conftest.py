@@ -18,20 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+pytest.register_assert_rewrite("helpers")
+
+# isort: split
+
+from helpers.models import CHAT_TEMPLATE, tiny_llama  # noqa: E402
+from helpers.results import with_paths  # noqa: E402
 
 WORDS = """the cat dog bird fish stone tree river house road sky sun moon star rain snow wind fire
 red blue green black white big small old new fast slow hot cold is was sees eats likes wants makes
 finds yes no true false right wrong question answer which what who where it they and or not very
 one two three four five six seven eight nine ten a an in on under over with by from to of""".split()
-
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<s> {{ m['role'] }} : {{ m['content'] }} </s> {% endfor %}"
-    "{% if add_generation_prompt %}<s> assistant :{% endif %}"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -60,26 +61,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
-
-
-def tiny_llama(vocab_size: int, **changes: Any) -> LlamaForCausalLM:
-    """Random weights large enough that layers matter; 4 query and 2 key/value heads."""
-    settings: dict[str, Any] = {
-        "vocab_size": vocab_size,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 256,
-        "initializer_range": 0.3,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 2,
-    }
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
 
 
 @pytest.fixture(scope="session")
@@ -208,21 +189,13 @@ def lm_eval(tmp_path: Path, model_folder: Path, tasks_folder: Path) -> LmEval:
 
 @pytest.fixture(scope="session")
 def task_manager(tasks_folder: Path) -> Any:
-    """The harness's task manager with the tiny tasks; indexing takes seconds, so once."""
+    """The harness's task manager with the tiny tasks alone: indexing its own takes seconds."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=str(tasks_folder))
+    return TaskManager(include_path=str(tasks_folder), include_defaults=False)
 
 
 Evaluate = Callable[..., dict[str, Any]]
-
-
-def with_paths(results: dict[str, Any], cache: Path) -> None:
-    """Put the fits' paths in place of their files' names, which is all that results say."""
-    for record in results["config"].get("sadi", {}).values():
-        for fit in record.get("fits", ()):
-            assert fit["file"] is None or "/" not in fit["file"]
-            fit["file"] = fit["file"] and str(cache / fit["file"])
 
 
 @pytest.fixture
@@ -254,9 +227,75 @@ def evaluate(tmp_path: Path, model_folder: Path, task_manager: Any) -> Evaluate:
     return run
 
 
+@pytest.fixture
+def run_task(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, Any]]:
+    """As ``evaluate``, on a task of our own in ``tmp_path``."""
+    import datasets
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+
+    def run(task: str, model: str, batch_size: Any = 4, **arguments: Any) -> dict[str, Any]:
+        results: dict[str, Any] = lm_eval.simple_evaluate(
+            model=model,
+            model_args={
+                "pretrained": str(model_folder),
+                "cache_dir": str(tmp_path / "cache"),
+                **arguments,
+            },
+            tasks=[task],
+            task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+            device="cpu",
+            batch_size=batch_size,
+            bootstrap_iters=0,
+        )
+        with_paths(results, tmp_path / "cache")
+        return results
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def harness_model(model_folder: Path) -> LlamaForCausalLM:
+    """The model of ``evaluate``, for the loops."""
+    return LlamaForCausalLM.from_pretrained(model_folder).eval()
+
+
+Measured = Callable[..., Any]
+
+
+@pytest.fixture
+def measured(
+    tasks_folder: Path, harness_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> Measured:
+    """What a method's equations measure in plain passes over a task's pairs:
+    ``measured("iti", "tiny_choice")``.
+    """
+    from helpers.equations import EQUATIONS
+    from helpers.loops import activations_of_pairs, texts_of_pairs
+
+    def find(
+        method: str,
+        task: str,
+        mask: int = 0,
+        max_length: int = 256,
+        folder: Path = tasks_folder,
+        **given: Any,
+    ) -> Any:
+        texts, equations = texts_of_pairs(folder, task, method, mask, **given), EQUATIONS[method]
+        return equations.measure(
+            *activations_of_pairs(harness_model, tokenizer, texts, equations.where, max_length)
+        )
+
+    return find
+
+
 _LONGEST = """test_processes test_killed test_hub test_compare test_every_architecture test_grid
-test_suite test_sweep test_registration test_architectures test_commands test_report test_model
-test_bad_input""".split()
+test_suite test_sweep test_each_method test_registration test_architectures test_commands
+test_report test_model test_bad_input""".split()
 """Files that take long: begun first, so that no process is left with one at the end."""
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_interventions import SITES, VOCAB, make_model, plain_pass
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from helpers.oracle import SITES, VOCAB, make_model, plain_pass
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.methods.collectors import Kept, MeanDifference
 from sadi_lmeval.passes.activations import TokenPair, read_pairs

@@ -6,8 +6,8 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
-from conftest import tiny_llama
 
+from helpers.models import tiny_llama
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods.arm import Arm, read_arm, read_arms

@@ -12,8 +12,8 @@ import torch
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from test_recipe import values
 
+from helpers.recipes import values
 from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.folders import task_configs
@@ -88,7 +88,7 @@ def test_what_a_file_names_counts_where_the_user_gives_nothing(
         "sadi-hidden": {"top_k": 2, "delta": 9},
     }
     write(tmp_path, "a.yaml", tasks=["x"], settings=named)
-    task = RunTask(SimpleNamespace(config=SimpleNamespace(task="x")))  # type: ignore[arg-type]
+    task = RunTask(SimpleNamespace(config=SimpleNamespace(task="x")))
     arm = read_arm("sadi", {"element": element, "include_path": str(tmp_path), **user})
     site = Site(element, (torch.nn.Identity(),) * 30, "input", 100, 1)
     every, chosen = settings_for(task, arm, site)
@@ -103,7 +103,7 @@ def test_what_a_file_names_of_a_narrower_arm_counts_before_that_of_a_wider_one(
     """``random`` sets an argument more than ``sadi-head``, of whose kind it is."""
     named = {"sadi-head": {"top_k": 2, "delta": 3}, "random": {"top_k": 5, "delta": 7}}
     write(tmp_path, "a.yaml", tasks=["x"], settings=named)
-    task = RunTask(SimpleNamespace(config=SimpleNamespace(task="x")))  # type: ignore[arg-type]
+    task = RunTask(SimpleNamespace(config=SimpleNamespace(task="x")))
     site = Site("head", (torch.nn.Identity(),) * 30, "input", 100, 1)
     for selection, setting in (("top", (2, 3.0)), ("bottom", (2, 3.0)), ("random", (5, 7.0))):
         arm = read_arm("sadi", {"selection": selection, "include_path": str(tmp_path)})
@@ -112,7 +112,7 @@ def test_what_a_file_names_of_a_narrower_arm_counts_before_that_of_a_wider_one(
 
 def test_a_grid_of_the_user_s_counts_more_than_what_a_file_names(tmp_path: Path) -> None:
     write(tmp_path, "a.yaml", tasks=["x"], settings={"sadi-head": {"top_k": 2, "delta": 3}})
-    task = RunTask(SimpleNamespace(config=SimpleNamespace(task="x")))  # type: ignore[arg-type]
+    task = RunTask(SimpleNamespace(config=SimpleNamespace(task="x")))
     site = Site("head", (torch.nn.Identity(),) * 3, "input", 4, 1)
     arm = read_arm("sadi", {"include_path": str(tmp_path), "grid": "1/5x9"})
     assert settings_for(task, arm, site) == ([Setting(1, 9.0), Setting(5, 9.0)], True)
@@ -123,8 +123,10 @@ def test_what_a_file_names_of_an_arm_counts_for_no_other_method(
     tmp_path: Path, method: Any, count: int
 ) -> None:
     numbers = {"top_k": 2, "delta": 3}
-    write(tmp_path, "a.yaml", tasks=["x"], settings={"sadi-head": numbers, "sadi-hidden": numbers})
-    task = RunTask(SimpleNamespace(config=SimpleNamespace(task="x")))  # type: ignore[arg-type]
+    write(
+        tmp_path, "a.yaml", tasks=["x"], settings={"sadi-head": numbers, "sadi-hidden": {**numbers}}
+    )
+    task = RunTask(SimpleNamespace(config=SimpleNamespace(task="x")))
     site = Site("head", (torch.nn.Identity(),) * 3, "input", 4, 1)
     every, chosen = settings_for(task, read_arm(method, {"include_path": str(tmp_path)}), site)
     assert (len(every), chosen) == (count, True)
@@ -240,6 +242,14 @@ def test_files_of_other_kinds_are_passed_over(tmp_path: Path, text: str) -> None
     path.write_text(text)
     assert read_benchmark(path) is None
     assert find_benchmark("boolq", [tmp_path]) == find_benchmark("boolq", [])
+
+
+@pytest.mark.parametrize("fault", ["n_pairs: [1", "recipe: *unknown", "x: !function a.b", "\tx: 1"])
+def test_a_faulty_file_of_ours_is_refused_not_passed_over(tmp_path: Path, fault: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"# mine\nbenchmark: mine\ntasks: [boolq]\n{fault}\n")
+    with pytest.raises(UserError, match=f"{path}: not valid YAML"):
+        find_benchmark("boolq", [tmp_path])
 
 
 KEYS = ["tasks", "recipe", "pairs_from", "folds", "n_pairs", "settings", "taks"]

@@ -23,6 +23,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from sadi_lmeval import cli
 from sadi_lmeval.folders import contrastive_sets, task_configs
 from sadi_lmeval.harness.run_task import digest
+from sadi_lmeval.pairs import plan
 from sadi_lmeval.pairs.benchmark import read_benchmark
 from sadi_lmeval.steering import steering
 from sadi_lmeval.storage.yaml_files import yaml_files
@@ -340,7 +341,7 @@ def test_the_pairs_shown_are_those_that_a_run_makes_its_masks_of(
     pairs: Any, evaluate: Any, monkeypatch: pytest.MonkeyPatch, tasks_folder: Path
 ) -> None:
     drawn: list[tuple[str, str, str]] = []
-    inner = steering.draw
+    inner = plan.draw
 
     def draw(*arguments: Any, **named: Any) -> Any:
         found = inner(*arguments, **named)

@@ -17,6 +17,7 @@ from functools import partialmethod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -34,9 +35,21 @@ from sadi_lmeval.methods.arm import read_arms
 from sadi_lmeval.methods.sadi import AXES
 from sadi_lmeval.pairs.sources import Known
 from sadi_lmeval.passes import engine
-from sadi_lmeval.records.record import FOLDER, Record, file_name, load_record, save_record, to_json
+from sadi_lmeval.passes.grid import grid_log_likelihoods
+from sadi_lmeval.passes.scoring import log_likelihoods
+from sadi_lmeval.records.record import (
+    FOLDER,
+    Record,
+    file_name,
+    load_record,
+    load_records,
+    save_record,
+    to_json,
+)
 from sadi_lmeval.settings import SearchSpace
 from sadi_lmeval.steering import steering
+from sadi_lmeval.steering.rules import Pick
+from sadi_lmeval.steering.tuning import choose_settings
 from sadi_lmeval.storage.fit_file import Fit, load_fit
 from sadi_lmeval.storage.journal import Journal, held
 from sadi_lmeval.types import Size
@@ -201,7 +214,7 @@ class Trials(list[tuple[str, list[str], int]]):
     """What was tuned: the task, its held-out documents and the number of methods."""
 
     def spy(self, patch: pytest.MonkeyPatch) -> None:
-        inner = steering.choose_settings
+        inner = choose_settings
 
         def choose(trial: Any, candidates: Any, *rest: Any) -> Any:
             held_out = [digest(document) for document in trial.documents]
@@ -217,7 +230,8 @@ class Counting:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.together: list[tuple[int, list[int]]] = []
         self.alone = 0
-        grid_scores, scores = engine.grid_log_likelihoods, engine.log_likelihoods
+        grid_scores: Any = grid_log_likelihoods
+        scores: Any = log_likelihoods
 
         def all_at_once(forward: Any, requests: Any, families: Any, **named: Any) -> None:
             self.together.append((len(requests), [family.count for family in families]))
@@ -252,7 +266,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory, command: Command) -> Whole:
     with quickly() as patch:
         trials.spy(patch)
         counted = Counting(patch)
-        assert cli.main(command(folder, ",".join(TASKS), ",".join(ALONE), *options)) == 0
+        # Always a setting, where there is one: methods that steer nothing would all be alike.
+        given = command(folder, ",".join(TASKS), ",".join(ALONE), *options, rule="best")
+        assert cli.main(given) == 0
     return Whole(folder, trials, counted)
 
 
@@ -263,7 +279,7 @@ def test_each_cell_is_what_a_run_of_that_method_alone_gives(
     trials = Trials()
     trials.spy(monkeypatch)
     model, own = ALONE[method]
-    of_grid = {} if method == "none" else {"n_tune": 12, "grid": grid_of(method)}
+    of_grid = {"n_tune": 12, "grid": grid_of(method), "rule": "best"} if method != "none" else {}
     samples = {"samples": SAMPLES}
     run = evaluate(*TASKS, model=model, limit=None, settings=samples, **own, **of_grid)
     for task in TASKS:
@@ -330,7 +346,7 @@ def test_all_methods_share_every_pass_over_prompts(whole: Whole) -> None:
 def test_documents_for_which_no_setting_is_better_get_the_unsteered_model_s_answers_once(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sadi_lmeval.steering.tuning.best", lambda outcomes, edit_size: 0)
+    monkeypatch.setattr("sadi_lmeval.steering.tuning.pick", lambda *_: Pick(0, 1.0))
     counted, generated = Counting(monkeypatch), []
     generate = HFLM._model_generate
 
@@ -352,7 +368,7 @@ def test_documents_for_which_no_setting_is_better_get_the_unsteered_model_s_answ
             assert list(map(answers, samples_of(folder, method, task))) == expected
             masks = masks_of(record_of(folder, task, method))
             assert masks
-            assert all(mask["tuning"]["beats_unsteered"] is False for mask in masks)
+            assert all(mask["tuning"]["p_max"] == 1 for mask in masks)
 
 
 @pytest.mark.parametrize("arguments", [{"direction": "probe"}, {"mask_from": "tiny_choice"}])
@@ -1090,6 +1106,13 @@ CHANGES: dict[str, Change] = {
     "the benchmark's recipe": Change("own.yaml", "{{ label }}", "{{ 0 + label }}", RECIPE),
     "the user's recipe": Change("own.yaml", "{{ label }}", "{{ 0 + label }}", RECIPE, "own"),
     "which recipe it is": Change("bench.yaml", "recipe: own", "recipe: right_wrong", RECIPE),
+    "how many pairs": Change("bench.yaml", "recipe: own", "recipe: own\nn_pairs: 5", "the n_pairs"),
+    "the splits of the pairs": Change("bench.yaml", "recipe: own",
+                                      "recipe: own\npairs_from: [train, train]", "the pairs_from"),
+    "the folds": Change("bench.yaml", "recipe: own", "recipe: own\nfolds: 3", "the folds"),
+    "the numbers of an arm": Change("bench.yaml", "recipe: own",
+                                    "recipe: own\nsettings: {iti: {top_k: 2, alpha: 3}}",
+                                    "the settings"),
     "the prompt of a static set": Change("fixed.yaml", "pairs:", "prompt: '{{ prompt }} a'\npairs:",
                                          RECIPE, "fixed"),
     "a pair": Change("pairs.jsonl", "bird", "star", PAIRS, "fixed"),
@@ -1116,9 +1139,10 @@ def test_a_comparison_whose_task_recipe_or_pairs_were_edited_is_refused_by_name(
     change: str,
 ) -> None:
     this, folder = CHANGES[change], tmp_path / "out"
-    model: dict[str, Any] = {"include": edited, "recipe": this.recipe, "n_pairs": 6}
+    model: dict[str, Any] = {"include": edited, "recipe": this.recipe}
+    model["n_pairs"] = None if this.what == "the n_pairs" else 6  # the user's counts for more
     first = command(folder, *RESUMED, **model)
-    inner = interrupting(compare.save_record, 3, True, always)
+    inner = interrupting(save_record, 3, True, always)
     with monkeypatch.context() as patch:
         patch.setattr(compare, "save_record", inner)
         assert cli.main(first) == 130
@@ -1194,6 +1218,7 @@ def test_what_changes_no_pair_and_no_score_may_be_edited(
     recipe = edited / "own.yaml"
     recipe.write_text(recipe.read_text() + "description: of people\n# a note\n")
     (edited / "fixed.yaml").write_text("recipe: fixed\ncontrast: choice\n")
+    (edited / "bench.yaml").write_text(FILES["bench.yaml"].replace("mine", "ours") + "# a note\n")
     task = edited / f"{EDITED}.yaml"
     task.write_text("# a note\n" + task.read_text())
     assert cli.main(arguments) == 0
@@ -1388,7 +1413,7 @@ def test_a_transfer_that_goes_on_has_the_prompts_that_it_began_with(
 ) -> None:
     """Only cells whose task is not the one that they were fitted on are left."""
     folder, whole = tmp_path / "out", tmp_path / "whole"
-    given = ("tiny_choice,tiny_text", "none,caa", "--transfer", "--limit", "4")
+    given = ["tiny_choice,tiny_text", "none,caa", "--transfer", "--limit", "4"]
     given += ("--num_fewshot", "1", "--apply_chat_template", "--system_instruction", "the cat")
     assert cli.main(command(folder, *given, cache_dir=tmp_path / "one")) == 0
     shutil.copytree(folder, whole)
@@ -1517,7 +1542,7 @@ def test_scores_that_are_not_finite_are_null_in_the_record_and_told(
     """A strength that was well on the held-out documents is too much for others."""
     huge = SearchSpace(AXES, ((2,), (1e38,)))
     monkeypatch.setattr("sadi_lmeval.methods.sadi.GRIDS", {"head": huge, "hidden": huge})
-    monkeypatch.setattr("sadi_lmeval.steering.tuning.best", lambda outcomes, edit_size: 1)
+    monkeypatch.setattr("sadi_lmeval.steering.tuning.pick", lambda *_: Pick(1, 1.0))
     folder = tmp_path / "out"
     options = ("tiny_choice,tiny_word", "none,sadi-head,sadi-hidden", "--limit", "8")
     with caplog.at_level(logging.WARNING):
@@ -1572,6 +1597,69 @@ def test_a_model_that_overflows_unsteered_has_no_result_at_all(
         assert record.steering.not_finite == 4
     [mask] = masks_of(record_of(folder, "tiny_choice", "iti"))
     assert mask["tuning"]["chosen"] == {"top_k": 0, "alpha": 0.0}
-    assert not mask["tuning"]["beats_unsteered"]
+    assert mask["tuning"]["p_max"] is None
     table = (folder / "leaderboard.md").read_text()
     assert re.search(r"^\| unsteered \| n/a", table, re.MULTILINE)
+
+
+# ------------------------------------------------------------------ metrics
+
+
+def included(tasks_folder: Path, folder: Path, task: str, base: str, **config: Any) -> Path:
+    """A folder with a task that is another one but for some of its configuration."""
+    folder.mkdir()
+    content = yaml.safe_load((tasks_folder / f"{base}.yaml").read_text())
+    text = yaml.safe_dump({**content, "task": task, **config})
+    (folder / f"{task}.yaml").write_text(text)
+    return folder
+
+
+def metric(name: str, aggregation: str = "mean", higher: bool = True) -> dict[str, Any]:
+    return {"metric": name, "aggregation": aggregation, "higher_is_better": higher}
+
+
+PERPLEXITY = metric("perplexity", "perplexity", False)
+
+
+def test_a_metric_that_is_no_mean_of_the_documents_is_passed_over(
+    command: Command, tasks_folder: Path, tmp_path: Path
+) -> None:
+    lists = [PERPLEXITY, metric("acc")]
+    own = included(tasks_folder, tmp_path / "own", "tiny_ppl", "tiny_word", metric_list=lists)
+    folder = tmp_path / "out"
+    options = ("tiny_ppl", "none,iti", "--limit", "6")
+    assert cli.main(command(folder, *options, include=own)) == 0
+    for record in load_records([folder]):
+        assert record.metric == "acc"
+        known = [value for value in record.values if value is not None]
+        assert record.metrics["acc"][0] == pytest.approx(np.mean(known))
+        assert (record.metrics["perplexity"][0] or 0) > 1
+    assert "| method | tiny_ppl (acc) |" in (folder / "leaderboard.md").read_text()
+
+
+def test_a_task_without_a_mean_of_its_documents_is_refused_before_it_is_scored(
+    command: Command,
+    tasks_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = included(tasks_folder, tmp_path / "own", "tiny_ppl", "tiny_word",
+                   metric_list=[PERPLEXITY])  # fmt: skip
+    monkeypatch.setattr("lm_eval.simple_evaluate", None)
+    said = refused(command(tmp_path / "out", "tiny_ppl", "none,iti", include=own), capsys)
+    assert "task tiny_ppl: none of its metrics (perplexity)" in said
+
+
+@pytest.mark.parametrize("name", ["acc", "acc_norm", "acc_bytes", "acc_mutual_info"])
+def test_the_answer_is_the_choice_that_the_metric_takes(
+    command: Command, tasks_folder: Path, tmp_path: Path, name: str
+) -> None:
+    own = included(tasks_folder, tmp_path / "own", "tiny_norm", "tiny_choice",
+                   metric_list=[metric(name)])  # fmt: skip
+    folder = tmp_path / "out"
+    assert cli.main(command(folder, "tiny_norm", "none", "--limit", "30", include=own)) == 0
+    [record] = load_records([folder])
+    right = [float(c in g) for c, g in zip(record.chosen, record.gold, strict=True)]
+    assert right == record.values
+    assert set(record.chosen) <= {0, 1, 2}

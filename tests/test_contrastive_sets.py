@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-from test_pairs import make_task
 
+from helpers.tasks import make_task
 from sadi_lmeval.folders import contrastive_sets
+from sadi_lmeval.pairs.contrasts import normalized
 from sadi_lmeval.pairs.recipe import load_recipe
-from sadi_lmeval.pairs.sources import normalized
 from sadi_lmeval.pairs.static_sets import read_static_set, static_pairs
 
 pytestmark = pytest.mark.quick

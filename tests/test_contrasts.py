@@ -7,8 +7,8 @@ from random import Random
 from typing import Any
 
 import pytest
-from test_pairs import CHOICE, NUMBER, OTHER, everything, load, make_task
 
+from helpers.tasks import CHOICE, NUMBER, OTHER, everything, load, make_task
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, RunTask
 from sadi_lmeval.pairs.contrasts import (

@@ -18,7 +18,6 @@ from sadi_lmeval.errors import UserError
 from sadi_lmeval.folders import task_configs
 from sadi_lmeval.harness.run_tasks import load_tasks
 from sadi_lmeval.options import Options
-from sadi_lmeval.pairs import coverage
 from sadi_lmeval.pairs.benchmark import read_benchmark
 from sadi_lmeval.pairs.coverage import (
     Covered,
@@ -284,7 +283,7 @@ def test_an_error_that_says_nothing_is_told_by_its_kind(monkeypatch: pytest.Monk
     def fails(*_: Any, **__: Any) -> None:
         raise ConnectionResetError
 
-    monkeypatch.setattr(coverage.datasets, "load_dataset_builder", fails)
+    monkeypatch.setattr("sadi_lmeval.pairs.coverage.datasets.load_dataset_builder", fails)
     assert reach(DataSet("made/up")) == "ConnectionResetError"
 
 
@@ -292,7 +291,7 @@ def test_only_the_first_line_of_an_error_is_told(monkeypatch: pytest.MonkeyPatch
     def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("no such thing\nand a long story")
 
-    monkeypatch.setattr(coverage.datasets, "load_dataset_builder", fails)
+    monkeypatch.setattr("sadi_lmeval.pairs.coverage.datasets.load_dataset_builder", fails)
     assert reach(DataSet("made/up")) == "no such thing"
 
 
@@ -311,7 +310,7 @@ def test_each_data_set_is_asked_for_once_and_those_without_never(
         shown.extend(names)
         return names
 
-    monkeypatch.setattr(coverage.datasets, "load_dataset_builder", asking)
+    monkeypatch.setattr("sadi_lmeval.pairs.coverage.datasets.load_dataset_builder", asking)
     own, absent = DataSet("made/up", "plain"), DataSet("made/upp")
     rows = [
         Covered("b", str(number), ["t"], None, "train", "test", these)

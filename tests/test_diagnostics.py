@@ -6,8 +6,8 @@ import random
 
 import pytest
 from sklearn.metrics import balanced_accuracy_score
-from test_record import answered, make_record
 
+from helpers.records import answered, make_record
 from sadi_lmeval.records.record import Record
 from sadi_lmeval.reports.diagnostics import _balanced_stayed, diagnose
 from sadi_lmeval.reports.significance import compare_paired

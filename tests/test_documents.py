@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -16,3 +17,12 @@ def test_the_readme_has_the_table_of_arguments_that_their_declarations_give() ->
     made = runpy.run_path(str(ROOT / "bench/arguments.py"))
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert made["table"]() in text, "run python bench/arguments.py README.md"
+
+
+def test_no_module_of_tests_takes_anything_from_another() -> None:
+    """What several share stands in tests/helpers."""
+    folder = ROOT / "tests"
+    found = [*folder.rglob("*.py"), *(ROOT / "bench").glob("*.py")]
+    assert folder / "faults" / "test_killed.py" in found
+    pattern = re.compile(r"^\s*(from|import) +(tests\.|faults\.)?test_", re.MULTILINE)
+    assert [p.name for p in found if pattern.search(p.read_text(encoding="utf-8"))] == []

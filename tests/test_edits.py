@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from test_grid import assert_same, one_by_one, score
-from test_interventions import make_model, oracle_score, plain_pass
-from test_prefill import PROMPTS, generate
-from test_scoring import ROWS_ALONE, A, B, C
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from helpers.generation import PROMPTS, generate
+from helpers.grids import assert_same, one_by_one, score
+from helpers.layouts import ROWS_ALONE, A, B, C
+from helpers.oracle import make_model, oracle_score, plain_pass
 from sadi_lmeval.architecture.sites import Site, find_site
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
@@ -184,7 +184,7 @@ def test_a_row_depends_on_itself_alone_and_keeps_its_type(
     rows = rows_of(site, 3 * edits.count, dtype)
     which = torch.arange(len(rows)) % edits.count
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {}
+    tolerance: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {}
     for layer in range(site.layers):
         after = edits.apply(layer, rows, which)
         assert after.dtype == dtype
@@ -206,6 +206,23 @@ def test_a_strength_of_nought_keeps_every_bit(site: Site, name: str, dtype: torc
         for edit in range(1, edits.count, 4):
             assert torch.equal(after[edit], rows[edit])
         assert torch.equal(edits.apply(layer, rows, torch.full((edits.count,), 1)), rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_an_edit_leaves_alone_keeps_its_bits_beside_edits_that_change_it(
+    site: Site, dtype: torch.dtype
+) -> None:
+    """A negative zero, and infinity."""
+    gain = torch.zeros(3, site.layers, site.width)
+    gain[0, 0, 4], gain[1, 0, 5] = 2.0, -1.5
+    edits = DiagonalEdits(site, [Edit(each) for each in gain])
+    row = torch.full((site.width,), -0.0, dtype=dtype)
+    row[4], row[5::4] = 1.0, torch.inf
+    for edit, changed in enumerate(([4], [5], [])):
+        after = edits.apply(0, row[None], torch.tensor([edit]))[0]
+        assert (after != row).nonzero().flatten().tolist() == changed
+        kept = [n for n in range(site.width) if n not in changed]
+        assert torch.equal(after.signbit()[kept], row.signbit()[kept])
 
 
 @families
@@ -252,6 +269,16 @@ def test_whatever_an_edit_is_made_of_is_in_its_digest(
         after = digests()
         # the last layer's values changed: of no edit that leaves that layer alone
         assert [i for i in range(4) if after[i] != before[i]] == [0, 3]
+
+
+@families
+def test_the_same_edit_of_another_site_has_another_digest(
+    model: LlamaForCausalLM, site: Site, name: str
+) -> None:
+    """The MLP's output is as wide as the block's."""
+    here, there = (EVERY[name](s, "prompt").edits for s in (site, find_site(model, "hidden")))
+    for edit in range(here.count):
+        assert here.digest(edit) != there.digest(edit)
 
 
 def shapes_of(site: Site) -> dict[int, tuple[int, ...]]:

@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from every_type import LAYERS, PLACES, refusal, tiny_config, tiny_model, wrong
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from test_every_architecture import LlamaLikeConfig
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -21,6 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from helpers.architectures import LlamaLikeConfig
+from helpers.every_type import LAYERS, PLACES, refusal, tiny_config, tiny_model, wrong
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.model import model_class

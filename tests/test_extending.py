@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from test_registration import Environment, build, harness_environment, run
-from test_sites import tiny
 
+from helpers.environments import Environment, build, harness_environment, run
+from helpers.models import tiny
 from sadi_lmeval.architecture import sites
 from sadi_lmeval.architecture.sites import ARCHITECTURES, find_site
 
@@ -87,10 +87,11 @@ def with_argument(given: list[str], text: str) -> list[str]:
 def test_a_method_of_another_package_runs_as_a_model_of_the_harness_and_its_argument_counts(
     installed: Environment, given: list[str], tmp_path: Path
 ) -> None:
-    fits = []
+    fits: list[Any] = []
     for average in ("mean", "median", "mean"):
         output = tmp_path / f"out {len(fits)}"
-        options = [*with_argument(given, f"average={average}"), "--output_path", output]
+        options: list[str | Path] = [*with_argument(given, f"average={average}")]
+        options += ["--output_path", output]
         done = run(*installed.command("lm_eval"), "--model", "hf-ablation", *options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         [file] = output.rglob("results_*.json")
@@ -127,7 +128,7 @@ def test_its_faults_are_told_in_its_own_words(
 def test_it_stands_beside_the_others_in_sweep_and_compare(
     installed: Environment, given: list[str], tmp_path: Path
 ) -> None:
-    ours = [installed.python, "-m", "sadi_lmeval.cli"]
+    ours: list[str | Path] = [installed.python, "-m", "sadi_lmeval.cli"]
     lines = tmp_path / "lines.jsonl"
     grid = ["--layer", "0,2", "--share", "0.5,1"]
     for average in ("mean", "median"):
@@ -142,7 +143,8 @@ def test_it_stands_beside_the_others_in_sweep_and_compare(
     assert keys["mean"] != keys["median"]
 
     output = tmp_path / "out"
-    methods = ["--methods", "none,sadi-head,ablation", "--output_path", output, "--settings", "3"]
+    methods: list[str | Path] = ["--methods", "none,sadi-head,ablation", "--settings", "3"]
+    methods += ["--output_path", output]
     options = with_argument(given, "average=median")
     done = run(*ours, "compare", *options, *methods, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -158,7 +160,7 @@ def test_it_stands_beside_the_others_in_sweep_and_compare(
 def test_an_unknown_method_is_an_error_that_lists_what_there_is(
     installed: Environment, given: list[str], tmp_path: Path
 ) -> None:
-    ours = [installed.python, "-m", "sadi_lmeval.cli"]
+    ours: list[str | Path] = [installed.python, "-m", "sadi_lmeval.cli"]
     done = run(*ours, "sweep", *given, "--methods", "xyz", "--output", tmp_path / "o", cwd=tmp_path)
     assert done.returncode == 1
     for name in ("ablation", "caa", "iti", "sadi-head", "none"):

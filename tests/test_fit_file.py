@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_llama
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from helpers.models import tiny_llama
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods.iti import ITI

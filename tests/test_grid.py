@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,9 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_hooks import count_hooks, replaced
-from test_interventions import SITES, VARIANTS, Family, family, make_model, oracle_score
-from test_scoring import (
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+
+from helpers.grids import assert_same, one_by_one, score
+from helpers.hooks import count_hooks, replaced
+from helpers.layouts import (
     FEW_LOGITS,
     FEW_TOKENS,
     LAYOUTS,
@@ -23,9 +25,7 @@ from test_scoring import (
     SAME_BEGINNING,
     A,
 )
-from torch import Tensor, nn
-from transformers import LlamaForCausalLM
-
+from helpers.oracle import SITES, VARIANTS, Family, family, make_model, oracle_score
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
 from sadi_lmeval.methods.sadi import Steering, sadi_edit
@@ -34,7 +34,7 @@ from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.grid import grid_log_likelihoods
 from sadi_lmeval.passes.packing import UNSTEERED, Continuation, pack_requests
-from sadi_lmeval.passes.scoring import groups_of, log_likelihoods
+from sadi_lmeval.passes.scoring import groups_of
 from sadi_lmeval.types import Element, HiddenSite
 
 MIXED = [Continuation(c, t) for c, t, _ in [*REQUESTS, *SAME_BEGINNING]]
@@ -78,50 +78,6 @@ def in_layers(
     return base._replace(masks=wide, deltas=deltas, edits=DiagonalEdits(site, edits, clean))
 
 
-def score(
-    model: LlamaForCausalLM,
-    requests: list[Continuation],
-    families: list[Edits],
-    bounds: Bounds = FEW_TOKENS,
-    branching: bool = True,
-    resuming: bool = True,
-    softmax_dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Log-likelihoods and greediness ``[settings, requests]``, each told exactly once."""
-    count = 1 + sum(family.count for family in families)
-    values = torch.full((count, len(requests)), torch.nan, dtype=softmax_dtype or torch.float32)
-    greedy = torch.zeros(count, len(requests), dtype=torch.bool)
-    told: list[int] = []
-
-    def done(which: list[int], some: Tensor, some_greedy: Tensor) -> None:
-        assert some.shape == some_greedy.shape == (count, len(which))
-        assert some_greedy.dtype == torch.bool
-        told.extend(which)
-        values[:, which], greedy[:, which] = some.to(values.dtype), some_greedy
-
-    grid_log_likelihoods(
-        Forward(model), requests, families, 2, branching, resuming, bounds, softmax_dtype, done
-    )
-    assert Counter(told) == Counter(range(len(requests)))
-    return values, greedy
-
-
-def one_by_one(
-    model: LlamaForCausalLM, requests: list[Continuation], families: list[Edits]
-) -> tuple[Tensor, Tensor]:
-    """The same from a plain pass of every request under every setting."""
-    every: list[tuple[Edits | None, int]] = [(None, 0)]
-    every += [(family, edit) for family in families for edit in range(family.count)]
-    scores = [
-        log_likelihoods(
-            Forward(model), [r._replace(edit=edit) for r in requests], family, 2, False, ONE_BATCH
-        )
-        for family, edit in every
-    ]
-    found = torch.tensor(scores, dtype=torch.float64)
-    return found[..., 0].float(), found[..., 1].bool()
-
-
 def by_the_oracle(
     model: LlamaForCausalLM, requests: list[Continuation], edits: Family
 ) -> tuple[Tensor, Tensor]:
@@ -134,19 +90,14 @@ def by_the_oracle(
                 continue
             plain = edits._replace(deltas=[0.0]) if edit < 0 else edits
             logits = plain.oracle(model, text, len(context) - 1, max(edit, 0))
-            found = oracle_score(logits, len(context), list(tokens))
-            known[edit, Continuation(context, tokens)] = found
+            score_ = oracle_score(logits, len(context), list(tokens))
+            known[edit, Continuation(context, tokens)] = score_
     table = [
         [known[edit, Continuation(c, t)] for c, t, _ in requests]
         for edit in range(-1, edits.edits.count)
     ]
     found = torch.tensor(table, dtype=torch.float64)
     return found[..., 0].float(), found[..., 1].bool()
-
-
-def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
-    torch.testing.assert_close(found[0], expected[0], atol=1e-4, rtol=1e-5)
-    assert torch.equal(found[1], expected[1])
 
 
 # ------------------------------------------------------------------ the scores
@@ -356,7 +307,11 @@ def test_what_prompts_begin_with_is_run_once(model: LlamaForCausalLM) -> None:
     ends = [(n, n + 1) for n in range(20, 40, 2)]
     beginning = SAME_BEGINNING[-1].context
     requests = [Continuation((*beginning, *end), (3, 4)) for end in ends]
-    for touched, more in (([(1,)] * 2, [0, 40, 40]), ([(2,)] * 2, [0, 0, 20])):
+    cases: list[tuple[list[tuple[int, ...]], list[int]]] = [
+        ([(1,)] * 2, [0, 40, 40]),
+        ([(2,)] * 2, [0, 0, 20]),
+    ]
+    for touched, more in cases:
         layers, _ = computed(model, requests, touched, bounds=ROWS_ALONE)
         trunk = len(beginning) + 10 * 3
         assert layers == [trunk + extra for extra in more]

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_llama
-from test_pairs import CHOICE, everything, load, make_task
 
+from helpers.models import tiny_llama
+from helpers.tasks import CHOICE, everything, load, make_task
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import RunTask, Text
 from sadi_lmeval.model import SteeredModel, model_class

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import WORDS
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from conftest import WORDS
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.model import ManyArmsModel, SteeredModel, model_class
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 import torch
-from conftest import tiny_llama
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from helpers.hooks import count_hooks, replaced
+from helpers.models import tiny_llama
 from sadi_lmeval.architecture.hooks import Side, keeping, passing_over, visiting
 from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.architecture.sites import find_site
@@ -36,15 +37,6 @@ def logits_are_the_same_before_and_after(model: LlamaForCausalLM) -> Iterator[No
         assert torch.equal(before, model(IDS).logits)
     assert count_hooks(model) == 0
     assert replaced(model) == 0
-
-
-def count_hooks(model: nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-
-
-def replaced(model: nn.Module) -> int:
-    """Modules whose ``forward`` is not that of their class."""
-    return sum("forward" in vars(module) for module in model.modules())
 
 
 def layers(model: LlamaForCausalLM) -> dict[int, nn.Module]:
@@ -101,7 +93,7 @@ def test_hooks_are_gone_after_an_error_of_registering_the_last_one(
 def test_hooks_are_gone_when_a_generator_that_holds_them_is_closed(
     model: LlamaForCausalLM,
 ) -> None:
-    def results() -> Iterator[Tensor]:
+    def results() -> Generator[Tensor]:
         with visiting(layers(model), "output", doubled):
             while True:
                 yield model(IDS).logits

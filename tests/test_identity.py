@@ -15,7 +15,6 @@ import lm_eval
 import pytest
 import torch
 import yaml
-from conftest import tiny_llama
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -23,6 +22,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from helpers.models import tiny_llama
 from sadi_lmeval.harness.run_tasks import load_tasks
 from sadi_lmeval.identity.key import key_of
 from sadi_lmeval.identity.model import model_card, model_identity
@@ -149,8 +149,12 @@ def test_every_argument_of_hf_that_changes_scores_changes_the_key(model_folder: 
         lm = model_class("sadi")(pretrained=str(model_folder), device="cpu", **given)
         continuations = [lm.continuation(*request.args) for request in asked()]
         scores: list[Any] = [None] * len(continuations)
-        lm.engine.score(continuations, None, lambda found: [
-            scores.__setitem__(i, s) for i, s in found] and None)  # fmt: skip
+
+        def keep(found: Any) -> None:
+            for index, score in found:
+                scores[index] = score
+
+        lm.engine.score(continuations, None, keep)
         return scores, lm.steering_digest(lm.arm, None, 0)
 
     expected, before = run()
@@ -229,9 +233,9 @@ def test_weights_that_are_offloaded_count(tmp_path: Path, plain: LlamaForCausalL
     from accelerate import disk_offload
 
     def offloaded(change: float, name: str) -> nn.Module:
-        model = copy.deepcopy(plain)
+        model: nn.Module = copy.deepcopy(plain)
         with torch.no_grad():
-            model.model.layers[2].mlp.up_proj.weight[0, 0] += change
+            model.get_parameter("model.layers.2.mlp.up_proj.weight")[0, 0] += change
         disk_offload(model, tmp_path / name, execution_device=torch.device("cpu"))
         return model
 

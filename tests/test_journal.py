@@ -46,7 +46,9 @@ def test_lines_are_on_the_disk_before_add_returns(
 ) -> None:
     path = tmp_path / "notes.jsonl"
     at_sync: list[bytes] = []
-    monkeypatch.setattr(module.os, "fsync", lambda _: at_sync.append(path.read_bytes()))
+    monkeypatch.setattr(
+        "sadi_lmeval.storage.journal.os.fsync", lambda _: at_sync.append(path.read_bytes())
+    )
     Journal(path).add(*LINES)
     assert at_sync == [content_of(LINES)]
 
@@ -165,7 +167,7 @@ def test_a_disk_that_is_full_costs_one_warning_and_the_work_goes_on(
 
     journal = Journal(tmp_path / "notes.jsonl")
     journal.add(1)
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr("sadi_lmeval.storage.journal.os.fsync", full)
     journal.add(2)
     journal.add(3)
     assert journal.lines == [1, 2, 3]

@@ -9,40 +9,20 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCardData
 from statsmodels.stats.multitest import multipletests
-from test_record import answered, make_record
 
+from helpers.records import answered, make_record, scored, two_tasks
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.records.record import Record
 from sadi_lmeval.reports.leaderboard import boards_of
+from sadi_lmeval.reports.significance import mean_over_tasks
 from sadi_lmeval.reports.tables import comma_separated, json_text, markdown, model_index, shown
 
 pytestmark = pytest.mark.quick
-
-GOLD = [0, 1] * 20
-
-
-def scored(right: int, method: str, task: str = "boolq", **changes: Any) -> Record:
-    """Forty documents of which the first ``right`` are right."""
-    chosen: list[int | None] = [g if i < right else 1 - g for i, g in enumerate(GOLD)]
-    return answered(chosen, GOLD, method=method, task=task, **changes)
-
-
-def two_tasks() -> list[Record]:
-    return [
-        scored(20, "none"),
-        scored(32, "sadi-head"),
-        scored(8, "caa"),
-        scored(22, "iti"),
-        scored(10, "none", "rte"),
-        scored(11, "sadi-head", "rte"),
-        scored(10, "caa", "rte"),
-        scored(12, "sadi-head", "rte", mask_from="boolq"),
-        scored(33, "sadi-head", "boolq", mask_from="rte"),
-    ]
 
 
 def test_rows_are_methods_and_columns_tasks() -> None:
@@ -71,11 +51,54 @@ def test_the_average_is_of_rows_with_all_tasks_and_has_the_error_of_a_mean() -> 
     assert none.average is not None
     assert sadi.average is not None
     assert iti.average is None
-    assert sadi.average.value == pytest.approx((32 + 11) / 80)
+    assert sadi.average.value.value == pytest.approx((32 + 11) / 80)
     errors = [cell.stderr or 0 for cell in sadi.cells.values()]
-    assert sadi.average.stderr == pytest.approx(math.sqrt(errors[0] ** 2 + errors[1] ** 2) / 2)
-    assert sadi.average.difference == pytest.approx((12 + 1) / 80)
+    expected = math.sqrt(errors[0] ** 2 + errors[1] ** 2) / 2
+    assert sadi.average.value.stderr == pytest.approx(expected)
+    assert sadi.average.difference is not None
+    assert sadi.average.difference.value == pytest.approx((12 + 1) / 80)
     assert none.average.difference is None
+
+
+def test_tasks_over_the_same_documents_are_not_two_samples() -> None:
+    same = [f"question {i}" for i in range(40)]
+    records = [
+        scored(right, method, task, documents=same)
+        for task in ("mc1", "mc2")
+        for method, right in (("none", 20), ("iti", 26))
+    ]
+    (board,) = boards_of(records)
+    for row in board.rows:
+        assert row.average is not None
+        assert row.average.value.stderr == pytest.approx(row.cells["mc1"].stderr)
+    gain, compared = board.rows[1].average, board.rows[1].cells["mc1"].comparison
+    assert gain is not None
+    assert gain.difference is not None
+    assert compared is not None
+    assert gain.difference.stderr == pytest.approx(compared.stderr)
+    # The second task's documents all the other way round: what one gains the other loses.
+    mirrored = [replace(r, values=[1 - (v or 0) for v in r.values], metrics={"acc": [0.5, None]})
+                if r.task == "mc2" else r for r in records]  # fmt: skip
+    (board,) = boards_of(mirrored)
+    assert board.rows[1].average is not None
+    none = board.rows[1].average.difference
+    assert none is not None
+    assert none.value == 0
+    assert none.stderr == pytest.approx(0, abs=1e-12)
+    assert none.p == 1
+
+
+def test_the_p_of_an_average_keeps_its_level_where_tasks_share_their_documents() -> None:
+    rng = np.random.default_rng(0)
+    runs, low = 400, 0
+    for _ in range(runs):
+        shared = rng.normal(size=60)
+        tasks = [{str(i): [x] for i, x in enumerate(shared + rng.normal(0, 0.2, 60))}
+                 for _ in range(3)]  # fmt: skip
+        found = mean_over_tasks(tasks)
+        assert found.p is not None
+        low += found.p < 0.05
+    assert low / runs == pytest.approx(0.05, abs=3 * math.sqrt(0.05 * 0.95 / runs))
 
 
 def test_tasks_that_are_not_shares_are_not_averaged() -> None:
@@ -120,10 +143,11 @@ def test_the_markdown_has_the_best_in_bold_and_marks_what_is_significant() -> No
     assert "| unsteered | 50.0 ± 8.0 | 25.0 ± 6.9 | 37.5 ± 5.3 |" in text
     assert (
         "| sadi-head | **80.0 ± 6.4** (+30.0, p 0.0015) ↑* | **27.5 ± 7.1** (+2.5, p 1) "
-        "| **53.8 ± 4.8** (+16.2) |"
+        "| **53.8 ± 4.8** (+16.2, p 0.00014) ↑* |"
     ) in text
     assert (
-        "| caa | 20.0 ± 6.4 (-30.0, p 0.0015) ↓* | 25.0 ± 6.9 (0.0, p 1) | 22.5 ± 4.7 (-15.0) |"
+        "| caa | 20.0 ± 6.4 (-30.0, p 0.0015) ↓* | 25.0 ± 6.9 (0.0, p 1) "
+        "| 22.5 ± 4.7 (-15.0, p 0.00014) ↓* |"
     ) in text
     assert "Majority label: boolq 50.0 % (no), rte 50.0 % (no)." in text
 
@@ -181,6 +205,13 @@ def test_the_csv_has_a_line_a_model_method_and_task() -> None:
     assert float(line["difference"]) == pytest.approx(-0.3)
     assert float(line["p"]) == pytest.approx(2 / 2**12)
     assert line["test"] == "mcnemar"
+
+
+@pytest.mark.parametrize("name", ["=1+2", "+cmd", "-2+3", "@SUM(A1)", "\tx"])
+def test_the_csv_has_no_formulas(name: str) -> None:
+    (line,) = csv.DictReader(io.StringIO(comma_separated(boards_of([make_record(task=name)]))))
+    assert line["task"] == f"'{name}"
+    assert line["value"] == "0.75"
 
 
 def test_the_csv_keeps_commas_quotes_and_newlines_of_names() -> None:
@@ -264,3 +295,60 @@ def test_records_of_other_definitions_recipes_or_pairs_are_refused(
 
 def test_records_that_say_nothing_of_their_pairs_are_compared() -> None:
     boards_of([scored(3, name, task_digest="", pairs_digests=[]) for name in ("none", "caa")])
+
+
+# ------------------------------------------------------------------ held-out documents
+
+
+def tuned(*held_out: tuple[float | None, float | None], objective: str = "metric") -> Record:
+    """A steered record; the unsteered model had these scores, ± errors, on held-out documents."""
+    fits = [
+        {
+            "tuning": {
+                "objective": objective,
+                "chosen": {"delta": 9.0},
+                "table": [{"delta": 0.0, "score": score, "stderr": stderr}],
+            }
+        }
+        for score, stderr in held_out
+    ]
+    steering = {"method": "sadi", "parameters": ["delta"], "fits": fits}
+    return answered([1, 0] * 50, [1, 1] * 50, method="sadi", steering=steering)
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (tuned((0.75, 0.04)), "0.75"),
+        (tuned((0.25, 0.04)), "0.25"),
+        (tuned((0.6, 0.05)), None),
+        (tuned((0.5, 0.0)), None),
+        # of two folds the mean counts, with the error of that
+        (tuned((0.7, 0.06), (0.7, 0.06)), "0.7"),
+        (tuned((0.9, 0.06), (0.1, 0.06)), None),
+        # another measure, or none that is known
+        (tuned((0.75, 0.04), objective="likelihood"), None),
+        (tuned((0.75, None)), None),
+        (tuned((None, None), (0.75, 0.04)), None),
+        (tuned(), None),
+    ],
+)
+def test_held_out_documents_that_are_easier_or_harder_than_the_scored_ones_are_told(
+    record: Record, said: str | None
+) -> None:
+    [board] = boards_of([answered([1, 0] * 50, [1, 1] * 50), record])
+    found = [warning for warning in board.warnings if "held-out" in warning]
+    if said is None:
+        assert found == []
+    else:
+        [warning] = found
+        assert f"boolq: the unsteered model scores {said} on the held-out documents" in warning
+        assert "0.5 on the scored ones" in warning
+
+
+def test_held_out_documents_of_a_metric_that_is_better_when_lower_are_compared_as_it_is() -> None:
+    unsteered = answered([1, 0] * 50, [1, 1] * 50, higher_is_better=False)
+    for score, told in ((-0.5, False), (0.5, True)):
+        steered = replace(tuned((score, 0.04)), higher_is_better=False)
+        [board] = boards_of([unsteered, steered])
+        assert any("held-out" in warning for warning in board.warnings) is told

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -87,7 +89,7 @@ def test_no_softmax_has_more_rows_than_it_may(monkeypatch: pytest.MonkeyPatch) -
     taken: list[int] = []
     plain = Tensor.log_softmax
 
-    def counted(part: Tensor, **options: object) -> Tensor:
+    def counted(part: Tensor, **options: Any) -> Tensor:
         taken.append(len(part))
         return plain(part, **options)
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from rouge_score import scoring
-from stand_ins import Row, Scripted, Suite, data_sets, evaluate, hub_at, the_suite
 
+from helpers.stand_ins import Row, Scripted, Suite, data_sets, evaluate, hub_at, the_suite
 from sadi_lmeval.folders import task_configs
 
 HUB = Path(__file__).parents[2] / "shared" / "hub"
@@ -225,7 +225,7 @@ def test_the_word_problems_are_asked_alike(suite: Suite) -> None:
 
 
 def test_the_average_of_the_math_tasks_does_not_weigh_by_size(suite: Suite) -> None:
-    half = {
+    half: dict[str, Callable[[Row], bool]] = {
         "sadi_gsm8k": lambda document: len(document["question"]) % 2 == 0,
         "hendrycks_math500": lambda document: "even" not in document["answer"],
         "sadi_svamp": lambda document: True,

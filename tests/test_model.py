@@ -8,19 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from helpers.models import tiny_llama
+from helpers.results import numbers, scores
 
 STEER = {"top_k": 3, "delta": 4}
 MULTIPLE_CHOICE = ("tiny_choice", "tiny_folds", "tiny_input", "tiny_empty")
-
-
-def scores(results: dict[str, Any], task: str) -> list[Any]:
-    """Every response to a task's requests, in document order."""
-    samples = sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
-    return [response[0] for sample in samples for response in sample["resps"]]
-
-
-def numbers(results: dict[str, Any], task: str) -> list[float]:
-    return [float(score[0]) for score in scores(results, task)]
 
 
 @pytest.mark.parametrize("task", [*MULTIPLE_CHOICE, "tiny_word"])
@@ -113,6 +108,28 @@ def test_a_saved_mask_steers_another_run(evaluate: Any, tmp_path: Path) -> None:
     other = evaluate("tiny_choice", cache_dir=str(tmp_path / "none"), mask=file, **STEER)
     assert numbers(other, "tiny_choice") == numbers(own, "tiny_choice")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_saved_mask_of_another_model_is_told_and_named(
+    evaluate: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    own = evaluate("tiny_choice", **STEER)
+    [fit] = own["config"]["sadi"]["tiny_choice"]["fits"]
+    evaluate("tiny_choice", mask=fit["file"], **STEER)
+    assert "another model" not in caplog.text
+    retrained = tiny_llama(len(tokenizer))
+    with torch.no_grad():
+        retrained.model.layers[1].mlp.up_proj.weight.mul_(1.01)
+    retrained.save_pretrained(tmp_path / "retrained")
+    tokenizer.save_pretrained(tmp_path / "retrained")
+    arguments = {"pretrained": str(tmp_path / "retrained"), "mask": fit["file"], **STEER}
+    [its] = evaluate("tiny_choice", **arguments)["config"]["sadi"]["tiny_choice"]["fits"]
+    assert "was made for another model of the same shape" in caplog.text
+    assert its["of_model"]
+    assert "of_model" not in fit
 
 
 def test_a_mask_from_another_task_is_that_tasks_mask(evaluate: Any) -> None:

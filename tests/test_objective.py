@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from jinja2 import TemplateSyntaxError, UndefinedError
 from lm_eval import utils as harness
-from test_pairs import load, make_task
 
+from helpers.tasks import load, make_task
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, RunTask
 from sadi_lmeval.harness.run_tasks import note_tasks
-from sadi_lmeval.options import Objective
+from sadi_lmeval.options import Objective, RuleName
 from sadi_lmeval.pairs.recipe import Recipe
 from sadi_lmeval.passes.scoring import Score
-from sadi_lmeval.steering.objective import Judged, judge, resolved
+from sadi_lmeval.steering.objective import Judged, judge, resolved, resolved_rule
 
 CHOICE = Recipe("right_wrong", "choice")
 OTHER = Recipe("other_target", "other_target")
@@ -97,7 +97,9 @@ def test_a_metric_that_is_not_one_number_a_document_is_passed_over(tmp_path: Pat
     task = make_task(tmp_path, "several", rows, metric_list=several)
     assert judged(task, [-9.0, -1.0, -9.0]).value == 1.0
     task = make_task(tmp_path, "none", rows, metric_list=[metric("f1", aggregation="f1")])
-    assert judged(task, [-9.0, -1.5, -4.0]) == Judged(2.5, 2.5)
+    found = judged(task, [-9.0, -1.5, -4.0])
+    assert found[:2] == (2.5, 2.5)
+    assert found.likelihood == pytest.approx(-math.log(1 + math.exp(-7.5) + math.exp(-2.5)))
 
 
 def test_a_metric_that_is_better_when_lower_counts_negative(tmp_path: Path) -> None:
@@ -165,6 +167,27 @@ def test_a_document_with_right_choices_alone_is_judged_by_the_metric_alone(tmp_p
     assert judged(task, [-1.0], row).value == 1.0
 
 
+# ------------------------------------------------------------------ the likelihood
+
+
+def test_the_likelihood_of_the_right_choices_is_their_share_of_all(tmp_path: Path) -> None:
+    row = {**ROW, "labels": [1, 0, 1]}
+    task = make_task(tmp_path, "share", {"validation": [row]})
+    recipe = Recipe("mine", "choice", gold="{{ labels }}")
+    values = [math.log(0.02), math.log(0.01), math.log(0.05)]
+    assert judged(task, values, row).likelihood == pytest.approx(math.log(1 / 8))
+    assert judged(task, values, row, recipe).likelihood == pytest.approx(math.log(7 / 8))
+    lower = [value - 1000 for value in values]  # whose probability is 0 in every float
+    assert judged(task, lower, row).likelihood == pytest.approx(math.log(1 / 8))
+
+
+def test_a_document_without_right_or_wrong_choices_changes_no_likelihood(tmp_path: Path) -> None:
+    unknown, single = {**ROW, "label": 7}, {**ROW, "choices": ["a"], "label": 0}
+    task = make_task(tmp_path, "unknown", {"validation": [ROW, unknown, single]})
+    assert judged(task, [-1.0, -2.0, -3.0], unknown).likelihood == 0
+    assert judged(task, [-1.0], single).likelihood == 0
+
+
 # ------------------------------------------------------------------ generation
 
 
@@ -186,7 +209,8 @@ def test_the_exact_match_of_choices_asks_for_a_greedy_right_one(tmp_path: Path) 
     for greedy in range(len(values)):
         scores = [(value, index == greedy) for index, value in enumerate(values)]
         found = judge(task, CHOICE, ROW, scores, [1] * len(values), "exact_match")
-        assert found == Judged(float(greedy == label), 1.0)
+        assert found[:2] == (float(greedy == label), 1.0)
+        assert found.likelihood == pytest.approx(-math.log(1 + 2 * math.exp(-1)))
     none = judge(task, CHOICE, ROW, [(v, False) for v in values], [1] * len(values), "exact_match")
     assert none.value == 0.0
 
@@ -244,6 +268,37 @@ def test_an_impossible_objective_is_refused_with_what_to_pass(
         resolved(objective, load(tasks_folder, name))
     assert "\n" not in str(caught.value)
     assert all(word in str(caught.value) for word in words)
+
+
+# ------------------------------------------------------------------ which rule
+
+
+@pytest.mark.parametrize(
+    ("name", "objective", "rule", "expected"),
+    [
+        ("tiny_choice", "metric", "auto", "sure-or-backed"),
+        ("tiny_choice", "exact_match", "auto", "sure"),
+        ("tiny_choice", "metric", "likely-1se", "likely-1se"),
+        ("tiny_word", "metric", "auto", "sure"),
+        ("tiny_text", "likelihood", "auto", "sure"),
+        ("tiny_text", "likelihood", "best-2se", "best-2se"),
+    ],
+)
+def test_the_likelihood_of_choices_decides_where_there_are_choices(
+    tasks_folder: Path, name: str, objective: Objective, rule: RuleName, expected: str
+) -> None:
+    assert resolved_rule(rule, objective, load(tasks_folder, name)) == expected
+
+
+@pytest.mark.parametrize("rule", ["likely-1se", "likely-2se", "backed", "sure-or-backed"])
+def test_a_rule_that_needs_choices_is_refused_where_there_are_none(
+    tasks_folder: Path, rule: RuleName
+) -> None:
+    for name in ("tiny_word", "tiny_text"):
+        with pytest.raises(UserError) as caught:
+            resolved_rule(rule, "metric", load(tasks_folder, name))
+        assert "\n" not in str(caught.value)
+        assert all(word in str(caught.value) for word in (f"rule={rule}", name, "rule=sure"))
 
 
 # ------------------------------------------------------------------ templates

@@ -52,7 +52,7 @@ def test_k_and_delta_are_tuned_unless_the_user_gives_one_of_them(
 
 def test_the_grid_is_the_reference_code_s_of_the_element() -> None:
     for element in ("head", "neuron", "hidden"):
-        assert sadi({"element": element}).search_space() == GRIDS[element]  # type: ignore[index]
+        assert sadi({"element": element}).search_space() == GRIDS[element]
 
 
 def test_a_number_that_the_user_fixed_stands_in_place_of_its_list() -> None:
@@ -201,7 +201,7 @@ def test_of_two_numbers_the_one_that_is_not_given_has_its_usual_value() -> None:
         ("iti", {"alpha": 3}, (48, 3.0)),
         ("caa", {"layer": 3}, (3, 1.0)),
     ):
-        assert sadi(arguments, method).search_space().settings == [Setting(*setting)]  # type: ignore[arg-type]
+        assert sadi(arguments, method).search_space().settings == [Setting(*setting)]
     assert values(sadi({"multiplier": 3}, "caa"), (2, 32)) == ((0, 1), (3.0,))
 
 

@@ -14,7 +14,7 @@ from scipy import stats
 from sadi_lmeval.methods import caa, sadi
 from sadi_lmeval.settings import Axes, Setting
 from sadi_lmeval.steering.objective import Judged
-from sadi_lmeval.steering.outcome import Choice, Outcome, best, outcome
+from sadi_lmeval.steering.outcome import Choice, Outcome, outcome, ranked
 
 pytestmark = pytest.mark.quick
 
@@ -62,6 +62,18 @@ def test_the_difference_is_paired() -> None:
     found = outcome(SOME, judged(1, 2, 3), judged(0, 1, 2))
     assert (found.difference, found.difference_stderr) == (1.0, 0.0)
     assert found.stderr == pytest.approx(1 / math.sqrt(3))
+
+
+def test_the_likelihood_s_difference_is_paired_and_missing_where_there_are_no_choices() -> None:
+    steered = [Judged(1, 0, -0.5), Judged(0, 0, -1.0), Judged(0, 0, -3.0)]
+    before = [Judged(1, 0, -1.0), Judged(0, 0, -2.0), Judged(0, 0, -3.0)]
+    found = outcome(SOME, steered, before)
+    assert found.likelihood_difference == pytest.approx(0.5)
+    assert found.likelihood_difference_stderr == pytest.approx(stats.sem([0.5, 1.0, 0.0]))
+    assert outcome(SOME, judged(1, 2), judged(1, 2)).likelihood_difference is None
+    bad = outcome(SOME, steered, [*before[:2], NAN])
+    assert bad.score == pytest.approx(1 / 3)
+    assert bad.likelihood_difference is None
 
 
 def test_the_unsteered_model_differs_from_itself_by_nothing() -> None:
@@ -116,13 +128,13 @@ def test_a_setting_is_summed_up_where_the_unsteered_model_is_not_finite() -> Non
 def test_the_best_score_wins_then_the_margin_then_the_smaller_edit(
     rows: list[Outcome], chosen: int
 ) -> None:
-    assert best(rows, SIZES[SADI]) == chosen
+    assert ranked(rows, SIZES[SADI])[0] == chosen
 
 
 def test_of_equal_layers_the_first_is_taken_and_the_weaker_edit_before_it() -> None:
-    assert best([row(0, 0, 0.4), row(9, 1, 0.5), row(0, 1, 0.5)], SIZES[CAA]) == 1
-    assert best([row(0, 0, 0.4), row(0, 1.5, 0.5), row(9, -1, 0.5)], SIZES[CAA]) == 2
-    assert best([row(0, 0, 0.5), row(0, 1, 0.5)], SIZES[CAA]) == 0
+    assert ranked([row(0, 0, 0.4), row(9, 1, 0.5), row(0, 1, 0.5)], SIZES[CAA])[0] == 1
+    assert ranked([row(0, 0, 0.4), row(0, 1.5, 0.5), row(9, -1, 0.5)], SIZES[CAA])[0] == 2
+    assert ranked([row(0, 0, 0.5), row(0, 1, 0.5)], SIZES[CAA])[0] == 0
 
 
 table = st.lists(
@@ -143,7 +155,7 @@ def test_nothing_in_the_table_is_better_than_what_is_chosen(
     rows: list[tuple[int, float, float | None, float]],
 ) -> None:
     outcomes = [row(0, 0, 0.25), *(row(*each) for each in rows)]
-    chosen = outcomes[best(outcomes, SIZES[axes])]
+    chosen = outcomes[ranked(outcomes, SIZES[axes])[0]]
     assert chosen.score is not None
     assert chosen.margin is not None
     for other in outcomes:
@@ -152,32 +164,34 @@ def test_nothing_in_the_table_is_better_than_what_is_chosen(
             assert keys[0] <= keys[1]
 
 
-@pytest.mark.parametrize(
-    ("difference", "stderr", "expected"),
-    [(0.2, 0.1, True), (0.1, 0.1, False), (0.05, 0.1, False), (0.0, 0.0, False), (0.1, 0.0, True)],
-)
-def test_a_setting_beats_the_unsteered_model_by_more_than_a_standard_error(
-    difference: float, stderr: float, expected: bool
+@given(table)
+def test_every_setting_is_ranked_once_and_none_before_a_better_one(
+    rows: list[tuple[int, float, float | None, float]],
 ) -> None:
-    found = Outcome(SOME, 0.5, 0.1, difference, stderr, 0.0)
-    tuning = Choice([row(0, 0, 0.5), found], 1, 9, "metric", SADI)
-    assert tuning.beats_unsteered is expected
+    outcomes = [row(0, 0, 0.25), *(row(*each) for each in rows)]
+    order = ranked(outcomes, SIZES[SADI])
+    assert sorted(order) == list(range(len(outcomes)))
+    finite = [outcomes[index] for index in order if outcomes[index].score is not None]
+    scores = [found.score for found in finite if found.score is not None]
+    assert scores == sorted(scores, reverse=True)
+    assert all(outcomes[index].score is None for index in order[len(finite) :])
 
 
 def test_the_record_is_plain_json_with_a_line_for_every_setting() -> None:
     outcomes = [row(0, 0, 0.5, 1.0), row(2, 3, 0.75, 2.0), row(4, 3, None)]
-    record = Choice(outcomes, 1, 9, "metric", SADI).record().to_json()
+    record = Choice(outcomes, 1, 9, "metric", SADI, "sure", 0.125).record().to_json()
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     assert record["chosen"] == {"top_k": 2, "delta": 3}
     assert (record["objective"], record["documents"]) == ("metric", 9)
-    assert record["beats_unsteered"] is True
+    assert (record["rule"], record["p_max"]) == ("sure", 0.125)
     assert [(line["top_k"], line["delta"], line["score"]) for line in record["table"]] == [
         (0, 0, 0.5),
         (2, 3, 0.75),
         (4, 3, None),
     ]
     assert set(record["table"][0]) == {"top_k", "delta", *Outcome._fields} - {"setting"}
-    layers = Choice(outcomes, 1, 9, "metric", CAA).record().to_json()
+    layers = Choice(outcomes, 1, 9, "metric", CAA, "sure", None).record().to_json()
+    assert layers["p_max"] is None
     assert layers["chosen"] == {"layer": 2, "multiplier": 3}
     assert set(layers["table"][0]) == {"layer", "multiplier", *Outcome._fields} - {"setting"}
     assert [(line["layer"], line["multiplier"]) for line in layers["table"]] == [

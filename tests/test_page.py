@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_record import answered, make_record
 
+from helpers.records import answered, make_record
 from sadi_lmeval.records.record import Record
 from sadi_lmeval.reports.leaderboard import boards_of
 from sadi_lmeval.reports.page import page
@@ -118,7 +118,8 @@ def _steering(method: str, task: str, gain: float) -> dict[str, Any]:
                 "objective": "metric",
                 "documents": 100,
                 "chosen": {name: best[name] for name in names},
-                "beats_unsteered": True,
+                "rule": "best",
+                "p_max": 0.04,
                 "table": table,
             },
         }
@@ -208,7 +209,8 @@ def test_the_gap_is_of_the_chosen_settings_mean_over_folds() -> None:
             {"top_k": k, "delta": 9.0, "difference": difference},
         ]
         chosen = {"top_k": k, "delta": 9.0}
-        return {"tuning": {"objective": "metric", "chosen": chosen, "table": rows}}
+        rule = {"rule": "sure", "p_max": difference / 2}
+        return {"tuning": {"objective": "metric", "chosen": chosen, **rule, "table": rows}}
 
     steering = {"parameters": ["top_k", "delta"], "fits": [fit(0.3, 6), fit(0.1, 4)]}
     records = [
@@ -216,7 +218,20 @@ def test_the_gap_is_of_the_chosen_settings_mean_over_folds() -> None:
         answered([1, 0, 1, 1], [1, 0, 1, 0], method="sadi", steering=steering),
     ]
     words = Reader(page(boards_of(records))).text
-    assert "boolq sadi +20.0 +25.0 +5.0 top_k 6/4, delta 9" in words
+    assert "boolq sadi +20.0 +25.0 +5.0 top_k 6/4, delta 9 by sure, p_max 0.150/0.050" in words
+
+
+def test_a_record_without_a_rule_has_none_on_the_page() -> None:
+    tuning = {
+        "objective": "metric",
+        "chosen": {"delta": 9.0},
+        "beats_unsteered": True,
+        "table": [{"delta": 9.0, "difference": 0.1}],
+    }
+    steering = {"parameters": ["delta"], "fits": [{"tuning": tuning}]}
+    words = Reader(page(boards_of([make_record(), make_record(method="sadi", steering=steering)])))
+    [row] = re.findall(r"sadi \+10.0 0.0 -10.0 delta 9(.{12})", words.text)
+    assert "by" not in row
 
 
 def test_a_gain_in_another_measure_than_the_metric_has_no_gap() -> None:
@@ -228,6 +243,24 @@ def test_a_gain_in_another_measure_than_the_metric_has_no_gap() -> None:
     steering = {"parameters": ["top_k", "delta"], "fits": [{"tuning": tuning}]}
     words = Reader(page(boards_of([make_record(), make_record(method="sadi", steering=steering)])))
     assert "sadi n/a by likelihood 0.0 n/a" in words.text
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"), [("metric", "+10.5"), ("exact_match", "+10.5"), ("likelihood", "+0.105")]
+)
+def test_a_difference_of_log_likelihoods_is_no_share(objective: str, said: str) -> None:
+    tuning = {
+        "objective": objective,
+        "chosen": {"top_k": 1, "delta": 9.0},
+        "table": [{"top_k": 1, "delta": 9.0, "difference": 0.105}],
+    }
+    steering = {
+        "method": "sadi",
+        "parameters": ["top_k", "delta"],
+        "fits": [{"top_k": 1, "delta": 9.0, "tuning": tuning}],
+    }
+    words = Reader(page(boards_of([make_record(), make_record(method="sadi", steering=steering)])))
+    assert f"1 {said}" in words.text
 
 
 def test_entries_are_binned_into_at_most_64_columns_inside_the_map() -> None:
@@ -248,7 +281,7 @@ def test_whatever_came_from_data_is_escaped() -> None:
         "method": HOSTILE, HOSTILE: HOSTILE, "parameters": [HOSTILE, "delta"],
         "layers": 3, "entries": 4,
         "fits": [{"source": HOSTILE, "selected": [[1, 1]], "tuning": {
-            "objective": HOSTILE, "chosen": {HOSTILE: 1, "delta": 9.0},
+            "objective": HOSTILE, "rule": HOSTILE, "chosen": {HOSTILE: 1, "delta": 9.0},
             "table": [{HOSTILE: 1, "delta": 9.0, "difference": 0.1}]}}],
     }  # fmt: skip
     common: dict[str, Any] = {

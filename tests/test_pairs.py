@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
-import yaml
-from conftest import CHAT_TEMPLATE
-from jinja2 import Template
-from lm_eval.tasks import TaskManager
 
+from helpers.tasks import (
+    ANSWERS,
+    CHAT,
+    CHOICE,
+    NUMBER,
+    OTHER,
+    everything,
+    examples,
+    harness_requests,
+    load,
+    make_task,
+    words,
+)
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, LengthLimit, RunTask, digest
 from sadi_lmeval.pairs.contrasts import target
@@ -23,10 +30,6 @@ from sadi_lmeval.pairs.pairs import Pair, build_pairs
 from sadi_lmeval.pairs.recipe import Recipe
 from sadi_lmeval.pairs.sources import identity
 
-CHOICE = Recipe("right_wrong", "choice")
-OTHER = Recipe("other_target", "other_target")
-NUMBER = Recipe("wrong_number", "wrong_number")
-ANSWERS = Recipe("answers", "answers", right="{{ answer }}", wrong="{{ choices }}")
 TASKS = [
     ("tiny_choice", CHOICE),
     ("tiny_folds", CHOICE),
@@ -38,69 +41,8 @@ TASKS = [
     ("tiny_sum", OTHER),
     ("tiny_text", ANSWERS),
 ]
-
-
-def chat_template(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-    rendered = Template(CHAT_TEMPLATE).render(
-        messages=messages, add_generation_prompt=add_generation_prompt
-    )
-    return str(rendered)
-
-
 PLAIN: dict[str, Any] = {}
-CHAT = {
-    "apply_chat_template": True,
-    "chat_template": chat_template,
-    "system_instruction": "be good",
-    "fewshot_as_multiturn": True,
-}
-
-
-def load(folder: Path, name: str, num_fewshot: int = 0, **settings: Any) -> RunTask:
-    """A task of a folder, as the harness makes it for a run."""
-    manager = TaskManager(include_path=str(folder), include_defaults=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
-        task = manager.load([name])["tasks"][name]
-    task.set_config("num_fewshot", num_fewshot)
-    task.set_fewshot_seed(1234)
-    return RunTask(task, settings)
-
-
-def make_task(
-    folder: Path,
-    name: str,
-    splits: dict[str, list[Document]],
-    num_fewshot: int = 0,
-    **config: Any,
-) -> RunTask:
-    """A multiple-choice task over rows of our own, unless ``config`` says otherwise."""
-    files = {}
-    for split, rows in splits.items():
-        files[split] = str(folder / f"{name}-{split}.jsonl")
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        Path(files[split]).write_text(text, encoding="utf-8")
-    content = {
-        "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": files},
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}} ?",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": "label",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-        **config,
-    }
-    for split, part in (("training", "train"), ("validation", "validation"), ("test", "test")):
-        if part in splits:
-            content.setdefault(f"{split}_split", part)
-    content = {key: value for key, value in content.items() if value is not None}
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    return load(folder, name, num_fewshot)
-
-
-def everything(document: Document) -> bool:
-    return True
+GENERATED = {"output_type": "generate_until", "doc_to_choice": None}
 
 
 def draw(
@@ -109,22 +51,12 @@ def draw(
     wanted: int = 12,
     num_fewshot: int = 0,
     seed: int = 0,
-    documents: list[Document] | None = None,
+    documents: Sequence[Document] | None = None,
     allowed: Callable[[Document], bool] = everything,
     **more: Any,
 ) -> list[Pair]:
     documents = task.evaluated() if documents is None else documents
     return build_pairs(task, recipe, documents, allowed, wanted, num_fewshot, seed, **more)
-
-
-def harness_requests(task: RunTask) -> dict[str, list[tuple[Any, ...]]]:
-    """The arguments of all requests that the harness makes for each evaluated document."""
-    settings = {k: v for k, v in task.settings.items() if k != "world_size"}
-    task.task.build_all_requests(**settings)
-    found: dict[str, list[tuple[Any, ...]]] = {}
-    for instance in task.task.instances:
-        found.setdefault(digest(instance.doc), []).append(instance.args)
-    return found
 
 
 # ------------------------------------------------------------------ the texts
@@ -368,10 +300,6 @@ def test_the_documents_and_right_answers_are_the_same_whichever_wrong_ones_are_t
 # ------------------------------------------------------------------ how long
 
 
-def words(text: str) -> int:
-    return len(text.split())
-
-
 @pytest.mark.parametrize(("name", "recipe"), TASKS)
 @pytest.mark.parametrize("most", [3, 12, 15, 1000])
 def test_no_text_of_a_pair_is_longer_than_the_limit(
@@ -472,7 +400,7 @@ def test_documents_that_make_no_pair_are_passed_over(tmp_path: Path) -> None:
 
 def test_an_answer_without_a_number_makes_no_pair_of_numbers(tmp_path: Path) -> None:
     rows = [{"question": f"q{i}", "answer": a} for i, a in enumerate(["is 5", "none", "", "7"])]
-    options = {"output_type": "generate_until", "doc_to_choice": None, "doc_to_target": "answer"}
+    options: dict[str, Any] = {**GENERATED, "doc_to_target": "answer"}
     metrics = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
     task = make_task(tmp_path, "sums", {"validation": rows}, metric_list=metrics, **options)
     assert sorted(p.document["question"] for p in draw(task, NUMBER)) == ["q0", "q3"]
@@ -483,7 +411,7 @@ def test_another_document_s_answer_is_none_of_this_document_s(tmp_path: Path) ->
         {"question": f"q{i}", "answers": answers}
         for i, answers in enumerate([["Red", "crimson"], ["red"], ["CRIMSON "], ["blue"], [""]])
     ]
-    options = {"output_type": "generate_until", "doc_to_choice": None, "doc_to_target": "answers"}
+    options: dict[str, Any] = {**GENERATED, "doc_to_target": "answers"}
     metrics = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
     task = make_task(tmp_path, "open", {"validation": rows}, metric_list=metrics, **options)
     for seed in range(10):
@@ -495,10 +423,6 @@ def test_another_document_s_answer_is_none_of_this_document_s(tmp_path: Path) ->
 
 
 # ------------------------------------------------------------------ few-shot examples
-
-
-def examples(pair: Pair) -> list[str]:
-    return pair.positive[0].split("\n\n")[:-1]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from stand_ins import (
+
+from helpers.stand_ins import (
     HARNESS,
     SST5,
     XCOPA,
@@ -26,7 +27,6 @@ from stand_ins import (
     the_suite,
     write_classifier,
 )
-
 from sadi_lmeval.folders import task_configs
 
 DISCIPLINES = ["humanities", "social_sciences", "stem", "other"]
@@ -156,8 +156,8 @@ def results(name: str, request: pytest.FixtureRequest) -> dict[str, Any]:
 
 def scored_rows(name: str) -> list[Row]:
     """The raw rows that a task scores, in their order."""
-    *data, split = SHAPES[name].data
-    rows = data_sets()[tuple(data)][split]
+    path, config, split = SHAPES[name].data
+    rows = data_sets()[path, config][split]
     discipline = name.removeprefix("sadi_mmlu_")
     if discipline not in DISCIPLINES:
         return rows

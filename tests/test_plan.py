@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_pairs import ANSWERS, CHOICE, OTHER, harness_requests, load, make_task, words
 
+from helpers.tasks import ANSWERS, CHOICE, OTHER, harness_requests, load, make_task, words
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, LengthLimit, RunTask, digest
 from sadi_lmeval.harness.run_tasks import RunRank, RunTasks, limited, note_tasks
@@ -133,7 +133,7 @@ def test_a_document_with_the_question_of_a_few_shot_example_is_in_neither(tmp_pa
 
 
 def test_pairs_have_the_few_shot_examples_that_the_user_says() -> None:
-    task = RunTask(None)  # type: ignore[arg-type]
+    task = RunTask(None)
     plan = Plan(task, task, None, None, None, None)  # type: ignore[arg-type]
     assert num_fewshot(plan, Options(pairs_num_fewshot=0)) == 0
     assert num_fewshot(plan, Options(pairs_num_fewshot=4)) == 4

@@ -1,6 +1,6 @@
 """Number formats, adapters, attention kernels and places in memory: what changes, and what not.
 
-The models and :func:`oracle` are those of ``test_every_architecture.py``.
+The models and :func:`oracle` are those of ``helpers/architectures.py``.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import accelerate
 import peft
 import pytest
 import torch
-from conftest import tiny_llama
-from test_every_architecture import (
+from torch import Tensor, nn
+
+from helpers.architectures import (
     CASES,
     DELTAS,
     LLAMA,
@@ -35,10 +36,9 @@ from test_every_architecture import (
     scores,
     site_of,
 )
-from test_grid import score as score_grid
-from test_sites import tiny as tiny_of
-from torch import Tensor, nn
-
+from helpers.grids import score as score_grid
+from helpers.models import tiny as tiny_of
+from helpers.models import tiny_llama
 from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods.collectors import MeanDifference
@@ -256,7 +256,8 @@ def quantised() -> Any:
     """int8 weights, and activations quantised by the range that they have in a pass."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that another package will have this
-        return torch.ao.quantization.quantize_dynamic(tiny(), {nn.Linear}, dtype=torch.qint8)
+        quantize: Any = torch.ao.quantization.quantize_dynamic
+        return quantize(tiny(), {nn.Linear}, dtype=torch.qint8)
 
 
 def test_a_model_quantised_to_int8_is_steered_as_the_equations_say_text_by_text() -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_interventions import SITES, VARIANTS, Family, family, make_model
-from test_scoring import watching
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
+from helpers.generation import PROMPTS, STEPS, generate, padded
+from helpers.hooks import watching
+from helpers.oracle import SITES, VARIANTS, Family, family, make_model
 from sadi_lmeval.architecture.signature import cache_parameter
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.edits.contract import Edits
@@ -26,50 +27,10 @@ from sadi_lmeval.passes.prefill import (
 )
 from sadi_lmeval.types import Element, HiddenSite
 
-PROMPTS = [[5, 9, 7, 4, 8, 33, 21], [11], [5, 9, 7]]
-STEPS = 4
-
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
     return make_model()
-
-
-def padded(prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Left-padded ids and their attention mask, ``[batch, seq]``."""
-    width = max(map(len, prompts))
-    ids = torch.tensor([[2] * (width - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-    return ids, mask
-
-
-def generate(
-    model: LlamaForCausalLM,
-    edits: Edits | None,
-    which: int = 0,
-    prompts: list[list[int]] = PROMPTS,
-    **options: Any,
-) -> tuple[Tensor, Tensor]:
-    """Generated tokens ``[rows, steps]`` and the logits of each step ``[steps, rows, vocab]``."""
-    ids, mask = padded(prompts)
-    settings = {"do_sample": False, "min_new_tokens": STEPS, "max_new_tokens": STEPS, **options}
-
-    def run() -> Any:
-        return model.generate(
-            ids,
-            attention_mask=mask,
-            pad_token_id=2,
-            return_dict_in_generate=True,
-            output_logits=True,
-            **settings,
-        )
-
-    if edits is None:
-        found = run()
-    else:
-        with steered_generation(model, edits, which, ids, mask):
-            found = run()
-    return found.sequences[:, ids.shape[1] :], torch.stack(found.logits)
 
 
 def assert_steered_as_the_oracle_says(
@@ -178,7 +139,11 @@ def test_several_sequences_of_a_prompt_are_each_steered_as_its_one_would_be(
 ) -> None:
     edits = family(model, "head", "mlp", clean).edits
     alone = generate(model, edits)[1][0]
-    options = {"num_return_sequences": 2, "num_beams": beams, "do_sample": beams == 1}
+    options: dict[str, Any] = {
+        "num_return_sequences": 2,
+        "num_beams": beams,
+        "do_sample": beams == 1,
+    }
     together = generate(model, edits, **options)[1][0]
     expected = alone.repeat_interleave(2, dim=0)
     torch.testing.assert_close(together, expected, atol=1e-5, rtol=1e-4)

@@ -12,16 +12,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import quick_host
 import torch
 
+from helpers import quick_host
 from sadi_lmeval.processes import ALONE
 from sadi_lmeval.storage.fit_file import load_fit
 
 pytestmark = pytest.mark.slow
 
 TASKS = ("tiny_choice", "tiny_folds", "tiny_text")
-TUNED = {"grid": "1/3x4/9", "n_pairs": 13, "n_tune": 7, "negative": "hardest"}
+TUNED: dict[str, Any] = {
+    "grid": "1/3x4/9",
+    "rule": "best",
+    "n_pairs": 13,
+    "n_tune": 7,
+    "negative": "hardest",
+}
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 LAUNCHERS: dict[str, list[tuple[str, ...]]] = {
     "one": [(sys.executable,)],
@@ -156,7 +162,7 @@ def runs(layouts: Layouts) -> dict[str, Run]:
 def rounding(layouts: Layouts, runs: dict[str, Run]) -> float:
     """The greatest gap between masks of one process that reads its pairs in other batches."""
     options = ("--tasks", ",".join(TASKS), "--limit", "1")
-    given = {"top_k": 2, "delta": 3, "n_pairs": 13, "negative": "hardest"}
+    given: dict[str, Any] = {"top_k": 2, "delta": 3, "n_pairs": 13, "negative": "hardest"}
     gaps = [0.0]
     for size in ("1", "8"):
         other = layouts("one", f"size_{size}", *options, "--batch_size", size, **given)
@@ -216,7 +222,7 @@ def test_each_document_is_scored_once_and_as_in_one_process(
 
 def test_fewer_documents_than_processes_do_not_hang(layouts: Layouts) -> None:
     options = ("--tasks", "tiny_choice,tiny_text", "--limit", "1")
-    few = {"top_k": 2, "delta": 3, "n_pairs": 8}
+    few: dict[str, Any] = {"top_k": 2, "delta": 3, "n_pairs": 8}
     found = layouts("two nodes", "few", *options, **few)
     assert found.code == 0, found.output[-3000:]
     for task in ("tiny_choice", "tiny_text"):
@@ -226,7 +232,7 @@ def test_fewer_documents_than_processes_do_not_hang(layouts: Layouts) -> None:
 
 def test_the_probes_of_iti_are_those_of_one_process(layouts: Layouts) -> None:
     options = ("--tasks", "tiny_choice", "--limit", "4")
-    given = {"top_k": 3, "alpha": 5, "n_pairs": 24, "model": "hf-iti"}
+    given: dict[str, Any] = {"top_k": 3, "alpha": 5, "n_pairs": 24, "model": "hf-iti"}
     one, two = (layouts(each, f"iti_{each}", *options, **given) for each in ("one", "two"))
     assert one.code == two.code == 0, two.output[-3000:]
     [mask], [other] = one.masks.values(), two.masks.values()
@@ -246,7 +252,7 @@ def test_a_process_that_fails_ends_the_run_with_its_error(
         "    broken._read = fail\n"
     )
     options = ("--tasks", "tiny_choice", "--limit", "4")
-    given = {"top_k": 2, "delta": 3, "n_pairs": 8}
+    given: dict[str, Any] = {"top_k": 2, "delta": 3, "n_pairs": 8}
     broken = layouts("two", "broken", *options, path=tmp_path, **given)
     assert broken.code != 0
     assert "MemoryError: planted" in broken.output

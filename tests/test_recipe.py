@@ -11,6 +11,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from helpers.recipes import POSSIBLE, values
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.folders import contrastive_sets
 from sadi_lmeval.pairs.recipe import Recipe, load_recipe
@@ -140,6 +141,12 @@ def test_other_files_in_a_user_s_folder_do_no_harm(tmp_path: Path, text: str) ->
     assert load_recipe("mine", [tmp_path]) == Recipe("mine", "choice")
 
 
+def test_a_faulty_recipe_in_a_user_s_folder_is_refused_not_passed_over(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.yaml", f"{yaml.safe_dump(GOOD)}gold: [1\n")
+    with pytest.raises(UserError, match=f"{path}: not valid YAML"):
+        load_recipe("right_wrong", [tmp_path])
+
+
 def test_the_digest_follows_what_changes_the_pairs_and_nothing_else() -> None:
     one = Recipe("a", "choice", "for people", "{{ label }}")
     assert one.digest == Recipe("b", "choice", "for other people", "{{ label }}").digest
@@ -167,13 +174,6 @@ def test_the_digest_of_a_static_recipe_does_not_depend_on_where_its_file_is() ->
 
 TEXTS = {key: f"{{{{ {key} }}}}" for key in ("gold", "right", "wrong", "answer", "prompt")}
 NEEDED = {"answers": {"right", "wrong"}, "static": {"pairs"}}
-POSSIBLE = {
-    "choice": {"gold", "wrong"},
-    "other_target": {"answer"},
-    "wrong_number": {"answer"},
-    "answers": {"right", "wrong", "answer"},
-    "static": {"pairs", "prompt"},
-}
 
 
 def of_contrast(folder: Path, contrast: str, *keys: str) -> Path:
@@ -337,22 +337,6 @@ def test_pairs_that_are_no_file_are_refused_in_one_line(tmp_path: Path, pairs: s
 
 # ------------------------------------------------------------------ anything that YAML can say
 
-values = st.recursive(
-    st.one_of(
-        st.none(),
-        st.booleans(),
-        st.integers(),
-        st.floats(),
-        st.text(max_size=8),
-        st.dates(),
-        st.binary(max_size=4),
-        st.sampled_from([*POSSIBLE, "{{ label }}", "file.yaml", "..", "/"]),
-    ),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)
-    ),
-    max_leaves=5,
-)
 keys = st.one_of(
     st.sampled_from(["recipe", "contrast", "description", *TEXTS, "pairs"]),
     st.text(max_size=6),

@@ -7,17 +7,17 @@ import math
 import random
 from dataclasses import replace
 from hashlib import sha256
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers.records import make_record
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.records.record import (
     FOLDER,
-    Record,
     file_name,
     load_record,
     load_records,
@@ -26,53 +26,6 @@ from sadi_lmeval.records.record import (
 from sadi_lmeval.records.steering import ChoiceRecord, FitRecord, SteeringRecord
 
 pytestmark = pytest.mark.quick
-
-
-def make_record(**changes: Any) -> Record:
-    """A record of four yes/no documents, all answered "yes"; ``changes`` replace its fields."""
-    values = changes.get("values", [1.0, 0.0, 1.0, 1.0])
-    count = len(values)
-    known = [value for value in values if value is not None]
-    mean = sum(known) / len(known) if len(known) == count else None
-    whole: dict[str, Any] = {
-        "run": "0123456789abcdef",
-        "command": "sadi-lmeval compare --tasks boolq",
-        "model": {"model": "tiny", "revision": "main", "weights_digest": "ab12"},
-        "versions": {"lm_eval": "0.4.13", "torch": "2.13.0"},
-        "seeds": {"seed": 0},
-        "limit": None,
-        "num_fewshot": 0,
-        "task": "boolq",
-        "task_version": "2.0",
-        "method": "none",
-        "mask_from": None,
-        "metric": "acc",
-        "higher_is_better": True,
-        "metrics": {"acc": [mean, None]},
-        "documents": [f"document {i}" for i in range(count)],
-        "values": values,
-        "chosen": [1] * count,
-        "gold": [[1] if value else [0] for value in values],
-        "labels": ["no", "yes"],
-        "steering": {"method": "none", "parameters": []},
-        "task_digest": "cd34",
-        "pairs_digests": [],
-        "seconds": 1.5,
-    }
-    whole |= changes
-    if isinstance(whole["steering"], dict):
-        whole["steering"] = SteeringRecord.from_json(whole["steering"])
-    return Record(**whole)
-
-
-def answered(chosen: list[int | None], gold: list[int], **changes: Any) -> Record:
-    """A record whose values say whether the chosen answer is the right one."""
-    return make_record(
-        values=[float(c == g) for c, g in zip(chosen, gold, strict=True)],
-        chosen=chosen,
-        gold=[[g] for g in gold],
-        **changes,
-    )
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -162,7 +115,16 @@ def test_a_folder_without_records_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_name_holds_no_separator() -> None:
-    assert file_name("a/../b", "m\\n", "c:d") == "a_.._b.m_n@c_d.json"
+    name = file_name("a/../b", "m\\n", "c:d")
+    assert name.startswith("a_.._b.m_n@c_d~")
+    assert name.endswith(".json")
+    assert file_name("boolq", "sadi-head", "rte") == "boolq.sadi-head@rte.json"
+
+
+def test_no_two_records_share_a_file_name() -> None:
+    parts = ["a", "a/b", "a_b", "a b", "a.b", "b", "a@b", "b@a"]
+    every = [*product(parts, parts, [None, *parts])]
+    assert len({file_name(*each) for each in every}) == len(every)
 
 
 def test_a_record_of_format_1_is_read_and_says_nothing_of_its_definitions(tmp_path: Path) -> None:
@@ -177,7 +139,7 @@ def test_a_record_of_format_1_is_read_and_says_nothing_of_its_definitions(tmp_pa
 
 
 def test_how_a_task_was_steered_comes_back_as_it_was_written() -> None:
-    choice = ChoiceRecord("accuracy", 20, {"top_k": 2, "delta": 4.0}, True, [{"score": 0.5}])
+    choice = ChoiceRecord("accuracy", 20, {"top_k": 2, "delta": 4.0}, "best", 0.2, [{"score": 0.5}])
     fits = tuple(
         FitRecord(f"fold {i}", 12, {"top_k": 2, "delta": d}, [[0, 1], [2, 3]], "k", "s", file, made)
         for i, (d, file, made) in enumerate([(4.0, "k.safetensors", choice), (9.0, None, None)])

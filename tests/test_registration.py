@@ -6,7 +6,6 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -15,17 +14,24 @@ import tarfile
 import textwrap
 import threading
 import time
-import venv
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
+from helpers.environments import (
+    REPOSITORY,
+    Environment,
+    bare_environment,
+    build,
+    harness_environment,
+    packages_of_this_environment,
+    run,
+)
 from sadi_lmeval import registration
 
-REPOSITORY = Path(__file__).parents[1]
 PTH = "sadi_lmeval_bridge.pth"
 COMMANDS = ("lm_eval", "lm-eval", "python -m lm_eval")
 OUR_TASKS = {
@@ -46,95 +52,11 @@ OUR_GROUPS = {"sadi_math", "sadi_multilingual", "sadi_paper"}
 OUR_TAGS = {"sadi_mmlu_disciplines"}
 
 
-def run(
-    *command: str | Path, cwd: Path | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a command in an environment free of what this one sets for Python."""
-    own = ("PYTHON", "PIP_", registration.SWITCH)
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-    settings = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**clean, **settings},
-        timeout=120,
-    )
-
-
-def answer(python: str | Path, code: str, *options: str, **environment: str) -> Any:
+def answer(python: str | Path, code: str, *options: str, **environment: Any) -> Any:
     """What the code prints as JSON; it must end well and print nothing to stderr."""
     done = run(python, *options, "-c", textwrap.dedent(code), **environment)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return json.loads(done.stdout)
-
-
-def packages_of_this_environment() -> list[str]:
-    return [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-
-
-class Environment(NamedTuple):
-    """A fresh virtual environment."""
-
-    python: Path
-    packages: Path
-
-    def command(self, name: str) -> list[str | Path]:
-        """The words of a harness command, with the console script that pip would have made."""
-        if name == "python -m lm_eval":
-            return [self.python, "-m", "lm_eval"]
-        script = self.python.parent / name
-        script.write_text(
-            f"#!{self.python}\n"
-            "import sys\n"
-            "from lm_eval.__main__ import cli_evaluate\n"
-            "sys.exit(cli_evaluate())\n",
-            encoding="utf-8",
-        )
-        script.chmod(0o755)
-        return [script]
-
-    def pip_install(self, *what: str | Path) -> None:
-        options = ["--isolated", "--python", str(self.python), "install", "--no-deps", "--no-index"]
-        done = run(sys.executable, "-m", "pip", *options, "--ignore-installed", *what)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-
-def bare_environment(folder: Path) -> Environment:
-    venv.create(folder, with_pip=False, symlinks=True)
-    (packages,) = folder.glob("lib/python*/site-packages")
-    return Environment(folder / "bin" / "python", packages)
-
-
-def harness_environment(folder: Path) -> Environment:
-    """One with all dependencies, and with a harness whose only own task is a made-up one.
-
-    The harness's code is the installed one, by symbolic links; indexing its thousands of task files
-    would take most of a test's time.
-    """
-    environment = bare_environment(folder)
-    spec = importlib.util.find_spec("lm_eval")
-    assert spec is not None
-    assert spec.origin is not None
-    installed, lean = Path(spec.origin).parent, environment.packages / "lm_eval"
-    (lean / "tasks").mkdir(parents=True)
-    for source in [*installed.iterdir(), *(installed / "tasks").glob("*.py")]:
-        target = lean / source.relative_to(installed)
-        if not target.exists():
-            target.symlink_to(source)
-    task = "task: of_the_harness\ntag: a_tag\noutput_type: generate_until\ndataset_path: json\n"
-    (lean / "tasks" / "of_the_harness.yaml").write_text(task, encoding="utf-8")
-    rest = "\n".join(packages_of_this_environment())
-    (environment.packages / "zz_dependencies.pth").write_text(rest + "\n", encoding="utf-8")
-    return environment
-
-
-def build(target: str, project: Path, folder: Path) -> Path:
-    done = run(sys.executable, "-m", "hatchling", "build", "-t", target, "-d", folder, cwd=project)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = folder.iterdir()
-    return built
 
 
 @pytest.fixture(scope="module")

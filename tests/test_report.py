@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_leaderboard import scored, two_tasks
-from test_record import make_record
 
+from helpers.records import make_record, scored, two_tasks
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.records.record import (
     FOLDER,

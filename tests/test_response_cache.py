@@ -99,10 +99,13 @@ def test_another_steering_kind_or_request_never_gets_it(database: SqliteDict) ->
 
 def test_keys_tell_every_part_of_a_generation_request() -> None:
     found = cache(None, "one")
-    keys = {
-        found.key("generate_until", ("p", settings))
-        for settings in ({"until": ["\n"]}, {"until": []}, {"until": ["\n"], "temperature": 1}, {})
-    }
+    every: list[dict[str, Any]] = [
+        {"until": ["\n"]},
+        {"until": []},
+        {"until": ["\n"], "temperature": 1},
+        {},
+    ]
+    keys = {found.key("generate_until", ("p", settings)) for settings in every}
     assert len(keys) == 4
 
 
@@ -168,10 +171,9 @@ def ask(lm: FakeLM, kind: str, database: Path) -> list[str]:
     """What the harness's own wrapper gives for two requests, as texts."""
     settings: list[Any] = [" x", " y"] if kind == "loglikelihood" else [{"until": ["\n"]}, {}]
     requests = [
-        Instance(request_type=kind, doc={}, arguments=("prompt", s), idx=0)  # type: ignore[arg-type]
-        for s in settings
+        Instance(request_type=kind, doc={}, arguments=("prompt", s), idx=0) for s in settings
     ]
-    wrapped = CachingLM(lm, str(database))  # type: ignore[arg-type]
+    wrapped = CachingLM(lm, str(database))
     answers: list[Any] = getattr(wrapped, kind)(requests)
     wrapped.dbdict.close()
     return [a if isinstance(a, str) else f"answered at {a[0]}" for a in answers]
@@ -199,7 +201,7 @@ def test_the_harness_s_wrapper_never_answers_with_a_plain_run_s_responses_nor_fo
 
     class Plain(FakeLM):
         def set_cache_hook(self, hook: CacheHook) -> None:
-            self.cache_hook = hook  # type: ignore[assignment]
+            self.cache_hook = hook
 
         def answer(self, kind: str, requests: list[Instance]) -> list[Any]:
             self.computed += len(requests)

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_interventions import SITES, VARIANTS, VOCAB, Family, family, make_model, oracle_score
-from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from sadi_lmeval.architecture.sites import Site, find_site
+from helpers.hooks import watching
+from helpers.layouts import (
+    BEGINNING,
+    FEW_LOGITS,
+    FEW_TOKENS,
+    LAYOUTS,
+    ONE_BATCH,
+    REQUESTS,
+    ROWS_ALONE,
+    SAME_BEGINNING,
+    A,
+)
+from helpers.models import tiny_llama
+from helpers.oracle import SITES, VARIANTS, VOCAB, Family, family, make_model, oracle_score
+from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
 from sadi_lmeval.methods.sadi import Steering
@@ -24,32 +33,6 @@ from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.packing import Continuation
 from sadi_lmeval.passes.scoring import Score, log_likelihoods, truncated
 from sadi_lmeval.types import Element, HiddenSite
-
-A, B, C = (5, 9, 7, 4, 8, 33, 21), (11,), (5, 9, 7)
-REQUESTS = [
-    Continuation(A, (3,), 0),
-    Continuation(A, (6,), 0),  # the same row: differs in its last token alone
-    Continuation(A, (3, 14, 15, 9), 0),
-    Continuation(A, (3, 14, 2), 2),  # the same prompt under another edit
-    Continuation(A, (3, 14), 1),
-    Continuation(B, (3, 14), 0),  # a prompt of one token
-    Continuation(B, (44,), 2),
-    Continuation(C, (4, 8, 33, 21, 3), 0),  # with C the same text as A and (3,)
-    Continuation(C, (50, 51), 2),
-    Continuation(C, (50, 51), 2),  # twice the same request
-]
-BEGINNING = tuple((7 * i + 3) % 60 for i in range(20))
-SAME_BEGINNING = [
-    Continuation((*BEGINNING, *end), continuation, edit)
-    for end in ((5,), (5, 9), (11, 12, 13), (44, 5, 6, 7), ())
-    for continuation, edit in (((3,), 0), ((3, 14, 2), 0), ((3, 14), 1), ((8, 9), 2))
-]
-ROWS_ALONE = Bounds(1, 40, 1000)
-THREE_ROWS = Bounds(3, 1000, 1000)
-FEW_TOKENS = Bounds(None, 40, 1000)
-FEW_LOGITS = Bounds(None, 1000, 3)
-ONE_BATCH = Bounds(None, 10**6, 10**6, start=10**6)
-LAYOUTS = [ROWS_ALONE, THREE_ROWS, FEW_TOKENS, FEW_LOGITS, ONE_BATCH]
 
 
 @pytest.fixture(scope="module")
@@ -218,45 +201,6 @@ def test_the_softmax_has_the_type_that_was_asked_for(
 
 
 # ------------------------------------------------------------------ what is not to be touched
-
-
-class Captured:
-    """One forward pass: its input ids, and the activations of each layer of a site."""
-
-    def __init__(self, ids: Tensor) -> None:
-        self.ids = ids
-        self.layers: list[Tensor] = []
-
-
-@contextmanager
-def watching(model: nn.Module, site: Site) -> Iterator[list[Captured]]:
-    """Record what a site's modules are given or give, after all other hooks have run.
-
-    Hooks run in the order in which they were set, so ours are set when the pass begins.
-    """
-    passes: list[Captured] = []
-    with ExitStack() as stack:
-
-        def begin(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            captured = Captured(keywords["input_ids"])
-            passes.append(captured)
-
-            def after(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-                if passes[-1] is captured:
-                    captured.layers.append(output.clone())
-
-            def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-                if passes[-1] is captured:
-                    captured.layers.append(arguments[0].clone())
-
-            for part in site.modules:
-                if site.side == "input":
-                    stack.callback(part.register_forward_pre_hook(before).remove)
-                else:
-                    stack.callback(part.register_forward_hook(after).remove)
-
-        stack.callback(model.register_forward_pre_hook(begin, with_kwargs=True).remove)
-        yield passes
 
 
 @pytest.mark.parametrize(("element", "hidden_site"), SITES)

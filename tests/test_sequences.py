@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import tiny_llama
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+from helpers.models import tiny_llama
 from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.prefixes import Group, group_by_prefix

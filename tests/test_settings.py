@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import pickle
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -290,7 +291,7 @@ three = st.tuples(
 def test_a_thinned_space_of_three_numbers_keeps_every_axis_where_it_can(
     values: tuple[list[int], list[float], list[float]], most: int
 ) -> None:
-    whole = space(*map(tuple, values), axes=THREE)
+    whole = space(*(tuple(each) for each in values), axes=THREE)
     if not whole.settings:
         return
     found = whole.thinned(most)
@@ -299,7 +300,11 @@ def test_a_thinned_space_of_three_numbers_keeps_every_axis_where_it_can(
     if len(whole.settings) <= most:
         assert found is whole
         return
-    steering = [values[0], [alpha for alpha in values[1] if alpha], values[2]]
+    steering: list[Sequence[float]] = [
+        values[0],
+        [alpha for alpha in values[1] if alpha],
+        values[2],
+    ]
     for kept, every in zip(found.values, steering, strict=True):
         places = [every.index(value) for value in kept]
         assert places == sorted(set(places))

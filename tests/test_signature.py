@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_llama
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from helpers.models import tiny_llama
 from sadi_lmeval.architecture.signature import cache_parameter
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
@@ -32,7 +32,7 @@ def test_the_key_value_cache_has_the_model_s_own_name(model: nn.Module, name: st
     assert cache_parameter(model) == name
 
 
-class TokensAlone(LlamaForCausalLM):
+class TokensAlone(LlamaForCausalLM):  # type: ignore[misc]
     """A model whose forward pass takes no mask, no positions and no cache."""
 
     def forward(self, input_ids: Tensor) -> Any:
@@ -54,8 +54,10 @@ def test_a_model_without_a_key_value_cache_is_steered_as_one_that_has_it() -> No
         scores: dict[int, Score] = {}
         engine.score(requests, edits, scores.update)
         grid: dict[int, Tensor] = {}
-        engine.score_grid(
-            requests, [edits], lambda n, v, _, grid=grid: grid.update(zip(n, v.T, strict=True))
-        )
+
+        def done(numbers: list[int], values: Tensor, _: Tensor, grid: Any = grid) -> None:
+            grid.update(zip(numbers, values.T, strict=True))
+
+        engine.score_grid(requests, [edits], done)
         found.append([*(scores[i][0] for i in (0, 1)), *grid[0].tolist(), *grid[1].tolist()])
     assert found[1] == pytest.approx(found[0], abs=1e-4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
+from itertools import product
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ def test_right_and_wrong_are_compared_by_the_exact_mcnemar_test() -> None:
     assert found.stderr == pytest.approx(differences.std(ddof=1) / math.sqrt(30))
     assert found.low is not None
     assert found.high is not None
+    assert found.difference is not None
     assert 0 < found.low < found.difference < found.high
 
 
@@ -88,6 +90,23 @@ def test_few_documents_are_never_surer_than_the_sign_flip_test(gains: list[float
     found = compare_paired(gains, [0.0] * len(gains))
     assert found.p is not None
     assert found.p >= 2 / 2 ** len(gains)
+
+
+def test_of_few_documents_the_signs_are_flipped_all_ways() -> None:
+    differences = np.random.default_rng(3).normal(0.4, 1, 10)
+    found = compare_paired([*differences, 0.5], [0.0] * 10 + [0.5])
+    sums = [abs(float(np.dot(signs, differences))) for signs in product((1, -1), repeat=10)]
+    assert found.test == "sign flips"
+    assert found.p == pytest.approx(np.mean(np.array(sums) >= abs(differences.sum()) - 1e-12))
+
+
+@pytest.mark.parametrize("documents", [6, 16])
+def test_few_documents_without_a_difference_keep_the_level(documents: int) -> None:
+    rng, runs = np.random.default_rng(0), 200
+    drawn = rng.normal(size=(runs, documents))
+    p = [compare_paired(row.tolist(), [0.0] * documents).p or 0 for row in drawn]
+    most = 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)
+    assert np.mean(np.array(p) < 0.05) <= most
 
 
 def test_a_single_document_tells_nothing() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_llama
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from helpers.models import MIXTURES, tiny, tiny_llama
 from sadi_lmeval.architecture import sites
 from sadi_lmeval.architecture.hooks import visiting
 from sadi_lmeval.architecture.positions import Points
@@ -26,28 +26,6 @@ from sadi_lmeval.passes.forward import Forward, Steered
 from sadi_lmeval.passes.sequences import Tree, pack
 from sadi_lmeval.types import Element, HiddenSite
 
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "n_inner": 48,
-    "ffn_dim": 48,
-    "ffn_hidden_size": 48,
-    "moe_intermediate_size": 48,
-    "num_local_experts": 2,
-    "num_experts": 2,
-    "word_embed_proj_dim": 32,
-    "rotary_dim": 4,
-    "num_experts_per_tok": 2,
-}
-MIXTURES = ("mixtral", "qwen3_moe")
 ELEMENTS: list[tuple[Element, HiddenSite]] = [
     ("head", "mlp"),
     ("neuron", "mlp"),
@@ -56,22 +34,6 @@ ELEMENTS: list[tuple[Element, HiddenSite]] = [
 ]
 IDS = [5, 9, 7, 4, 8, 33]
 CPU = torch.device("cpu")
-
-
-def tiny(kind: str, **changes: Any) -> PreTrainedModel:
-    """A model of any type: 2 layers of 32, 4 heads, random weights large enough to matter."""
-    known = AutoConfig.for_model(kind)
-    sizes = {name: size for name, size in SIZES.items() if hasattr(known, name)}
-    if kind != "falcon" and hasattr(known, "head_dim"):
-        sizes["head_dim"] = 8
-    config = AutoConfig.for_model(kind, **{**sizes, **changes})
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.3)
-    return model
 
 
 def logits(model: PreTrainedModel, edits: Edits | None = None, at: int = 3) -> Tensor:

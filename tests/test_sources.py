@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
-from test_pairs import ANSWERS, CHOICE, NUMBER, OTHER, examples, load, make_task
 
+from helpers.tasks import ANSWERS, CHOICE, NUMBER, OTHER, examples, load, make_task
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, RunTask, digest
 from sadi_lmeval.options import Options
@@ -18,6 +19,7 @@ from sadi_lmeval.pairs.pairs import Pair, build_pairs
 from sadi_lmeval.pairs.plan import draw, find_plan
 from sadi_lmeval.pairs.recipe import Recipe
 from sadi_lmeval.pairs.sources import (
+    QUESTIONS_BY,
     Source,
     Sources,
     find_sources,
@@ -59,6 +61,7 @@ def card(task: RunTask, documents: list[Document]) -> dict[str, object]:
     return {
         "documents": [i.content for i in identities],
         "questions": [i.question for i in identities if i.question],
+        "questions_by": QUESTIONS_BY,
     }
 
 
@@ -144,6 +147,29 @@ def test_a_training_document_is_known_by_its_question_whatever_its_index_says(
     assert [document["idx"] for document in kept] == [0, 1, 2, 5, 6, 7, 8, 9]
 
 
+def test_signs_do_not_make_another_question(tmp_path: Path) -> None:
+    train = [row(i, question=f"What is {i}") for i in range(10)]
+    scored = [row(i, question=f"what is '{i}' ?") for i in range(3, 7)]
+    task = make_task(tmp_path, "t", {"train": train, "validation": scored})
+    kept = usable(sources(task).sources[0])
+    assert questions(kept) == [f"What is {i}" for i in (0, 1, 2, 7, 8, 9)]
+
+
+def test_where_nothing_is_asked_a_document_is_known_by_its_choices(tmp_path: Path) -> None:
+    def of(index: int, turned: bool = False, **fields: Any) -> Document:
+        choices = [f"red {index}", f"blue {index}.", "green"]
+        return row(index, choices=choices[::-1] if turned else choices, question="?!", **fields)
+
+    train = [of(i, idx=i) for i in range(10)]
+    scored = [of(i, turned=True, idx=900 + i) for i in range(3, 7)]
+    task = make_task(tmp_path, "t", {"train": train, "validation": scored},
+                     doc_to_text="{{question}}")  # fmt: skip
+    kept = usable(sources(task).sources[0])
+    assert [document["idx"] for document in kept] == [0, 1, 2, 7, 8, 9]
+    with pytest.raises(UserError, match="was built from a document that task t scores"):
+        refuse_scored_documents(task, scored, card(task, train), "mask")
+
+
 def test_a_question_that_many_scored_documents_share_identifies_none(tmp_path: Path) -> None:
     """Else a task whose prompt is the same for all would have no pairs at all."""
     train = [row(i, question="which is best", idx=i) for i in range(10)]
@@ -213,6 +239,39 @@ def test_a_question_that_stands_twice_never_meets_itself_whatever_its_index_says
     for index, source in enumerate(found.sources):
         own = [d for d in task.evaluated() if found.fit_of(d) == index]
         refuse_scored_documents(task, own, card(task, usable(source)), "mask")
+
+
+def shuffling(task: RunTask) -> None:
+    """Have the task put its choices, which stand in its prompt, in another order each time."""
+    draw = Random(0)
+
+    def shuffled(documents: Any) -> list[Document]:
+        return [{**d, "choices": draw.sample(d["choices"], 3)} for d in documents]
+
+    task.task.config.process_docs = shuffled
+
+
+def test_documents_that_come_out_otherwise_each_time_keep_their_folds(tmp_path: Path) -> None:
+    scored = [row(i, choices=[f"a {i}", f"b {i}", f"c {i}"]) for i in range(60)]
+    task = make_task(tmp_path, "t", {"validation": scored},
+                     doc_to_text="{{question}} {{choices|join(', ')}}")  # fmt: skip
+    shuffling(task)
+    task.task.build_all_requests()
+    found = sources(task, 2)
+    requested = {request.doc_id: request.doc for request in task.task.instances}
+    assert [found.fit_of(requested[i]) for i in range(60)] == [0] * 30 + [1] * 30
+    for fold, source in enumerate(found.sources):
+        left_out = {
+            requested[i]["question"] for i in requested if found.fit_of(requested[i]) == fold
+        }
+        assert not left_out & set(questions(usable(source)))
+
+
+def test_a_scored_document_of_no_fold_is_refused(tmp_path: Path) -> None:
+    task = make_task(tmp_path, "t", {"validation": rows(0, 20)})
+    found = sources(task, 2)
+    with pytest.raises(UserError, match="task t: a scored document is in none of the 2 folds"):
+        found.fit_of(row(99))
 
 
 def test_fewer_documents_than_folds_are_refused(tmp_path: Path) -> None:
@@ -333,6 +392,7 @@ def of_pairs(pairs: list[Pair]) -> dict[str, object]:
     return {
         "documents": [pair.known_as.content for pair in pairs],
         "questions": [pair.known_as.question for pair in pairs],
+        "questions_by": QUESTIONS_BY,
     }
 
 
@@ -355,7 +415,7 @@ def test_a_planted_document_makes_no_pair_and_a_mask_of_it_is_refused(
             assert not any(f"is {i}" in text for text in shown for i in (101, 103, 104))
             refuse_scored_documents(task, scored, of_pairs(pairs), "mask")
     for document in planted:
-        pairs = build_pairs(task, recipe, train, lambda d, own=document: d == own, 1, 0, 0)
+        pairs = build_pairs(task, recipe, train, document.__eq__, 1, 0, 0)
         if recipe is OTHER:  # no other answer is allowed
             continue
         assert [pair.document for pair in pairs] == [document]
@@ -426,7 +486,19 @@ def test_a_mask_of_a_static_pair_whose_prompt_is_scored_is_refused(tmp_path: Pat
         refuse_scored_documents(other, other.evaluated(), of_pairs(pairs), "mask")
 
 
+def test_a_fit_of_an_earlier_release_is_refused_by_its_questions_too(tmp_path: Path) -> None:
+    train = [row(i, idx=i) for i in range(6)]
+    scored = [row(30, idx=30), row(4, idx=31, question=" What is 4")]
+    task = make_task(tmp_path, "t", {"train": train, "validation": scored})
+    asked = [digest({"question": " ".join(task.question(d).split()).lower()}) for d in train]
+    earlier: dict[str, object] = {"documents": [digest(d) for d in train], "questions": asked}
+    with pytest.raises(UserError, match="was built from a document that task t scores"):
+        refuse_scored_documents(task, scored, earlier, "mask")
+    refuse_scored_documents(task, scored[:1], earlier, "mask")
+
+
 def test_a_card_without_documents_refuses_nothing(tasks_folder: Path) -> None:
     task = load(tasks_folder, "tiny_choice")
-    for empty in ({}, {"documents": None, "questions": "text"}, {"documents": []}):
+    cards: list[dict[str, Any]] = [{}, {"documents": None, "questions": "text"}, {"documents": []}]
+    for empty in cards:
         refuse_scored_documents(task, task.evaluated(), empty, "mask")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_pairs import CHAT, load, make_task
 
+from helpers.tasks import CHAT, load, make_task
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, RunTask, digest
 from sadi_lmeval.pairs import static_sets
@@ -182,14 +182,15 @@ def test_as_many_pairs_are_drawn_as_are_wanted_or_there(
     assert len(found) == len(prompts(found)) == expected
 
 
-def test_a_prompt_that_stands_there_twice_makes_one_pair(tmp_path: Path) -> None:
-    rows = [made(1, "Is it so"), made(2, "is  IT\nso "), made(3, "is it not so")]
+def test_every_line_is_a_pair_also_where_prompts_are_the_same(tmp_path: Path) -> None:
+    rows = [made(1, "Is it so"), made(2, "Is it so"), made(3, "is it not so"), made(1, "Is it so")]
     path = write(tmp_path, rows)
     task = scoring(tmp_path, ["something else"])
     for seed in range(6):
         found = drawn(task, path, seed=seed)
-        assert len(found) == 2
-        assert "is it not so" in prompts(found)
+        assert sorted(pair.document["prompt"] for pair in found) == sorted(
+            r["prompt"] for r in rows
+        )
 
 
 @pytest.mark.parametrize("settings", [{}, CHAT], ids=["plain", "chat"])
@@ -219,7 +220,11 @@ def test_a_pair_is_one_prompt_as_the_run_writes_it_with_two_answers(
 def test_a_system_instruction_stands_before_every_prompt(
     tmp_path: Path, tasks_folder: Path, apply_chat_template: bool
 ) -> None:
-    settings = {**CHAT, "apply_chat_template": apply_chat_template, "system_instruction": "be bad"}
+    settings: dict[str, Any] = {
+        **CHAT,
+        "apply_chat_template": apply_chat_template,
+        "system_instruction": "be bad",
+    }
     task = load(tasks_folder, "tiny_choice", **settings)
     for pair in drawn(task, write(tmp_path, [made(i) for i in range(3)])):
         before, _, _ = pair.positive[0].partition(pair.document["prompt"])
@@ -243,7 +248,7 @@ def test_a_pair_is_known_by_its_line_and_its_question(tmp_path: Path) -> None:
     path = write(tmp_path, [made(1, "Is it"), made(2, "is it not")])
     found = {pair.document["prompt"]: pair.known_as for pair in drawn(task, path)}
     assert found["Is it"].content == digest(made(1, "Is it"))
-    assert found["Is it"].question == digest({"question": "is it"})
+    assert found["Is it"].question == digest({"question": "isit"})
     assert len({known.content for known in found.values()}) == 2
     assert len({known.question for known in found.values()}) == 2
 
@@ -261,6 +266,7 @@ def planted(prompt: str) -> list[Document]:
     [
         "is 3 a number",
         "  IS 3\nA   Number",
+        "Is '3' a number?",
         "think well : is 3 a number",
         "is 3 a number or none of them",
         "first a passage .\n\nis 3 a\tnumber ? answer with yes or no",

@@ -8,13 +8,13 @@ from functools import partialmethod
 from typing import Any
 
 import pytest
-from conftest import Evaluate
 from lm_eval.tasks import TaskManager
 
+from conftest import Evaluate
 from sadi_lmeval.methods.arm import read_arms
 from sadi_lmeval.methods.base import Method
 from sadi_lmeval.methods.registry import arm_names
-from sadi_lmeval.records.steering import SteeringRecord
+from sadi_lmeval.records.steering import ChoiceRecord, SteeringRecord
 from sadi_lmeval.types import Size
 
 STEERED = [name for name, arm in arm_names().items() if arm.method is not None]
@@ -89,6 +89,15 @@ def test_a_record_of_chosen_settings_survives_being_read_and_written(run: Run) -
     for record in records.values():
         assert all(fit.tuning and len(fit.tuning.table) > 1 for fit in record.fits)
         assert record.setting.keys() == set(record.axes) == set(method_of(run.arm).axes.names)
+
+
+def test_a_choice_of_an_earlier_release_says_what_it_said() -> None:
+    for beats in (True, False):
+        said = {"objective": "metric", "documents": 9, "chosen": {"top_k": 2}, "table": [{"a": 1}]}
+        record = ChoiceRecord.from_json({**said, "beats_unsteered": beats})
+        assert record is not None
+        assert (record.rule, record.p_max, record.beats_unsteered) == (None, None, beats)
+        assert record.to_json() == {**said, "beats_unsteered": beats}
 
 
 def test_a_record_of_a_given_setting_survives_being_read_and_written(run: Run) -> None:

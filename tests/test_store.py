@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sadi_lmeval.identity.key import key_of
 from sadi_lmeval.steering.fitting import FITS
-from sadi_lmeval.storage import atomic, store
+from sadi_lmeval.storage import store
 from sadi_lmeval.storage.fit_file import Fit
 from sadi_lmeval.storage.store import Kept, Kind, get_or_build, locked, read_kept, write_kept
 
@@ -158,7 +158,7 @@ def test_a_full_disk_costs_a_warning_only(
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(atomic.os, "fsync", full)
+    monkeypatch.setattr("sadi_lmeval.storage.atomic.os.fsync", full)
     with caplog.at_level(logging.WARNING, "lm_eval.sadi"):
         found, file = cached(tmp_path, "key", build)
     assert is_of(found, "key")
@@ -276,7 +276,7 @@ def test_a_disk_that_is_full_after_the_first_of_several_costs_one_warning(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    inner, calls = atomic.os.fsync, 0
+    inner, calls = os.fsync, 0
 
     def full(*arguments: Any) -> None:
         nonlocal calls
@@ -285,7 +285,7 @@ def test_a_disk_that_is_full_after_the_first_of_several_costs_one_warning(
             raise OSError(28, "No space left on device")
         inner(*arguments)
 
-    monkeypatch.setattr(atomic.os, "fsync", full)
+    monkeypatch.setattr("sadi_lmeval.storage.atomic.os.fsync", full)
     with caplog.at_level(logging.WARNING, "lm_eval.sadi"):
         found = fits_of(tmp_path, THREE, build)
     kept = [path.stem for path in tmp_path.glob("*.safetensors")]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
-from stand_ins import (
+
+from helpers.stand_ins import (
     FOLDED,
     PLANTED,
     SCORED,
@@ -20,7 +21,6 @@ from stand_ins import (
     data_sets,
     the_suite,
 )
-
 from sadi_lmeval.options import Options
 from sadi_lmeval.pairs.pairs import Pair
 from sadi_lmeval.pairs.plan import Drawn, Plan, draw, find_plan
@@ -151,7 +151,7 @@ def answers_of(
 
 
 def is_hateful(row: Row) -> bool:
-    return row["toxicity_ai"] + row["toxicity_human"] > 5.5
+    return bool(row["toxicity_ai"] + row["toxicity_human"] > 5.5)
 
 
 def about_its_group(hateful: bool) -> Said:
@@ -246,10 +246,10 @@ GLUE = ("nyu-mll/glue", "sst2")
 GRANDE, STORY = ("allenai/winogrande", "winogrande_xl"), ("LSDSem/story_cloze", "2016")
 ALL, TOXIGEN = ("cais/mmlu", "all"), ("skg/toxigen-data", "annotated")
 MC, GEN = (("truthfulqa/truthful_qa", config) for config in ("multiple_choice", "generation"))
-TEST = {"scored": "test"}
-VALIDATED = {"pairs_from": ("validation",), "scored": "test"}
-HALVES = {"pairs_from": (), "makes": (7, 9)}
-MMLU = {"pairs_from": ("dev", "validation"), "scored": "test"}
+TEST: dict[str, Any] = {"scored": "test"}
+VALIDATED: dict[str, Any] = {"pairs_from": ("validation",), "scored": "test"}
+HALVES: dict[str, Any] = {"pairs_from": (), "makes": (7, 9)}
+MMLU: dict[str, Any] = {"pairs_from": ("dev", "validation"), "scored": "test"}
 of_mmlu = letters(lambda row: row["answer"])
 of_label = letters(lambda row: row["label"])
 of_ending = letters(lambda row: row["answer_right_ending"] - 1)

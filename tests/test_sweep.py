@@ -23,6 +23,7 @@ from sadi_lmeval import cli
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.model import ManyArmsModel
 from sadi_lmeval.passes import engine
+from sadi_lmeval.passes.grid import grid_log_likelihoods
 from sadi_lmeval.storage.journal import held
 
 Lines = list[dict[str, Any]]
@@ -31,7 +32,10 @@ SMALL = ("--methods", "sadi-head,sadi-neuron", "--top_k", "1,5", "--delta=-2,9")
 SETTINGS = [("none", 0, 0.0)] + [
     (method, k, d) for method in ("sadi-head", "sadi-neuron") for k in (1, 5) for d in (-2.0, 9.0)
 ]
-NUMBERS = ("score", "stderr", "difference", "difference_stderr", "margin")
+NUMBERS = (
+    *("score", "stderr", "difference", "difference_stderr", "margin"),
+    *("likelihood_difference", "likelihood_difference_stderr"),
+)
 
 
 @pytest.fixture
@@ -354,7 +358,7 @@ class Counting:
         self.after = after
         self.requests: list[int] = []
         self.settings: list[list[int]] = []
-        self.inner = engine.grid_log_likelihoods
+        self.inner: Any = grid_log_likelihoods
 
     def __call__(self, forward: Any, requests: Any, families: Any, **named: Any) -> None:
         self.requests.append(len(requests))
@@ -503,7 +507,7 @@ def test_heatmaps_are_drawn_one_a_task_and_method(sweep: Any, tmp_path: Path) ->
 def test_a_sweep_ends_well_where_the_unsteered_model_is_not_finite(
     sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    inner = engine.grid_log_likelihoods
+    inner: Any = grid_log_likelihoods
 
     def without_unsteered(*arguments: Any, done: Any, **named: Any) -> None:
         def told(which: list[int], values: Tensor, greedy: Tensor) -> None:
@@ -726,7 +730,7 @@ def test_an_output_that_can_no_longer_be_written_is_an_error_and_the_work_is_kep
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The disk fills up while the settings are tried."""
-    inner, count = Path.open, engine.grid_log_likelihoods
+    inner, count = Path.open, grid_log_likelihoods
     full = False
 
     def opened(self: Path, *arguments: Any, **named: Any) -> Any:

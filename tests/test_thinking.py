@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHAT_TEMPLATE
 from transformers import PreTrainedTokenizerFast
 
+from helpers.models import CHAT_TEMPLATE
 from sadi_lmeval.model import model_class
 
 SWITCH = CHAT_TEMPLATE + (

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from lm_eval.api.task import ConfigurableTask
-from stand_ins import Row, Scripted, Suite, data_sets, the_suite, write_classifier
 
+from helpers.stand_ins import Row, Scripted, Suite, data_sets, the_suite, write_classifier
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_tasks import load_tasks
 
@@ -258,7 +258,9 @@ def test_labels_that_do_not_tell_are_listed(
 def test_the_share_of_toxic_continuations_is_given_and_less_is_better(
     suite: Suite, tmp_path: Path
 ) -> None:
-    words = dict(zip([row["text"] for row in SCORED], ["rude", "kind", ""], strict=True))
+    words: dict[str, str] = dict(
+        zip([row["text"] for row in SCORED], ["rude", "kind", ""], strict=True)
+    )
 
     def says(task: str, document: Row) -> str:
         return words[document["text"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from test_model import numbers, scores
-from test_pairs import load
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from helpers.results import numbers, scores
+from helpers.tasks import load
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.diagonal import DiagonalEdits
@@ -30,6 +31,7 @@ from sadi_lmeval.pairs.plan import draw, find_plan
 from sadi_lmeval.passes import engine
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.forward import Forward
+from sadi_lmeval.passes.grid import grid_log_likelihoods
 from sadi_lmeval.passes.packing import Continuation
 from sadi_lmeval.passes.scoring import log_likelihoods
 from sadi_lmeval.steering import steering, tuning
@@ -63,7 +65,9 @@ def settings_of(table: Table) -> list[tuple[int, float]]:
 
 def assert_same(one: Table, other: Table) -> None:
     assert settings_of(one) == settings_of(other)
-    for name in ("score", "stderr", "difference", "difference_stderr", "margin"):
+    of_likelihood = ("likelihood_difference", "likelihood_difference_stderr")
+    names = ("score", "stderr", "difference", "difference_stderr", "margin", *of_likelihood)
+    for name in names:
         expected = [row[name] for row in other]
         assert [row[name] for row in one] == pytest.approx(expected, abs=1e-4), name
 
@@ -84,9 +88,10 @@ def judged_alone(
     tokenizer: PreTrainedTokenizerFast,
     edits: Edits | None,
     objective: str,
-) -> list[tuple[float, float]]:
-    """The objective and the margin of each document, from one plain pass after another."""
-    found = []
+) -> list[tuple[float, float, float | None]]:
+    """The objective, the margin and the likelihood of the right choice among all of each document,
+    from one plain pass after another."""
+    found: list[tuple[float, float, float | None]] = []
     for document in documents:
         context = tokenizer.encode(f"{document['question']} answer :")
         choice = name in ("tiny_choice", "tiny_folds")
@@ -103,11 +108,14 @@ def judged_alone(
             right = document["label"]
             likely = [value for value, _ in values]
             wrong = max(value for i, value in enumerate(likely) if i != right)
-            found.append((float(np.argmax(likely) == right), likely[right] - wrong))
+            share = math.exp(likely[right]) / sum(map(math.exp, likely))
+            found.append(
+                (float(np.argmax(likely) == right), likely[right] - wrong, math.log(share))
+            )
         elif objective == "likelihood":
-            found.append((values[0][0] / len(tokens), values[0][0]))
+            found.append((values[0][0] / len(tokens), values[0][0], None))
         else:
-            found.append((float(values[0][1]), values[0][0]))
+            found.append((float(values[0][1]), values[0][0], None))
     return found
 
 
@@ -142,7 +150,7 @@ def test_the_table_holds_what_each_setting_scores_alone(
         tuning = mask["tuning"]
         difference = load_fit(Path(mask["file"])).tensors["difference"]
         table: Table = []
-        unsteered: np.ndarray[Any, Any] = np.zeros(0)
+        unsteered = before = np.zeros(0)
         for top_k, delta in [(0, 0.0), (1, -2.0), (1, 9.0), (5, -2.0), (5, 9.0)]:
             edits = None
             if top_k:
@@ -150,8 +158,10 @@ def test_the_table_holds_what_each_setting_scores_alone(
                 edit = sadi_edit(chosen, difference, delta, options.steering)
                 edits = DiagonalEdits(site, [edit], options.activations == "clean")
             found = judged_alone(name, documents, model, tokenizer, edits, tuning["objective"])
-            values, margins = (np.array(column) for column in zip(*found, strict=True))
+            values, margins, likely = (np.array(column) for column in zip(*found, strict=True))
             unsteered = unsteered if top_k else values
+            before = before if top_k else likely
+            chooses = None not in likely
             table.append(
                 {
                     "top_k": top_k,
@@ -161,6 +171,8 @@ def test_the_table_holds_what_each_setting_scores_alone(
                     "difference": (values - unsteered).mean(),
                     "difference_stderr": stats.sem(values - unsteered),
                     "margin": margins.mean(),
+                    "likelihood_difference": (likely - before).mean() if chooses else None,
+                    "likelihood_difference_stderr": stats.sem(likely - before) if chooses else None,
                 }
             )
         assert tuning["documents"] == len(documents) == 8
@@ -181,7 +193,7 @@ def test_the_table_holds_what_each_setting_scores_alone(
 def test_the_best_of_the_table_is_chosen_and_steers_as_if_given_by_hand(
     evaluate: Any, name: str, element: str
 ) -> None:
-    tuned = evaluate(name, limit=50, element=element, **GRID)
+    tuned = evaluate(name, limit=50, element=element, rule="best", **GRID)
     record = tuned["config"]["sadi"][name]
     json.dumps(record, allow_nan=False)
     found = scores(tuned, name)
@@ -194,7 +206,8 @@ def test_the_best_of_the_table_is_chosen_and_steers_as_if_given_by_hand(
         chosen = {"top_k": best["top_k"], "delta": best["delta"]}
         assert mask["tuning"]["chosen"] == chosen == {k: mask[k] for k in ("top_k", "delta")}
         assert chosen["top_k"] == len(mask["selected"])
-        assert mask["tuning"]["beats_unsteered"] is (best["difference"] > best["difference_stderr"])
+        assert mask["tuning"]["rule"] == "best"
+        assert 0 < mask["tuning"]["p_max"] <= 1
         given = chosen if best["top_k"] else {"delta": 0}
         by_hand = evaluate(name, limit=50, element=element, **given)
         if best["top_k"]:
@@ -210,6 +223,49 @@ def test_the_best_of_the_table_is_chosen_and_steers_as_if_given_by_hand(
     for key in ("top_k", "delta"):
         values = [mask[key] for mask in record["fits"]]
         assert record[key] == (values if len(set(values)) > 1 else values[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("tiny_choice", "sure-or-backed"), ("tiny_word", "sure"), ("tiny_text", "sure")],
+)
+@pytest.mark.parametrize("element", ["head", "neuron"])
+def test_what_the_rule_of_a_task_takes_follows_from_the_table(
+    evaluate: Any, name: str, rule: str, element: str
+) -> None:
+    found = tuning_of(evaluate(name, element=element, **{**GRID, "n_tune": 40}), name)
+    assert found["rule"] == rule
+    table = found["table"]
+    order = sorted(table, key=lambda r: (-r["score"], -r["margin"], r["top_k"] * abs(r["delta"])))
+    backed = [
+        row
+        for row in order
+        if rule == "sure-or-backed"
+        and row["difference"] > 0
+        and row["likelihood_difference"] > row["likelihood_difference_stderr"]
+    ]
+    sure = order if found["p_max"] <= 0.25 else []
+    [taken, *_] = [*sure, *backed, table[0]]
+    assert found["chosen"] == {"top_k": taken["top_k"], "delta": taken["delta"]}
+
+
+def test_a_rule_by_name_is_followed_and_told(evaluate: Any) -> None:
+    taken = {}
+    for rule in ("best", "best-2se", "likely-1se", "sure-or-backed"):
+        found = tuning_of(evaluate("tiny_choice", rule=rule, **GRID), "tiny_choice")
+        assert found["rule"] == rule
+        taken[rule] = found["chosen"], found["p_max"], found["table"]
+    assert len({p_max for _, p_max, _ in taken.values()}) == 1
+    assert all(table == taken["best"][2] for *_, table in taken.values())
+    assert len({str(chosen) for chosen, *_ in taken.values()}) > 1
+
+
+def test_a_rule_that_a_task_cannot_follow_is_refused_before_anything_is_scored(
+    evaluate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "grid_log_likelihoods", None)
+    with pytest.raises(UserError, match=r"rule=backed: .*tiny_word"):
+        evaluate("tiny_word", rule="backed", **GRID)
 
 
 def test_the_unsteered_model_is_taken_where_every_setting_is_worse(
@@ -229,14 +285,14 @@ def test_a_run_says_so_where_nothing_beats_the_unsteered_model(
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="lm_eval.sadi"):
         found = tuning_of(evaluate("tiny_choice", grid="1x9/10", n_tune=58), "tiny_choice")
-        assert found["beats_unsteered"]
+        assert found["p_max"] <= 0.25
         assert "beats the unsteered model" not in caplog.text
-        assert not tuning_of(evaluate("tiny_word", **GRID), "tiny_word")["beats_unsteered"]
+        assert tuning_of(evaluate("tiny_word", **GRID), "tiny_word")["p_max"] > 0.25
     [line] = [line for line in caplog.messages if "beats the unsteered model" in line]
     for word in (
         "tiny_word",
         "no setting of sadi",
-        "by more than a standard error",
+        "by more than chance may",
         "12 held-out documents",
     ):
         assert word in line
@@ -270,7 +326,7 @@ def test_a_setting_without_finite_scores_changes_no_other_s(evaluate: Any) -> No
 def test_a_run_goes_on_where_the_unsteered_model_is_not_finite(
     evaluate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inner = engine.grid_log_likelihoods
+    inner: Any = grid_log_likelihoods
 
     def without_unsteered(*arguments: Any, done: Any, **named: Any) -> None:
         def told(which: list[int], values: Tensor, greedy: Tensor) -> None:
@@ -283,7 +339,7 @@ def test_a_run_goes_on_where_the_unsteered_model_is_not_finite(
     found = tuning_of(evaluate("tiny_choice", **GRID), "tiny_choice")
     assert found["table"][0]["not_finite"] == 12
     assert found["chosen"]["top_k"] > 0
-    assert not found["beats_unsteered"]
+    assert found["p_max"] is None
     json.dumps(found, allow_nan=False)
 
 
@@ -396,6 +452,7 @@ CHANGES: list[dict[str, Any]] = [
     {"steering": "fixed"},
     {"activations": "clean"},
     {"settings": {"num_fewshot": 1}},
+    {"rule": "best"},
 ]
 
 
@@ -469,7 +526,7 @@ class Scored:
         self.after = after
         self.requests: list[int] = []
         self.counts: list[list[int]] = []
-        self.inner = engine.grid_log_likelihoods
+        self.inner: Any = grid_log_likelihoods
 
     def __call__(self, forward: Any, requests: Any, families: Any, **named: Any) -> None:
         self.requests.append(len(requests))
@@ -530,7 +587,7 @@ def test_all_but_the_last_step_done_is_not_done_again(
     undisturbed: dict[str, Any],
 ) -> None:
     """Interrupted after the last document, before the outcome was written."""
-    monkeypatch.setattr("sadi_lmeval.steering.tuning.best", None)
+    monkeypatch.setattr("sadi_lmeval.steering.tuning.pick", None)
     with pytest.raises(TypeError):
         evaluate("tiny_choice", **GRID)
     monkeypatch.undo()
@@ -550,7 +607,7 @@ def test_notes_that_are_not_this_choice_s_are_passed_over(
         evaluate("tiny_choice", **GRID)
     monkeypatch.undo()
     [notes] = (tmp_path / "cache").glob("*.tuning.jsonl")
-    right = [[1.0, 1.0]] * 10
+    right = [[1.0, 1.0, -0.5]] * 10
     foreign = [
         5,
         None,
@@ -559,8 +616,9 @@ def test_notes_that_are_not_this_choice_s_are_passed_over(
         {"document": 12, "judged": right},
         {"document": -1, "judged": right},
         {"document": "x", "judged": right},
-        {"document": 10, "judged": [["a", "b"]] * 10},
+        {"document": 10, "judged": [["a", "b", None]] * 10},
         {"document": 10, "judged": [[]] * 10},
+        {"document": 10, "judged": [[1.0, 1.0]] * 10},
     ]
     Journal(notes).add(*foreign)
     with notes.open("a") as file:
@@ -572,7 +630,7 @@ def test_notes_that_are_not_this_choice_s_are_passed_over(
 def test_a_score_that_is_not_finite_is_noted_and_known_again(
     evaluate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sadi_lmeval.steering.tuning.best", None)
+    monkeypatch.setattr("sadi_lmeval.steering.tuning.pick", None)
     with pytest.raises(TypeError):
         evaluate("tiny_choice", **OVERFLOWING)
     monkeypatch.undo()

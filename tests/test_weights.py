@@ -6,9 +6,9 @@ import random
 
 import pytest
 import torch
-from conftest import tiny_llama
 from torch import nn
 
+from helpers.models import tiny_llama
 from sadi_lmeval.identity.weights import weights_digest
 
 

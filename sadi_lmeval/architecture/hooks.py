@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from sadi_lmeval.errors import UserError
+
 Side = Literal["input", "output"]
 
 Streams = Literal["first", "third"]
@@ -20,7 +22,11 @@ Visit = Callable[[int, Tensor], Tensor | None]
 
 @contextmanager
 def visiting(
-    modules: Mapping[int, nn.Module], side: Side, visit: Visit, streams: Streams | None = None
+    modules: Mapping[int, nn.Module],
+    side: Side,
+    visit: Visit,
+    streams: Streams | None = None,
+    required: bool = False,
 ) -> Iterator[None]:
     """Call ``visit`` whenever one of ``modules`` runs, until the block is left in any way.
 
@@ -31,16 +37,31 @@ def visiting(
             them: what it returns takes their place.
         streams: where the modules have several streams, which it gets side by side
             ``[batch, seq, streams * hidden]``.
+        required: whether each module must run.
+
+    Raises:
+        UserError: one that must run has not when the block is left.
     """
     visit = visit if streams is None else _side_by_side(visit, streams)
+    left = set(modules)
+
+    def noted(layer: int, activations: Tensor) -> Tensor | None:
+        left.discard(layer)
+        return visit(layer, activations)
+
     with ExitStack() as stack:
         for layer, module in modules.items():
             if side == "input":
-                handle = module.register_forward_pre_hook(_before(layer, visit))
+                handle = module.register_forward_pre_hook(_before(layer, noted))
             else:
-                handle = module.register_forward_hook(_after(layer, visit))
+                handle = module.register_forward_hook(_after(layer, noted))
             stack.callback(handle.remove)
         yield
+    if required and left:
+        raise UserError(
+            f"the model's forward pass did not run the hooks of {len(left)} of {len(modules)} "
+            "layers, so nothing is steered there (is it compiled, or does it call other modules?)"
+        )
 
 
 def _side_by_side(visit: Visit, streams: Streams) -> Visit:

@@ -96,6 +96,7 @@ class Site(NamedTuple):
         side: whether the module's input or its output is the element's activation.
         entries: selectable elements a layer: heads, neurons or hidden units.
         entry_width: activations an entry: ``head_dim`` for heads, else 1.
+        hidden_site: of hidden states, which of the two; of other elements without meaning.
         among: of each layer, which decoder block it is in; empty: all of them are, in order.
         streams: where blocks give several streams, which axis is theirs; entries are of all.
     """
@@ -105,8 +106,14 @@ class Site(NamedTuple):
     side: Side
     entries: int
     entry_width: int
+    hidden_site: HiddenSite = "mlp"
     among: tuple[int, ...] = ()
     streams: Streams | None = None
+
+    @property
+    def name(self) -> str:
+        """What tells it from a model's other sites: ``hidden residual``."""
+        return f"hidden {self.hidden_site}" if self.element == "hidden" else self.element
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -149,7 +156,8 @@ def find_site(model: nn.Module, element: Element, hidden_site: HiddenSite = "mlp
     modules = _modules(base, element, hidden_site)
     side: Side = "input" if element == "head" else "output"
     measured = _measure(base, modules, side, kind, element)
-    return _site(base, element, {n: modules[n] for n in measured.layers}, measured)
+    found = _site(base, element, {n: modules[n] for n in measured.layers}, measured)
+    return found._replace(hidden_site=hidden_site)
 
 
 def check_sites(model: Any, element: Element, hidden_site: HiddenSite) -> None:
@@ -238,7 +246,7 @@ def _missing(kind: str, element: str, blocks: Sequence[nn.Module]) -> str:
 def _site(model: Any, element: Element, modules: dict[int, nn.Module], measured: _Measured) -> Site:
     found, blocks, width = tuple(modules.values()), tuple(modules), measured.width
     if element != "head":
-        return Site(element, found, "output", width, 1, blocks, measured.streams)
+        return Site(element, found, "output", width, 1, among=blocks, streams=measured.streams)
     config = model.config.get_text_config()
     heads = _number(config, "num_attention_heads") or 0
     # Of latent attention head_dim is a part of the keys' width; what comes out has the values'.
@@ -249,7 +257,7 @@ def _site(model: Any, element: Element, modules: dict[int, nn.Module], measured:
             f"model type {model.config.model_type!r}: {heads} heads of {head_dim} do not make the "
             f"width {width} of its attention output"
         )
-    return Site(element, found, "input", heads, head_dim, blocks)
+    return Site(element, found, "input", heads, head_dim, among=blocks)
 
 
 def _number(config: Any, name: str) -> int | None:

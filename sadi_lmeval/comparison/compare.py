@@ -15,10 +15,13 @@ from typing import Any
 from uuid import uuid4
 
 import lm_eval
+import numpy as np
+from lm_eval.api.task import Task
 from lm_eval.loggers import EvaluationTracker
 
 from sadi_lmeval.comparison.compared import Answers, ComparedModel, Row
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.harness.metrics import is_number, mean_metrics, numbers_of
 from sadi_lmeval.harness.run_task import RunTask, digest
 from sadi_lmeval.harness.run_tasks import load_task, load_tasks
 from sadi_lmeval.identity.key import differing, key_of
@@ -27,6 +30,7 @@ from sadi_lmeval.identity.task import task_digest
 from sadi_lmeval.methods.arm import Arm, own_arguments
 from sadi_lmeval.methods.registry import UNSTEERED
 from sadi_lmeval.options import Options
+from sadi_lmeval.pairs.benchmark import find_benchmark
 from sadi_lmeval.pairs.contrasts import gold_and_wrong
 from sadi_lmeval.pairs.plan import recipe_of, user_folders
 from sadi_lmeval.records.record import FOLDER, Record, file_name, load_record, save_record
@@ -90,8 +94,12 @@ def compare(model: ComparedModel, what: Comparison, folder: Path) -> list[Path]:
         the records' files.
 
     Raises:
-        UserError: the folder holds the records of another run.
+        UserError: the folder holds the records of another run, or a task has no metric by which
+            documents can be paired.
     """
+    for task in what.tasks:
+        if task.task.higher_is_better() and not mean_metrics(task.task, ()):
+            raise _without_metric(task.task)
     shared, card = model.options, model_identity(model.model_card)
     if card["weights_digest"] is None:
         card["weights_digest"] = f"unreadable {uuid4().hex}"  # so that nothing is taken for it
@@ -173,15 +181,23 @@ def _depended_on(what: Comparison, options: Options) -> list[RunTask]:
 
 
 def _definition(task: RunTask, options: Options) -> dict[str, Any]:
-    """What a task's records depend on beside the run: its definition, and its pairs' recipe."""
+    """What a task's records depend on beside the run: its definition, and where its pairs are from.
+
+    What the run gives counts in place of what the benchmark file says.
+    """
     chooses = task.task.config.doc_to_choice is not None
     asks = task.output_type in ("generate_until", "loglikelihood")
     recipe = recipe_of(task, options) if chooses or asks else None
     pairs = None if recipe is None or recipe.pairs is None else Path(recipe.pairs).read_bytes()
+    benchmark = find_benchmark(task.name, user_folders(options, task))
     return {
         "task": task_digest(task),
         "recipe": None if recipe is None else recipe.digest,
         "pairs file": None if pairs is None else hashlib.sha256(pairs).hexdigest(),
+        "pairs_from": list(benchmark.pairs_from),
+        "n_pairs": options.n_pairs or benchmark.n_pairs,
+        "folds": options.folds or benchmark.folds,
+        "settings": benchmark.settings,
     }
 
 
@@ -387,8 +403,8 @@ def _record(
     first = samples[0]["filter"]
     samples = [sample for sample in samples if sample["filter"] == first]
     better = results["higher_is_better"].get(name, {})
-    metric = _metric(samples, list(better))
     found = results["results"][name]
+    metric = _metric(task.task, samples, {k: found.get(f"{k},{first}") for k in better})
     metrics = {
         key.partition(",")[0]: [_finite(value), _finite(found.get(key.replace(",", "_stderr,", 1)))]
         for key, value in found.items()
@@ -400,7 +416,7 @@ def _record(
     finite = [_all_finite(sample) and not texts for sample in samples]
     if not all(finite):  # the harness takes the first of such scores for the highest
         metrics = {key: [None, None] for key in metrics}
-    choices = [_choices(task, sample["doc"]) for sample in samples]
+    choices = [task.choices(sample["doc"]) for sample in samples]
     same = bool(choices[0]) and all(each == choices[0] for each in choices)
     chooses = task.task.config.doc_to_choice is not None
     recipe = recipe_of(task, replace(model.options, recipe=None), static=False) if chooses else None
@@ -425,7 +441,10 @@ def _record(
             _finite(sample[metric]) if sound else None
             for sample, sound in zip(samples, finite, strict=True)
         ],
-        chosen=[_chosen(task, sample) for sample in samples],
+        chosen=[
+            _chosen(sample, mine if task.output_type == "multiple_choice" else [], metric)
+            for sample, mine in zip(samples, choices, strict=True)
+        ],
         gold=[
             gold_and_wrong(task, recipe, sample["doc"])[0] if recipe is not None else []
             for sample in samples
@@ -438,26 +457,36 @@ def _record(
     )
 
 
-def _metric(samples: Sequence[Mapping[str, Any]], better: Sequence[str]) -> str:
-    """The first metric that is one number a document.
+def _metric(task: Task, samples: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> str:
+    """The first metric that is the mean of one number a document.
+
+    Args:
+        given: what the harness gives for the task, by metric.
 
     Raises:
         UserError: there is none.
     """
-    for name in [*better, *samples[0]["metrics"]]:
-        if all(_is_number(sample.get(name)) for sample in samples):
-            return str(name)
-    raise UserError("no metric of the task is one number a document, so methods cannot be compared")
+    for name in mean_metrics(task, samples[0]["metrics"]):
+        values = numbers_of(samples, name)
+        if values is None or not is_number(given.get(name)):
+            continue
+        if (
+            math.isclose(np.mean(values), given[name], abs_tol=1e-9)
+            or not np.isfinite(values).all()
+        ):
+            return name
+    raise _without_metric(task)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (bool, int, float)) or (
-        hasattr(value, "item") and getattr(value, "size", 1) == 1
+def _without_metric(task: Task) -> UserError:
+    return UserError(
+        f"task {task.config.task}: none of its metrics ({', '.join(task.higher_is_better())}) is "
+        "the mean of one number a document, so methods cannot be compared on it"
     )
 
 
 def _finite(value: Any) -> float | None:
-    if not _is_number(value):
+    if not is_number(value):
         return None
     return float(value) if math.isfinite(value) else None
 
@@ -471,15 +500,24 @@ def _all_finite(sample: Mapping[str, Any]) -> bool:
     )
 
 
-def _choices(task: RunTask, document: dict[str, Any]) -> list[str]:
-    if task.task.config.doc_to_choice is None:
-        return []
-    return [str(choice) for choice in task.task.doc_to_choice(document)]
+def _chosen(sample: Mapping[str, Any], choices: Sequence[str], metric: str) -> int | None:
+    """The choice that the metric takes for the answer; the first of equals, as the harness has it.
 
-
-def _chosen(task: RunTask, sample: Mapping[str, Any]) -> int | None:
-    """The answer with the highest log-likelihood; the first of equals, as the harness has it."""
-    if task.output_type != "multiple_choice" or not _all_finite(sample):
+    Args:
+        choices: of the document; empty where it has none, or is answered by a text.
+        metric: by the log-likelihood, or by that of a character, of a byte, or over the choice's
+            own without the prompt.
+    """
+    responses = sample["filtered_resps"]
+    if not choices or len(responses) < len(choices) or not _all_finite(sample):
         return None
-    values = [response[0] for response in sample["filtered_resps"]]
-    return max(range(len(values)), key=lambda i: values[i])
+    values = np.array([response[0] for response in responses])
+    scores, others = values[: len(choices)], values[len(choices) :]
+    with np.errstate(divide="ignore", invalid="ignore"):  # a choice may be empty
+        if metric == "acc_norm":
+            scores = scores / [len(choice) for choice in choices]
+        elif metric == "acc_bytes":
+            scores = scores / [len(choice.encode()) for choice in choices]
+        elif metric == "acc_mutual_info" and len(others) == len(scores):
+            scores = scores - others
+    return int(np.argmax(scores))

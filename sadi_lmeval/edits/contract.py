@@ -112,6 +112,7 @@ class Edits(ABC):
         which: Tensor,
         unsteered: Tensor | None = None,
         of_point: Tensor | None = None,
+        start: int = 0,
     ) -> Iterator[None]:
         """Edit the activations at ``points`` while the block runs.
 
@@ -121,6 +122,7 @@ class Edits(ABC):
             unsteered: activations of the k last prompt tokens in an unsteered pass,
                 ``[k, layers, width]``, where :attr:`needs_unsteered`, else None.
             of_point: the row of ``unsteered`` for each position, ``[n]``; None: k = n, in order.
+            start: the first block that runs; no edit of ``which`` touches one below.
         """
         if not self.layers or not len(which):
             yield
@@ -139,8 +141,9 @@ class Edits(ABC):
             after = self.edited(layer, before.to(activations), which, gates)
             return points.write(activations, after)
 
-        modules = {layer: self.site.modules[layer] for layer in self.written_layers}
-        with visiting(modules, self.site.side, visit, self.site.streams):
+        written = [n for n in self.written_layers if self.site.blocks[n] >= start]
+        modules = {layer: self.site.modules[layer] for layer in written}
+        with visiting(modules, self.site.side, visit, self.site.streams, required=True):
             yield
 
 
@@ -152,5 +155,6 @@ def reading(site: Site, points: Points) -> Iterator[list[Tensor]]:
     def visit(layer: int, activations: Tensor) -> None:
         collected.append(points.read(activations))
 
-    with visiting(dict(enumerate(site.modules)), site.side, visit, site.streams):
+    modules = dict(enumerate(site.modules))
+    with visiting(modules, site.side, visit, site.streams, required=True):
         yield collected

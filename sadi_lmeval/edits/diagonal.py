@@ -58,7 +58,7 @@ class DiagonalEdits(Edits):
             self._entries[layer], self._change[layer] = entries, change
 
     def digest(self, edit: int) -> str:
-        content = hashlib.sha256(f"{self.site.element} {self.clean} {self.scope}".encode())
+        content = hashlib.sha256(f"{self.site.name} {self.clean} {self.scope}".encode())
         for layer in self.layers:
             change = self._change[layer][edit]
             touched = change.any(dim=0)
@@ -75,6 +75,8 @@ class DiagonalEdits(Edits):
         gain, shift = self._change[layer][which].to(activations).unbind(dim=1)
         before = activations[:, entries]
         after = before + gain * before + shift
+        # What other edits change is to keep its bits: a zero's sign, and not 0 times infinity.
+        after = torch.where((gain == 0) & (shift == 0), before, after)
         return activations.index_copy(1, entries, after)
 
 

@@ -103,7 +103,7 @@ class NumberedEdits(Edits):
     def digest(self, edit: int) -> str:
         rule = f"{type(self).__module__}.{type(self).__qualname__} {code_digest(self.rule)}"
         gate = self._gate_digests[edit] if self.gated else ""
-        content = hashlib.sha256(f"{rule} {self.site.element} {self.scope} {gate}".encode())
+        content = hashlib.sha256(f"{rule} {self.site.name} {self.scope} {gate}".encode())
         content.update(str(self.numbers[edit].tolist()).encode())
         for layer in self.layers:
             if not self._edited[edit, layer]:

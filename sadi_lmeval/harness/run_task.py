@@ -71,8 +71,16 @@ class RunTask:
         return [Path(path) for path in paths]
 
     def evaluated(self) -> list[Document]:
-        """Every document of the split that the harness scores, whatever ``--limit`` says."""
-        return list(self.task.eval_docs)
+        """Every document of the split that the harness scores, whatever ``--limit`` says.
+
+        Those that the run has made requests of are as they stand there: what a task does to its
+        documents may come out otherwise each time.
+        """
+        documents: list[Document] = list(self.task.eval_docs)
+        for request in getattr(self.task, "instances", None) or ():
+            if request.doc_id < len(documents):
+                documents[request.doc_id] = request.doc
+        return documents
 
     def evaluated_split(self) -> str | None:
         config = self.task.config
@@ -165,6 +173,12 @@ class RunTask:
         if isinstance(text, str):
             return text
         return "\n".join(map(str, self.task.doc_to_choice(document)))
+
+    def choices(self, document: Document) -> list[str]:
+        """The document's choices; none where it has none."""
+        if self.task.config.doc_to_choice is None:
+            return []
+        return [str(choice) for choice in self.task.doc_to_choice(document)]
 
     def few_shot_documents(self) -> list[Document]:
         """What the harness draws the few-shot examples of this task from."""

@@ -11,7 +11,7 @@ from typing import Any
 from sadi_lmeval.errors import UserError, nearest
 from sadi_lmeval.folders import task_configs
 from sadi_lmeval.methods.registry import arm_names
-from sadi_lmeval.storage.yaml_files import read_yaml, yaml_files
+from sadi_lmeval.storage.yaml_files import read_if_ours, yaml_files
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,7 @@ def read_benchmark(path: Path) -> Benchmark | None:
     Raises:
         UserError: the file has the key ``benchmark`` but is faulty.
     """
-    try:
-        content = read_yaml(path)
-    except UserError:
-        return None  # a harness task with !function, for one
+    content = read_if_ours(path, "benchmark")
     if not isinstance(content, dict) or "benchmark" not in content:
         return None
     faults = _faults(content)

@@ -10,7 +10,6 @@ from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, RunTask
 from sadi_lmeval.pairs import templates
 from sadi_lmeval.pairs.recipe import Recipe
-from sadi_lmeval.pairs.sources import normalized
 from sadi_lmeval.pairs.wrong_numbers import with_wrong_number
 
 
@@ -159,3 +158,8 @@ def _right(task: RunTask, recipe: Recipe, document: Document) -> set[str]:
     every = answer if isinstance(answer, list) else [target(task, document)]
     every = [*every, right_answer(task, recipe, document)]
     return {normalized(str(each)) for each in every}
+
+
+def normalized(text: str) -> str:
+    """A text without regard to case and spacing."""
+    return " ".join(text.split()).lower()

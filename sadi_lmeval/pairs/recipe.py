@@ -7,11 +7,11 @@ import json
 import reprlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 from sadi_lmeval.errors import UserError, first_line, nearest
 from sadi_lmeval.folders import contrastive_sets
-from sadi_lmeval.storage.yaml_files import read_yaml, yaml_files
+from sadi_lmeval.storage.yaml_files import read_if_ours, read_yaml, yaml_files
 
 Contrast = Literal["choice", "other_target", "wrong_number", "answers", "static"]
 
@@ -92,19 +92,12 @@ def load_recipe(name: str, folders: list[Path]) -> Recipe:
     known: dict[str, Path] = {}
     for folder in [*folders, contrastive_sets()]:
         for path in yaml_files(folder):
-            content = _content(path)
+            content = read_if_ours(path, "contrast")
             if isinstance(content, dict) and "recipe" in content and "contrast" in content:
                 known.setdefault(str(content["recipe"]), path)
     if name not in known:
         raise UserError(f"unknown recipe {name!r}: {nearest(name, known)}, or a path to a .yaml")
     return _read(known[name])
-
-
-def _content(path: Path) -> Any:
-    try:
-        return read_yaml(path)
-    except UserError:
-        return None  # another tool's file: a harness task with !function, for one
 
 
 def _read(path: Path) -> Recipe:

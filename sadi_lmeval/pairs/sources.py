@@ -6,9 +6,12 @@ by content, so a document that stands in two splits or twice in one split is sti
 
 from __future__ import annotations
 
+import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -18,6 +21,10 @@ from sadi_lmeval.pairs.benchmark import Benchmark
 
 _SHARED = 5
 """A question that more evaluated documents share than this identifies none of them."""
+
+
+QUESTIONS_BY = "letters and digits"
+"""How a fit's card knows questions."""
 
 
 class Identity(NamedTuple):
@@ -31,18 +38,34 @@ _identities: WeakKeyDictionary[Any, dict[str, Identity]] = WeakKeyDictionary()
 """Of each task's documents by content: to render a question takes a millisecond."""
 
 
-def normalized(text: str) -> str:
-    """A text without regard to case and spacing."""
-    return " ".join(text.split()).lower()
+@cache
+def _spaces() -> dict[int, str]:
+    """A space in place of every sign that is no part of a word."""
+    signs = map(chr, range(sys.maxunicode + 1))
+    kinds = ((ord(sign), unicodedata.category(sign)) for sign in signs)
+    return {sign: " " for sign, kind in kinds if kind[0] in "PSZ" or kind in ("Cc", "Cf")}
+
+
+def words(text: str) -> str:
+    """The letters and digits of a text, a space between words, whatever its case and signs."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(_spaces()).split())
 
 
 def identity(task: RunTask, document: Document) -> Identity:
+    """Tell what a document is known by; where it asks nothing, its choices in any order."""
     content = digest(document)
     known = _identities.setdefault(task.task, {})
     if content not in known:
-        text = normalized(task.question(document))
-        known[content] = Identity(content, digest({"question": text}) if text else "")
+        asked = words(task.question(document))
+        if not asked:
+            asked = "\0".join(sorted(map(words, task.choices(document)))).strip("\0")
+        known[content] = Identity(content, question_digest(asked) if asked else "")
     return known[content]
+
+
+def question_digest(asked: str) -> str:
+    """Of a question's words, however they are set apart."""
+    return digest({"question": asked.replace(" ", "")})
 
 
 @dataclass(frozen=True)
@@ -168,10 +191,16 @@ def _cross_fitted(evaluated: RunTask, source: RunTask, folds: int) -> Sources:
             fold_of_question.setdefault(known_as.question, fold)
 
     def fit_of(document: Document) -> int:
-        """A document outside of ``source`` may have any fit: it gets the first."""
+        """One of another task, none of ``source``'s, may have any fit: it gets the first."""
         fold = fold_of.get(digest(document))
         if fold is None and fold_of_question:
             fold = fold_of_question.get(identity(evaluated, document).question)
+        if fold is None and evaluated.name == source.name:
+            raise UserError(
+                f"task {evaluated.name}: a scored document is in none of the {folds} folds, so it "
+                "may have helped to make its own fit; process_docs must give the same documents "
+                f"each time ({' '.join(evaluated.question(document).split())[-120:]!r})"
+            )
         return fold or 0
 
     sources = []
@@ -211,12 +240,13 @@ def refuse_scored_documents(
         UserError: naming the first such document.
     """
     contents, questions = made_from(card).contents, made_from(card).questions
+    known_by = identity if card.get("questions_by") == QUESTIONS_BY else _earlier_identity
     identifying: frozenset[str] | None = None
     for document in documents:
-        known_as = identity(evaluated, document)
+        known_as = known_by(evaluated, document)
         asked = known_as.question in questions
         if asked and identifying is None:  # over the whole split, whatever part of it is scored
-            whole = (identity(evaluated, other) for other in evaluated.evaluated())
+            whole = (known_by(evaluated, other) for other in evaluated.evaluated())
             identifying = Known.of(whole).questions
         if known_as.content in contents or (asked and known_as.question in (identifying or ())):
             text = " ".join(evaluated.question(document).split())
@@ -224,6 +254,12 @@ def refuse_scored_documents(
                 f"fit {source} was built from a document that task {evaluated.name} scores: "
                 f"{text[-120:]!r} (content {known_as.content}); use a fit from other documents"
             )
+
+
+def _earlier_identity(task: RunTask, document: Document) -> Identity:
+    """What earlier releases, which kept signs, wrote on a fit's card."""
+    text = " ".join(task.question(document).split()).lower()
+    return Identity(digest(document), digest({"question": text}) if text else "")
 
 
 def made_from(card: dict[str, object]) -> Known:

@@ -11,7 +11,7 @@ from sadi_lmeval.harness.run_task import RunTask, digest
 from sadi_lmeval.pairs import templates
 from sadi_lmeval.pairs.pairs import Pair
 from sadi_lmeval.pairs.recipe import Recipe
-from sadi_lmeval.pairs.sources import Identity, normalized
+from sadi_lmeval.pairs.sources import Identity, question_digest, words
 
 _KEYS = ("prompt", "positive", "negative")
 _LARGEST = 64 * 1024 * 1024
@@ -59,8 +59,8 @@ def static_pairs(
 ) -> list[Pair]:
     """Draw ``target`` pairs of a static set, or as many as there are.
 
-    A pair whose prompt stands in the prompt of a document that is scored is left out, and so is
-    one whose prompt stands there again.
+    A pair whose prompt stands in the prompt of a document that is scored is left out. Several pairs
+    may have one prompt.
 
     Args:
         scored: the task whose documents must not help to make the mask.
@@ -73,19 +73,17 @@ def static_pairs(
         UserError: the file is faulty.
     """
     rows = read_static_set(Path(str(recipe.pairs)))
-    asked = "\0".join(normalized(scored.question(document)) for document in scored.evaluated())
+    asked = "\0".join(f" {words(scored.question(document))} " for document in scored.evaluated())
     pairs: list[Pair] = []
-    seen: set[str] = set()
     for row in Random(seed).sample(rows, len(rows)):
-        question = normalized(row["prompt"])
+        question = words(row["prompt"])
         if len(pairs) == target:
             break
-        if question in seen or question in asked:
+        if f" {question} " in asked:
             continue
-        seen.add(question)
         prompt = templates.rendered(recipe.prompt, dict(row), f"recipe {recipe.recipe}: prompt")
         context, delimiter = task.prompt(prompt)
-        known_as = Identity(digest(dict(row)), digest({"question": question}))
+        known_as = Identity(digest(dict(row)), question_digest(question))
         positive, negative = ((context, delimiter + row[side]) for side in _KEYS[1:])
         pairs.append(Pair(positive, negative, dict(row), known_as))
     return pairs

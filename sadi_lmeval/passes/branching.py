@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from random import Random
 from typing import Any
 
 import torch
@@ -16,6 +17,18 @@ from sadi_lmeval.passes.sequences import Tree, pack
 
 logger = logging.getLogger("lm_eval.sadi")
 
+_FAR = 64
+"""Places between a branch and its root in the trial."""
+_ROUNDED = 32
+"""Tokens of the text whose rounding is measured."""
+_FACTOR = 4
+"""How much farther apart than two plain ways of one text two ways of another may be."""
+_LEAST = 1e-4
+"""A difference that is let pass whatever was measured, in standard deviations of logits, or twice
+the type's last digit, if that is more: of one text two ways may be the same by chance."""
+_MOST = {torch.float32: 1e-3, torch.float64: 1e-3}
+_MOST_ELSE = 0.1
+"""A difference that is not, by the model's type: what is farther apart is not rounding."""
 _BY_LENGTH = ("dynamic", "longrope")
 _FULL = ("full_attention", "sliding_attention", "chunked_attention")
 
@@ -33,17 +46,35 @@ def longest_branching_path(model: nn.Module) -> int:
         row of its own.
     """
     config = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    kinds = [*(getattr(config, "layer_types", None) or [])]
-    # GPT-Neo's local attention counts places in the row, not tokens on the path.
-    kinds += [kind for kind in getattr(config, "attention_layers", None) or [] if kind == "local"]
-    if any(kind not in _FULL for kind in kinds):
-        reason = f"layers of type {', '.join(sorted(set(kinds) - set(_FULL)))}"
-    else:
-        reason = _difference(model)
+    longest = min([*_windows(config), *_fixed_frequencies(config)], default=1 << 62)
+    reason = _by_place(config) or _difference(Forward(model), min(longest, _places(config)))
     if reason:
         logger.info("Prompts are not shared between continuations (%s)", reason)
         return 0
-    return min([*_windows(config), *_fixed_frequencies(config)], default=1 << 62)
+    return longest
+
+
+def _by_place(config: Any) -> str:
+    """Why places in the row count, not tokens on the path, or an empty string if they do not."""
+    kinds = [*(getattr(config, "layer_types", None) or [])]
+    # GPT-Neo's local attention counts places in the row.
+    kinds += [kind for kind in getattr(config, "attention_layers", None) or [] if kind == "local"]
+    if any(kind not in _FULL for kind in kinds):
+        return f"layers of type {', '.join(sorted(set(kinds) - set(_FULL)))}"
+    attention = getattr(config, "attn_config", None)  # of MPT
+    for part in (config, attention):
+        if getattr(part, "alibi", False) or getattr(part, "use_alibi", False):
+            return "attention biases by distance in the row (ALiBi)"
+    if getattr(config, "keep_window_size", None):
+        return "attention that keeps a window of the row (keep_window_size)"
+    return ""
+
+
+def _places(config: Any) -> int:
+    """How many tokens a model takes, as far as its configuration says."""
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    return min([n for name in names if isinstance(n := getattr(config, name, None), int)],
+               default=1 << 62)  # fmt: skip
 
 
 def _windows(config: Any) -> Iterator[int]:
@@ -76,10 +107,11 @@ def can_resume(model: nn.Module) -> bool:
         trunk, _ = forward.trunk(batch, points, starts)
         if any(states.dim() != 3 for states in trunk.states.values()):
             raise ValueError("its blocks give several streams")
+        rounding = gap_of(forward.logits(batch, points), trunk.logits)
         gaps = [
             difference_of(
                 forward.logits(batch, points, resumed=Resumed(start, trunk.states[start])),
-                trunk.logits,
+                *(trunk.logits, rounding, forward.dtype),
             )
             for start in starts
         ]
@@ -91,35 +123,86 @@ def can_resume(model: nn.Module) -> bool:
     return not reason
 
 
-def _difference(model: nn.Module) -> str:
-    """Why packed rows do not work, or an empty string if they equal plain ones."""
-    forward = Forward(model)
-    trunk, left, right = [5, 9, 7, 4, 8, 6], [3, 5, 4], [9, 3]
-    tree = Tree(past=3)
-    root = tree.add(trunk[3:])
-    tree.add(left, root)
-    tree.add(right, root)
+def _difference(forward: Forward, longest: int) -> str:
+    """Why packed rows do not work, or an empty string if they equal plain ones.
+
+    Args:
+        longest: the most tokens of a path; the second branch stands as far from its root in the
+            row as that allows, up to 64 places, where a bias by distance shows.
+    """
+    far = max(4, min(_FAR, (longest - 4) // 2))
+    root, left, right = _made(far), _made(far + 1)[1:], [9, 3]
+    cached = far // 2
+    tree = Tree(past=cached)
+    start = tree.add(root[cached:])
+    tree.add(left, start)
+    tree.add(right, start)
+    ends = [far - cached - 1, 2 * far - cached - 1, 2 * far - cached + 1]
     try:
         packed = forward.logits(
-            pack([tree], 0, forward.dtype, forward.device, forward.prefix(trunk[:3])),
-            Points.of([(0, 2), (0, 5), (0, 7)], 1, forward.device),
+            pack([tree], 0, forward.dtype, forward.device, forward.prefix(root[:cached])),
+            Points.of([(0, end) for end in ends], 1, forward.device),
         )
-        plain = []
-        for tokens, positions in ((trunk + left, [5, 8]), (trunk + right, [7])):
-            path = Tree()
-            path.add(tokens)
-            batch = pack([path], 0, forward.dtype, forward.device)
-            points = Points.of([(0, p) for p in positions], 1, forward.device)
-            plain.append(forward.logits(batch, points))
+        plain = [
+            _logits(forward, tokens, positions)
+            for tokens, positions in (
+                (root + left, [far - 1, 2 * far - 1]),
+                (root + right, [far + 1]),
+            )
+        ]
+        return difference_of(packed, torch.cat(plain), rounding_of(forward, longest), forward.dtype)
     except Exception as error:  # any failure of the trial means: the plain way
         reason = first_line(error)
         return f"the model does not take an attention mask of its own: {reason}"
-    return difference_of(packed, torch.cat(plain))
 
 
-def difference_of(found: Tensor, expected: Tensor) -> str:
-    """How far logits are apart, or an empty string where it is rounding alone."""
-    gap = float((found.float() - expected.float()).abs().max())
-    scale = float(expected.float().std())
-    allowed = 1e-3 if expected.dtype == torch.float32 else 0.1
-    return "" if gap <= allowed * max(scale, 1.0) else f"logits differ by {gap:.1e}"
+def _made(length: int) -> list[int]:
+    """Tokens that every vocabulary has, in no order that repeats."""
+    return [Random(place).randrange(3, 10) for place in range(length)]
+
+
+def _logits(forward: Forward, tokens: list[int], positions: list[int]) -> Tensor:
+    """Logits ``[n, vocab]`` of one text, computed plainly."""
+    path = Tree()
+    path.add(tokens)
+    batch = pack([path], 0, forward.dtype, forward.device)
+    return forward.logits(batch, Points.of([(0, p) for p in positions], 1, forward.device))
+
+
+def rounding_of(forward: Forward, longest: int) -> float:
+    """How far two plain ways of one text's logits are apart: at once, and after a cache.
+
+    Both are right, so that is what the model's type and its kernels round.
+
+    Args:
+        longest: the most tokens of the text.
+    """
+    tokens = _made(min(_ROUNDED, max(8, longest)))
+    cached = len(tokens) // 2
+    positions = list(range(cached, len(tokens)))
+    rest = Tree(past=cached)
+    rest.add(tokens[cached:])
+    shorter = Tree(past=cached)
+    shorter.add(tokens[cached:-3])
+    batch = pack([rest, shorter], 0, forward.dtype, forward.device, forward.prefix(tokens[:cached]))
+    points = Points.of([(0, p - cached) for p in positions], 2, forward.device)
+    return gap_of(forward.logits(batch, points), _logits(forward, tokens, positions))
+
+
+def difference_of(found: Tensor, expected: Tensor, rounding: float, dtype: torch.dtype) -> str:
+    """How far a model's logits are apart, or an empty string where it is rounding alone.
+
+    Args:
+        rounding: how far two plain ways of the same model are apart.
+        dtype: of the model.
+    """
+    scale = max(float(expected.float().std()), 1.0)
+    least = max(_LEAST * scale, 2 * torch.finfo(dtype).eps * float(expected.float().abs().max()))
+    allowed = min(max(_FACTOR * rounding, least), _MOST.get(dtype, _MOST_ELSE) * scale)
+    gap = gap_of(found, expected)
+    return "" if gap <= allowed else f"logits differ by {gap:.1e}"
+
+
+def gap_of(one: Tensor, other: Tensor) -> float:
+    """The largest difference."""
+    return float((one.float() - other.float()).abs().max())

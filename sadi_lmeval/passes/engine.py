@@ -14,6 +14,7 @@ from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.passes.activations import Collector, TokenPair, read_pairs
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.branching import can_resume, longest_branching_path
+from sadi_lmeval.passes.checked import longest_row_is_right
 from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.grid import Done, grid_log_likelihoods
 from sadi_lmeval.passes.packing import Continuation
@@ -66,6 +67,7 @@ class Engine:
         self.softmax_dtype = softmax_dtype
         self.bounds = _bounds(self.forward, rows, max_length)
         self._sites: dict[tuple[Element, HiddenSite], Site] = {}
+        self._tried = False
 
     @cached_property
     def longest_branching_path(self) -> int:
@@ -159,13 +161,17 @@ class Engine:
     def _parts(self, requests: Sequence[Continuation]) -> Iterator[tuple[list[int], bool]]:
         """The indices of requests with tokens: of those that are too long for packed rows, then of
         the others, and whether their rows may have branches."""
-        sizes = {i: len(r.context) + len(r.tokens) for i, r in enumerate(requests) if r.tokens}
-        for branching in (False, True):
-            part = [
-                index
-                for index, size in sizes.items()
-                if (size <= self.longest_branching_path) == branching
-            ]
+        asked = [index for index, request in enumerate(requests) if request.tokens]
+        sizes = {i: len(requests[i].context) + len(requests[i].tokens) for i in asked}
+        short = [i for i in asked if sizes[i] <= self.longest_branching_path]
+        if not self._tried and short:  # the longest row, the first time
+            self._tried = True
+            tried = [requests[index] for index in short]
+            if not longest_row_is_right(self.forward, tried, self.pad, self.bounds):
+                self.longest_branching_path = 0
+                short = []
+        fits = set(short)
+        for part, branching in (([i for i in asked if i not in fits], False), (short, True)):
             if part:
                 yield part, branching
 

@@ -101,7 +101,8 @@ class Forward:
                 edits, points_of, which, prompts, of_point, unsteered = steered
                 if unsteered is None and edits.needs_unsteered:
                     [unsteered] = self.activations(batch, prompts or points_of, [edits.site])
-                stack.enter_context(edits.at(points_of, which, unsteered, of_point))
+                start = 0 if resumed is None else resumed.layer
+                stack.enter_context(edits.at(points_of, which, unsteered, of_point, start))
             if resumed is not None and resumed.layer:
                 over = self.blocks[: resumed.layer]
                 stack.enter_context(passing_over(over, resumed.states, self._in_tuple))
@@ -185,7 +186,10 @@ class Forward:
             inputs["position_ids"] = batch.position_ids
         head = self.model.get_output_embeddings()  # type: ignore[operator]
 
+        narrowed: list[bool] = []
+
         def only_points(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            narrowed.append(True)
             return (points.read(arguments[0]).unsqueeze(0), *arguments[1:])
 
         with ExitStack() as stack:
@@ -196,8 +200,9 @@ class Forward:
                 )
             )
             stack.callback(head.register_forward_pre_hook(only_points).remove)
-            logits: Tensor = self.model(**inputs).logits[0]
-        return logits
+            logits: Tensor = self.model(**inputs).logits
+        # Some models compute their logits without a call of their output embedding.
+        return logits[0] if narrowed else points.read(logits)
 
 
 def cache_of(past: Past | None, batch: int) -> DynamicCache:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from sadi_lmeval.architecture.signature import cache_parameter, parameters, use_
 from sadi_lmeval.architecture.sites import unwrapped
 from sadi_lmeval.edits.contract import Edits, reading
 from sadi_lmeval.errors import first_line
-from sadi_lmeval.passes.branching import difference_of
+from sadi_lmeval.passes.branching import difference_of, gap_of
 from sadi_lmeval.passes.forward import Forward, cache_of
 from sadi_lmeval.passes.prefixes import shared_length
 
@@ -98,7 +98,8 @@ def steered_generation(
         handle = unwrapped(model).register_forward_pre_hook(before, with_kwargs=True)
         stack.callback(handle.remove)
         modules = {layer: edits.site.modules[layer] for layer in edits.written_layers}
-        stack.enter_context(visiting(modules, edits.site.side, visit, edits.site.streams))
+        side, streams = edits.site.side, edits.site.streams
+        stack.enter_context(visiting(modules, side, visit, streams, required=True))
         yield
 
 
@@ -171,6 +172,29 @@ def beginning_of(prompts: Sequence[list[int]]) -> list[int]:
     return list(first[:length]) if length >= _SHORTEST else []
 
 
+_INDIFFERENT = frozenset(
+    "do_sample temperature top_k top_p min_p typical_p epsilon_cutoff eta_cutoff max_length "
+    "max_new_tokens min_length min_new_tokens max_time pad_token_id bos_token_id eos_token_id "
+    "use_cache renormalize_logits remove_invalid_values transformers_version "
+    "_from_model_config".split()
+)
+"""Options of generation that look at logits or count tokens, and bring no cache of their own."""
+
+
+def looks_at_tokens(model: Any, options: Mapping[str, Any]) -> bool:
+    """Whether some option of generation may look at the tokens before, or bring its own cache.
+
+    A shared beginning moves tokens, and comes in a cache; whatever is not known to be indifferent
+    to both is taken to be not.
+
+    Args:
+        options: of the run; those of the model's ``generation_config`` count too.
+    """
+    config = getattr(model, "generation_config", None)
+    given = {**({} if config is None else config.to_diff_dict()), **options}
+    return any(value not in (None, False) for k, value in given.items() if k not in _INDIFFERENT)
+
+
 def can_share_beginning(model: Any) -> bool:
     """Whether generation after a shared beginning equals plain generation, found out by trying."""
     forward = Forward(model)
@@ -178,25 +202,30 @@ def can_share_beginning(model: Any) -> bool:
     ids = torch.tensor([[pad, pad, *beginning, 8], [*beginning, 6, 8, 5]], device=forward.device)
     plain = Prompts(ids, torch.ones_like(ids))
     plain.attention_mask[0, :2] = 0
+
+    def logits(prompts: Prompts) -> Tensor:
+        made = model.generate(
+            input_ids=prompts.input_ids,
+            attention_mask=prompts.attention_mask,
+            **{cache_parameter(model): prompts.cache},
+            max_new_tokens=2,
+            min_new_tokens=2,
+            do_sample=False,
+            pad_token_id=pad,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        return torch.stack(made.logits, dim=1)  # [batch, new tokens, vocab]
+
     try:
-        found = [
-            model.generate(
-                input_ids=prompts.input_ids,
-                attention_mask=prompts.attention_mask,
-                **{cache_parameter(model): prompts.cache},
-                max_new_tokens=2,
-                min_new_tokens=2,
-                do_sample=False,
-                pad_token_id=pad,
-                return_dict_in_generate=True,
-                output_logits=True,
-            ).logits
-            for prompts in (plain, with_shared_beginning(forward, plain, beginning))
-        ]
+        found = logits(with_shared_beginning(forward, plain, beginning))
+        expected = logits(plain)
+        alone = [Prompts(row[mask == 1][None], mask[mask == 1][None])
+                 for row, mask in zip(*plain[:2], strict=True)]  # fmt: skip
+        rounding = gap_of(torch.cat([logits(prompts) for prompts in alone]), expected)
+        reason = difference_of(found, expected, rounding, forward.dtype)
     except Exception as error:  # any failure of the trial means: the plain way
         reason = first_line(error)
-    else:
-        reason = difference_of(torch.cat(found[1]), torch.cat(found[0]))
     if reason:
         logger.info("Prompts are not shared in generation (%s)", reason)
     return not reason

@@ -93,9 +93,13 @@ class Record:
 
 
 def file_name(task: str, method: str, mask_from: str | None) -> str:
-    """The name of a record's file in its folder."""
-    source = "" if mask_from is None else f"@{mask_from}"
-    return re.sub(r"[^A-Za-z0-9_.@-]", "_", f"{task}.{method}{source}") + ".json"
+    """The name of a record's file in its folder; of two records never the same."""
+    given = [task, method] if mask_from is None else [task, method, mask_from]
+    plain = [re.sub(r"[^A-Za-z0-9_.-]", "_", part) for part in given]
+    name = f"{plain[0]}.{'@'.join(plain[1:])}"
+    if plain != given or "." in method:  # two names may have become the same
+        name += f"~{hashlib.sha256(json.dumps(given).encode()).hexdigest()[:8]}"
+    return f"{name}.json"
 
 
 def save_record(record: Record, folder: Path) -> Path:

@@ -14,8 +14,8 @@ from typing import Any
 RESERVED = frozenset(
     "element hidden_site layers entries recipe pairs_from folds mask_from fit_file parameters fits "
     "version not_finite task_digest recipe_digest method source n_pairs selected cache_key sha256 "
-    "file tuning score stderr difference difference_stderr margin documents objective run task "
-    "split model".split()
+    "file tuning score stderr difference difference_stderr margin likelihood_difference "
+    "likelihood_difference_stderr documents objective run task split model of_model".split()
 )
 """Keys of a record or of a line of ``sweep``: no method may call an argument like one of them,
 unless it means the site's own element."""
@@ -29,20 +29,28 @@ class ChoiceRecord:
         objective: what settings were judged by.
         documents: how many held-out documents.
         chosen: the setting, by axis.
-        beats_unsteered: whether it is better by more than the standard error.
+        rule: that it was chosen by; None in records of earlier releases, which took the best.
+        p_max: how often chance alone makes the best of all settings as good as it is; None where it
+            is not known.
         table: of each setting that was tried, the unsteered model first: its numbers by axis, and
             ``score``, ``stderr``, ``difference``, ``difference_stderr``, ``margin``,
-            ``not_finite``.
+            ``not_finite``, ``likelihood_difference``, ``likelihood_difference_stderr``.
+        beats_unsteered: what earlier releases wrote in place of rule and p_max: whether the chosen
+            setting was better by more than a standard error.
     """
 
     objective: str
     documents: int
     chosen: dict[str, Any]
-    beats_unsteered: bool
+    rule: str | None
+    p_max: float | None
     table: list[dict[str, Any]]
+    beats_unsteered: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return vars(self).copy()
+        earlier = self.beats_unsteered is not None
+        other = ("rule", "p_max") if earlier else ("beats_unsteered",)
+        return {name: value for name, value in vars(self).items() if name not in other}
 
     @classmethod
     def from_json(cls, given: object) -> ChoiceRecord | None:
@@ -56,8 +64,10 @@ class ChoiceRecord:
             str(values.get("objective")),
             int(finite(values.get("documents")) or 0),
             _mapping(values.get("chosen")),
-            values.get("beats_unsteered") is True,
+            _text(values.get("rule")),
+            finite(values.get("p_max")),
             rows,
+            values["beats_unsteered"] is True if "beats_unsteered" in values else None,
         )
 
 
@@ -74,6 +84,7 @@ class FitRecord:
         sha256: of its tensors.
         file: the name of its file in the cache folder, or None.
         tuning: how the setting was chosen; None where it was given.
+        of_model: the model that the fit was made for, where that is another one.
     """
 
     source: str
@@ -84,6 +95,7 @@ class FitRecord:
     sha256: str
     file: str | None
     tuning: ChoiceRecord | None
+    of_model: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -94,6 +106,7 @@ class FitRecord:
             "cache_key": self.cache_key,
             "sha256": self.sha256,
             "file": self.file,
+            **({} if self.of_model is None else {"of_model": self.of_model}),
             **({} if self.tuning is None else {"tuning": self.tuning.to_json()}),
         }
 
@@ -110,6 +123,7 @@ class FitRecord:
             str(given.get("sha256")),
             str(given["file"]) if isinstance(given.get("file"), str) else None,
             ChoiceRecord.from_json(given.get("tuning")),
+            str(given["of_model"]) if isinstance(given.get("of_model"), str) else None,
         )
 
     @property

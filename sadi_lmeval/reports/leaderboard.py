@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, NoReturn
 
-from scipy.stats import sem
+from scipy.stats import norm, sem
 
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.records.record import Record
+from sadi_lmeval.records.steering import finite
 from sadi_lmeval.reports.diagnostics import Diagnosis, diagnose
-from sadi_lmeval.reports.significance import LEVEL, Comparison, compare_paired, holm
+from sadi_lmeval.reports.significance import (
+    LEVEL,
+    Comparison,
+    Mean,
+    compare_paired,
+    holm,
+    mean_over_tasks,
+)
 
 UNSTEERED = "none"
 """The method of the row that all others are compared with."""
@@ -54,13 +62,25 @@ class Cell:
         return ("↑*" if self.better else "↓*") if self.significant else ""
 
 
-class Average(NamedTuple):
-    """The mean over tasks, each of which counts alike."""
+@dataclass(frozen=True)
+class Average:
+    """The mean over tasks, each of which counts alike.
 
-    value: float
-    stderr: float | None
-    difference: float | None
-    difference_stderr: float | None
+    Attributes:
+        value: of the metrics, with its error.
+        difference: from the unsteered model, with its error and p; None for that itself.
+        p_holm: the difference's p after Holm's adjustment over the rows that have one.
+    """
+
+    value: Mean
+    difference: Mean | None
+    p_holm: float | None = None
+
+    @property
+    def mark(self) -> str:
+        if self.difference is None or self.p_holm is None or self.p_holm >= LEVEL:
+            return ""
+        return "↑*" if self.difference.value > 0 else "↓*"
 
 
 @dataclass(frozen=True)
@@ -127,7 +147,26 @@ class Board:
 
     @property
     def warnings(self) -> list[str]:
-        return [c.diagnosis.warning for c in self.cells if c.diagnosis.warning is not None]
+        found = [cell.diagnosis.warning for cell in self.cells]
+        found += [self._elsewhere(task) for task in self.tasks]
+        return [warning for warning in found if warning is not None]
+
+    def _elsewhere(self, task: str) -> str | None:
+        """Say where the held-out documents are easier or harder than the scored ones."""
+        column = {row.method: row.cells[task] for row in self.rows if task in row.cells}
+        scored, tuned = column.get(UNSTEERED), [_held_out(cell) for cell in column.values()]
+        held_out = next((found for found in tuned if found is not None), None)
+        if scored is None or scored.value is None or scored.stderr is None or held_out is None:
+            return None
+        error = math.hypot(scored.stderr, held_out.stderr)
+        p = 2 * norm.sf(abs(scored.value - held_out.value) / error) if error else 1.0
+        if p >= LEVEL:
+            return None
+        return (
+            f"{task}: the unsteered model scores {held_out.value:.3g} on the held-out documents "
+            f"and {scored.value:.3g} on the scored ones, rarely by chance (p {p:.2g}): what "
+            "was chosen on the former need not suit the latter"
+        )
 
     def scale(self, task: str) -> int:
         """100 for a task whose numbers are shown in percent: all lie between 0 and 1."""
@@ -154,7 +193,7 @@ class Board:
         return max(values) if mine[0].record.higher_is_better else min(values)
 
     def best_average(self) -> float | None:
-        values = {row.average.value for row in self.rows if row.average is not None}
+        values = {row.average.value.value for row in self.rows if row.average is not None}
         return max(values) if len(values) > 1 else None
 
     def majority(self, task: str) -> tuple[float, str] | None:
@@ -202,8 +241,7 @@ def _board(records: Sequence[Record]) -> Board:
     )
     if not fit:
         return board
-    whole = [replace(r, average=_average(list(r.cells.values()), len(tasks))) for r in rows]
-    return replace(board, rows=whole)
+    return replace(board, rows=_with_averages(rows, unsteered, len(tasks)))
 
 
 def _order(method: str) -> tuple[bool, str]:
@@ -266,31 +304,64 @@ def _cell(record: Record, unsteered: Record | None) -> Cell:
     )
 
 
+class _HeldOut(NamedTuple):
+    """The unsteered model's mean on the held-out documents of all fits, and its standard error."""
+
+    value: float
+    stderr: float
+
+
+def _held_out(cell: Cell) -> _HeldOut | None:
+    """What tuning saw of the unsteered model; None where it was not judged by the cell's metric."""
+    choices = [fit.tuning for fit in cell.record.steering.fits]
+    tables = [c.table for c in choices if c is not None and c.objective == "metric" and c.table]
+    scores = [finite(table[0].get("score")) for table in tables]
+    errors = [finite(table[0].get("stderr")) for table in tables]
+    known = [score for score in scores if score is not None]
+    sound = [error for error in errors if error is not None]
+    if not known or len(known) != len(choices) or len(sound) != len(choices):
+        return None
+    sign = 1 if cell.record.higher_is_better else -1
+    return _HeldOut(sign * sum(known) / len(known), math.hypot(*sound) / len(sound))
+
+
 def _adjusted(family: Sequence[Cell]) -> list[Cell]:
     found = holm([None if c.comparison is None else c.comparison.p for c in family])
     return [replace(cell, p_holm=p) for cell, p in zip(family, found, strict=True)]
 
 
-def _average(cells: Sequence[Cell], tasks: int) -> Average | None:
-    def mean(numbers: Sequence[float | None]) -> float | None:
-        known = [number for number in numbers if number is not None]
-        return sum(known) / tasks if len(known) == tasks else None
-
-    def error(numbers: Sequence[float | None]) -> float | None:
-        # The tasks' documents are drawn apart: variances add up.
-        known = [number for number in numbers if number is not None]
-        return math.hypot(*known) / tasks if len(known) == tasks else None
-
-    value = mean([cell.value for cell in cells])
-    if value is None:
+def _average(row: Row, unsteered: Mapping[str, Record], tasks: int) -> Average | None:
+    """The mean of a row that has a finite number of each document of every task."""
+    records = [cell.record for cell in row.cells.values()]
+    if len(records) != tasks or any(None in record.values for record in records):
         return None
-    compared = [cell.comparison for cell in cells if cell.comparison is not None]
-    return Average(
-        value,
-        error([cell.stderr for cell in cells]),
-        mean([comparison.difference for comparison in compared]),
-        error([comparison.stderr for comparison in compared]),
-    )
+    value = mean_over_tasks([_by_document(r, r.values) for r in records])
+    others = [unsteered.get(record.task) for record in records]
+    if row.method == UNSTEERED or any(o is None or None in o.values for o in others):
+        return Average(value, None)
+    differences = [
+        _by_document(r, [(a or 0.0) - (b or 0.0) for a, b in zip(r.values, o.values, strict=True)])
+        for r, o in zip(records, others, strict=True)
+        if o is not None
+    ]
+    return Average(value, mean_over_tasks(differences))
+
+
+def _by_document(record: Record, values: Sequence[float | None]) -> dict[str, list[float]]:
+    numbers: dict[str, list[float]] = {}
+    for document, value in zip(record.documents, values, strict=True):
+        if value is not None:
+            numbers.setdefault(document, []).append(value)
+    return numbers
+
+
+def _with_averages(rows: Sequence[Row], unsteered: Mapping[str, Record], tasks: int) -> list[Row]:
+    averages = [_average(row, unsteered, tasks) for row in rows]
+    p = holm([None if a is None or a.difference is None else a.difference.p for a in averages])
+    return [
+        replace(row, average=None if mean is None else replace(mean, p_holm=adjusted))
+        for row, mean, adjusted in zip(rows, averages, p, strict=True)
+    ]
 
 
 def _transfer(

@@ -14,7 +14,7 @@ import jinja2
 
 from sadi_lmeval.records.steering import FitRecord, finite
 from sadi_lmeval.reports.leaderboard import UNSTEERED, Board, Cell
-from sadi_lmeval.reports.tables import LEGEND, conditions, how_to_repeat, majorities, shown
+from sadi_lmeval.reports.tables import conditions, how_to_repeat, legend, majorities, shown
 
 _COLUMNS = 64
 """The most columns of a map of entries: wider sites are binned."""
@@ -50,6 +50,7 @@ class Gap(NamedTuple):
     Attributes:
         dev: difference from the unsteered model on the former, mean over folds.
         at: where ``dev``, ``test`` and 0 lie on a line of length 100.
+        rule: that the setting was chosen by, with p_max of each fold; empty where no record has it.
     """
 
     method: str
@@ -60,6 +61,7 @@ class Gap(NamedTuple):
     test: str
     gap: str
     at: tuple[float, float, float]
+    rule: str
 
 
 class Map(NamedTuple):
@@ -91,7 +93,7 @@ class Bar(NamedTuple):
 def page(boards: Sequence[Board]) -> str:
     """``report.html``."""
     sections = [_section(board) for board in boards]
-    return _template().render(sections=sections, shown=shown, legend=LEGEND)
+    return _template().render(sections=sections, shown=shown)
 
 
 @cache
@@ -108,9 +110,10 @@ def _section(board: Board) -> dict[str, Any]:
     return {
         "board": board,
         "conditions": conditions(board),
+        "legend": legend(board),
         "majorities": majorities(board),
         "gaps": _gaps(steered, board),
-        "grids": _by_task(board, steered, _heatmaps),
+        "grids": _by_task(board, steered, lambda cell: _heatmaps(cell, board)),
         "maps": _by_task(board, steered, _maps),
         "answers": [(t, bars) for t in board.tasks if (bars := _bars(board, t)) is not None],
         "transfers": [
@@ -179,9 +182,17 @@ def _gaps(cells: Iterable[Cell], board: Board) -> list[Gap]:
                 shown(test, scale, sign=True),
                 shown(None if dev is None else test - dev, scale, sign=True),
                 (at(scale * (test if dev is None else dev)), at(scale * test), at(0)),
+                _rule(cell),
             )
         )
     return gaps
+
+
+def _rule(cell: Cell) -> str:
+    tuned = [fit.tuning for fit in cell.record.steering.fits if fit.tuning and fit.tuning.rule]
+    names = "/".join(dict.fromkeys(str(tuning.rule) for tuning in tuned))
+    chances = ["n/a" if each.p_max is None else f"{each.p_max:.3f}" for each in tuned]
+    return f"{names}, p_max {'/'.join(chances)}" if tuned else ""
 
 
 def _by_task(
@@ -192,12 +203,12 @@ def _by_task(
     return [(task, drawn) for task, drawn in found if drawn]
 
 
-def _heatmaps(cell: Cell) -> list[Grid]:
-    found = [_heatmap(cell, fit) for fit in cell.record.steering.fits]
+def _heatmaps(cell: Cell, board: Board) -> list[Grid]:
+    found = [_heatmap(cell, fit, board) for fit in cell.record.steering.fits]
     return [grid for grid in found if grid is not None]
 
 
-def _heatmap(cell: Cell, fit: FitRecord) -> Grid | None:
+def _heatmap(cell: Cell, fit: FitRecord, board: Board) -> Grid | None:
     """Differences from the unsteered model: a setting's last number across, the others down."""
     names = list(fit.setting)
     if len(names) < 2 or fit.tuning is None:
@@ -212,7 +223,8 @@ def _heatmap(cell: Cell, fit: FitRecord) -> Grid | None:
         return None
     chosen = tuple(finite(value) for value in fit.chosen.values())
     reach = max((abs(number) for number in cells.values() if number is not None), default=0.0)
-    scale = 100 if reach <= 1 else 1
+    scales = {"metric": board.scale(cell.record.task), "exact_match": 100}
+    scale = scales.get(fit.tuning.objective, 1)  # a log-likelihood is no share
     reach = max(reach, _REACH)
     columns = sorted({key[-1] for key in cells})
 

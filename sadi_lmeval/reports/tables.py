@@ -13,16 +13,28 @@ from huggingface_hub import CardData, EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from sadi_lmeval.records.record import Record
-from sadi_lmeval.reports.leaderboard import Board, Cell, Transfer, printable
+from sadi_lmeval.reports.leaderboard import Average, Board, Cell, Transfer, printable
 from sadi_lmeval.reports.significance import LEVEL
 
-LEGEND = (
+_LEGEND = (
     "In percent where all of a task's numbers lie between 0 and 1, ± standard error; bold: the "
     "best of a column. ↑* better and ↓* worse than the unsteered model on the same documents: "
     f"p below {LEVEL:g} after Holm's adjustment over the column (exact McNemar test where every "
-    "value is 0 or 1, else paired bootstrap)."
+    "value is 0 or 1, else sign-flip test of up to 20 documents that differ, else paired "
+    "bootstrap; average: t test over documents, those of several tasks counted once)."
 )
-"""How to read the table."""
+
+
+def legend(board: Board) -> str:
+    """How to read a table, with what the number of its columns means for its arrows."""
+    columns = len(board.tasks)
+    if columns < 2:
+        return _LEGEND
+    chance = 100 * (1 - (1 - LEVEL) ** columns)
+    return (
+        f"{_LEGEND} Were steering without effect, up to {100 * LEVEL:.0f} % of columns would "
+        f"still have an arrow, and up to {chance:.0f} % of tables of {columns} columns."
+    )
 
 
 def how_to_repeat(record: Record) -> dict[str, Any]:
@@ -108,16 +120,12 @@ def _sections(board: Board) -> list[str]:
             texts.append(_with_error(cell.value, cell.stderr, board.scale(task), best)
                          + _difference(cell, board.scale(task)))  # fmt: skip
         if averaged:
-            mean = row.average
-            best = mean is not None and mean.value == board.best_average()
-            texts.append("" if mean is None else _with_error(mean.value, mean.stderr, 100, best))
-            if mean is not None and mean.difference is not None:
-                texts[-1] += f" ({shown(mean.difference, 100, sign=True)})"
+            texts.append("" if row.average is None else _average(row.average, board))
         lines.append(_markdown_row([_escaped(row.name), *texts]))
     sections = [f"## {_escaped(board.model)}", _escaped(conditions(board))]
     if board.tasks:
         brackets = "In brackets: the difference from the unsteered model, and its adjusted p."
-        sections += ["\n".join(lines), f"{LEGEND} {brackets}", _escaped(majorities(board))]
+        sections += ["\n".join(lines), f"{legend(board)} {brackets}", _escaped(majorities(board))]
     if board.warnings:
         sections.append("\n".join(["Warnings:", "", *(f"- {_escaped(w)}" for w in board.warnings)]))
     for transfer in board.transfers:
@@ -142,6 +150,15 @@ def _difference(cell: Cell, scale: int) -> str:
         return ""
     text = f" ({shown(compared.difference, scale, sign=True)}, p {cell.p_holm:.2g})"
     return text + (f" {cell.mark}" if cell.mark else "")
+
+
+def _average(mean: Average, board: Board) -> str:
+    value, gain = mean.value, mean.difference
+    text = _with_error(value.value, value.stderr, 100, value.value == board.best_average())
+    if gain is None:
+        return text
+    p = "" if mean.p_holm is None else f", p {mean.p_holm:.2g}"
+    return f"{text} ({shown(gain.value, 100, sign=True)}{p}) {mean.mark}".rstrip()
 
 
 def _matrix(board: Board, transfer: Transfer) -> list[str]:
@@ -212,8 +229,14 @@ def comma_separated(boards: Sequence[Board]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({name: _as_text(value) for name, value in line.items()} for line in lines)
     return text.getvalue()
+
+
+def _as_text(value: Any) -> Any:
+    """A name that came with the data, so that a spreadsheet does not take it for a formula."""
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if formula else value
 
 
 def json_text(boards: Sequence[Board]) -> str:
@@ -235,7 +258,7 @@ def json_text(boards: Sequence[Board]) -> str:
             "rows": [
                 {
                     "method": row.method,
-                    "average": None if row.average is None else row.average._asdict(),
+                    "average": None if row.average is None else asdict(row.average),
                     "cells": {task: content(cell) for task, cell in row.cells.items()},
                 }
                 for row in board.rows

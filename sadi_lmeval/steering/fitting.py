@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from sadi_lmeval.architecture.sites import Site
@@ -14,12 +15,14 @@ from sadi_lmeval.methods.arm import Arm
 from sadi_lmeval.methods.base import Method
 from sadi_lmeval.pairs.pairs import Pair
 from sadi_lmeval.pairs.plan import Plan
-from sadi_lmeval.pairs.sources import Source
+from sadi_lmeval.pairs.sources import QUESTIONS_BY, Source
 from sadi_lmeval.passes.activations import Collector, TokenPair
 from sadi_lmeval.passes.steerable import SteerableModel, folder_for
 from sadi_lmeval.storage.fit_file import Fit, load_fit, save_fit
 from sadi_lmeval.storage.store import Kind, get_or_build
 from sadi_lmeval.versions import code_digest, versions
+
+logger = logging.getLogger("lm_eval.sadi")
 
 
 class Fitted(NamedTuple):
@@ -29,12 +32,14 @@ class Fitted(NamedTuple):
         source: the file, or where the pairs come from, for messages.
         key: its cache key; empty for a fit that was given by hand.
         file: where it is kept, or None.
+        of_model: the model that it was made for, where that is another one.
     """
 
     fit: Fit
     source: str
     key: str
     file: Path | None
+    of_model: str | None = None
 
 
 FITS: Kind[Fit] = Kind(
@@ -98,6 +103,7 @@ def fits_of(
         "pairs_digest": key_of({"pairs": tokens}),
         "documents": [i.content for i in identities],
         "questions": [i.question for i in identities if i.question],
+        "questions_by": QUESTIONS_BY,
         "seed": seed,
         "versions": versions(),
     }
@@ -161,4 +167,20 @@ def given_fit(path: str, arm: Arm, site: Site, model: SteerableModel) -> Fitted:
             f"fit {path} is for hidden_site={hidden_site}, but this run has {needed}; pass that of "
             "the fit"
         )
-    return Fitted(found, path, "", Path(path))
+    of_model = _other_model(found.card, model.model_card)
+    if of_model is not None:
+        logger.warning(
+            "fit %s was made for another model of the same shape (%s), which the results name; "
+            "what was found there may mean nothing here",
+            *(path, of_model),
+        )
+    return Fitted(found, path, "", Path(path), of_model)
+
+
+def _other_model(card: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """Name the model of a fit's card, if it is not this one: by the weights, else by the name."""
+    name = PurePath(str(card.get("model"))).name
+    known = card.get("weights_digest"), here.get("weights_digest")
+    if None not in known and "config_digest" in card:  # earlier cards digest other things
+        return None if known[0] == known[1] else name
+    return None if name == PurePath(str(here.get("model"))).name else name

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
 
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.harness.metrics import is_number, mean_metrics
 from sadi_lmeval.harness.run_task import Document, RunTask
-from sadi_lmeval.options import Objective
+from sadi_lmeval.options import Objective, RuleName
 from sadi_lmeval.pairs.contrasts import gold_and_wrong
 from sadi_lmeval.pairs.recipe import Recipe
 from sadi_lmeval.passes.scoring import Score
+from sadi_lmeval.steering.rules import OF_LIKELIHOOD
 
 
 class Judged(NamedTuple):
-    """Of one document: the objective, and the margin that decides between equals.
+    """Of one document: the objective, the margin that decides between equals, and the likelihood.
 
-    Both are nan where a score is not finite: such a setting is never chosen.
+    Objective and margin are nan where a score is not finite: such a setting is never chosen.
+
+    Attributes:
+        likelihood: log-likelihood of the right choices among all; None where there are no choices.
     """
 
     value: float
     margin: float
+    likelihood: float | None = None
 
 
 def resolved(objective: Objective, task: RunTask) -> Objective:
@@ -50,6 +58,23 @@ def resolved(objective: Objective, task: RunTask) -> Objective:
     return objective
 
 
+def resolved_rule(rule: RuleName, objective: Objective, task: RunTask) -> RuleName:
+    """What ``auto`` means for a task and an objective that is not ``auto``.
+
+    Raises:
+        UserError: the rule goes by the likelihood of choices, and the task has none.
+    """
+    chooses = task.output_type == "multiple_choice"
+    if rule == "auto":
+        return "sure-or-backed" if chooses and objective == "metric" else "sure"
+    if rule in OF_LIKELIHOOD and not chooses:
+        raise UserError(
+            f"rule={rule}: goes by the likelihood of the right choice; task {task.name} "
+            f"({task.output_type}) has no choices; pass rule=sure or rule=best"
+        )
+    return rule
+
+
 def judge(
     task: RunTask,
     recipe: Recipe,
@@ -61,7 +86,7 @@ def judge(
     """Judge the scores of one document's requests.
 
     Args:
-        task: its metric decides, the first that it lists and that is one number a document.
+        task: its metric decides: the first that is the mean of one number a document.
         recipe: says which choices are right.
         document: the document.
         scores: of each of its requests.
@@ -74,20 +99,20 @@ def judge(
     if objective != "metric" and not chooses:
         (value, greedy), a_token = scores[0], scores[0][0] / lengths[0]
         return Judged(float(greedy) if objective == "exact_match" else a_token, value)
-    margin = scores[0][0]
+    margin, likelihood = scores[0][0], None
     if chooses:
         right, wrong = gold_and_wrong(task, recipe, document)
         values = [value for value, _ in scores]
         known = bool(right and wrong)  # the harness scores documents without a gold choice too
         margin = max(values[i] for i in right) - max(values[i] for i in wrong) if known else 0.0
+        among = np.logaddexp.reduce([values[i] for i in right]) - np.logaddexp.reduce(values)
+        likelihood = float(among) if known else 0.0
     if objective == "exact_match":  # under teacher forcing: a right choice is the greedy one
-        return Judged(float(any(scores[i][1] for i in right)), margin)
+        return Judged(float(any(scores[i][1] for i in right)), margin, likelihood)
     metrics = task.task.process_results(document, list(scores))
-    # The harness gives the log-likelihood in place of a perplexity, which it takes the mean of.
-    metrics = {name: value for name, value in metrics.items() if "perplexity" not in name}
     better = task.task.higher_is_better()
-    for name in [*better, *metrics]:
-        metric: Any = metrics.get(name)
-        if isinstance(metric, (bool, int, float)) or hasattr(metric, "item"):
-            return Judged(float(metric) * (1 if better.get(name, True) else -1), margin)
-    return Judged(margin, margin)
+    for name in mean_metrics(task.task, metrics):
+        if is_number(metrics.get(name)):
+            value = float(metrics[name]) * (1 if better.get(name, True) else -1)
+            return Judged(value, margin, likelihood)
+    return Judged(margin, margin, likelihood)

@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sadi_lmeval.options import RuleName
 from sadi_lmeval.records.steering import ChoiceRecord
 from sadi_lmeval.settings import Axes, Setting
 from sadi_lmeval.steering.objective import Judged
+
+Array = np.ndarray[Any, Any]
 
 
 class Outcome(NamedTuple):
@@ -25,6 +28,9 @@ class Outcome(NamedTuple):
         margin: mean margin.
         not_finite: documents with a score that is not finite; then the other numbers are None,
             as the differences are where the unsteered model has such a document.
+        likelihood_difference: mean difference of the log-likelihood of the right choices among all;
+            None where there are no choices.
+        likelihood_difference_stderr: its standard error.
     """
 
     setting: Setting
@@ -34,6 +40,8 @@ class Outcome(NamedTuple):
     difference_stderr: float | None
     margin: float | None
     not_finite: int = 0
+    likelihood_difference: float | None = None
+    likelihood_difference_stderr: float | None = None
 
 
 class Choice(NamedTuple):
@@ -45,6 +53,9 @@ class Choice(NamedTuple):
         documents: how many held-out documents.
         objective: what they were judged by.
         axes: of the method.
+        rule: that it was chosen by.
+        p_max: see :func:`~sadi_lmeval.steering.rules.p_max`; None where the unsteered model has a
+            score that is not finite.
     """
 
     outcomes: list[Outcome]
@@ -52,16 +63,12 @@ class Choice(NamedTuple):
     documents: int
     objective: str
     axes: Axes
+    rule: RuleName
+    p_max: float | None
 
     @property
     def setting(self) -> Setting:
         return self.outcomes[self.chosen].setting
-
-    @property
-    def beats_unsteered(self) -> bool:
-        """Whether the chosen setting is better by more than the standard error."""
-        best = self.outcomes[self.chosen]
-        return (best.difference or 0.0) > (best.difference_stderr or 0.0)
 
     def record(self) -> ChoiceRecord:
         """Describe the choice for the results file."""
@@ -72,7 +79,8 @@ class Choice(NamedTuple):
             self.objective,
             self.documents,
             self.axes.named(self.setting),
-            self.beats_unsteered,
+            self.rule,
+            self.p_max,
             table,
         )
 
@@ -86,6 +94,9 @@ def outcome(setting: Setting, judged: Sequence[Judged], unsteered: Sequence[Judg
     differences = values - np.array([j.value for j in unsteered])
     compared = bool(np.isfinite(differences).all())
     margin = float(np.mean([j.margin for j in judged]))
+    likelihood = likelihoods([judged, unsteered])
+    gains = np.array([]) if likelihood is None else likelihood[:, 0] - likelihood[:, 1]
+    known = compared and len(gains) > 0
     return Outcome(
         setting,
         float(values.mean()),
@@ -93,18 +104,32 @@ def outcome(setting: Setting, judged: Sequence[Judged], unsteered: Sequence[Judg
         float(differences.mean()) if compared else None,
         _standard_error(differences) if compared else None,
         margin,
+        likelihood_difference=float(gains.mean()) if known else None,
+        likelihood_difference_stderr=_standard_error(gains) if known else None,
     )
 
 
-def _standard_error(values: np.ndarray[Any, Any]) -> float:
+def values(columns: Sequence[Sequence[Judged]]) -> Array:
+    """The objective of every document under every setting, ``[documents, settings]``."""
+    found: Array = np.array([[j.value for j in column] for column in columns]).T
+    return found
+
+
+def likelihoods(columns: Sequence[Sequence[Judged]]) -> Array | None:
+    """The same of the likelihood of the right choices; None where there are no choices."""
+    found = np.array([[j.likelihood for j in column] for column in columns], dtype=float).T
+    return None if np.isnan(found).all() else found
+
+
+def _standard_error(values: Array) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def best(outcomes: Sequence[Outcome], edit_size: Callable[[Setting], float]) -> int:
-    """Choose the best score; ties go to the larger margin, then the smaller edit.
+def ranked(outcomes: Sequence[Outcome], edit_size: Callable[[Setting], float]) -> list[int]:
+    """Order outcomes by the score; ties go to the larger margin, then the smaller edit.
 
     Returns:
-        the index of its outcome.
+        their indices, the best first.
     """
 
     def rank(index: int) -> tuple[float, float, float]:
@@ -114,4 +139,4 @@ def best(outcomes: Sequence[Outcome], edit_size: Callable[[Setting], float]) -> 
             return -math.inf, -math.inf, -size
         return round(found.score, 9), round(found.margin, 9), -size
 
-    return max(range(len(outcomes)), key=rank)
+    return sorted(range(len(outcomes)), key=rank, reverse=True)

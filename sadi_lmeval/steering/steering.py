@@ -25,8 +25,9 @@ from sadi_lmeval.passes.steerable import SteerableModel, folder_for
 from sadi_lmeval.records.steering import FitRecord, SteeringRecord
 from sadi_lmeval.settings import Setting
 from sadi_lmeval.steering.fitting import Fitted, fits_of, given_fit, method_of
-from sadi_lmeval.steering.objective import resolved
+from sadi_lmeval.steering.objective import resolved, resolved_rule
 from sadi_lmeval.steering.outcome import Choice
+from sadi_lmeval.steering.rules import LEVEL
 from sadi_lmeval.steering.tuning import Candidates, Trial, choose_settings
 from sadi_lmeval.versions import versions
 
@@ -191,7 +192,8 @@ def _prepare(
 
     plan = find_plan(task, first)
     if chosen:
-        resolved(first.objective, plan.source_task)
+        objective = resolved(first.objective, plan.source_task)
+        resolved_rule(first.rule, objective, plan.source_task)
     prepared: list[list[PreparedFit]] = [[] for _ in candidates]
     for source in plan.sources.sources:
         for fitted in given or []:
@@ -228,22 +230,24 @@ def _choices(
     label = f"{' and '.join(names) if len(asked) == 1 else 'Settings'} of {task.name}"
     if plan.sources.folds:
         label += f", {source.label}"
-    trial = Trial(task, plan.own_recipe, held_out, texts, first.objective)
+    trial = Trial(task, plan.own_recipe, held_out, texts, first.objective, first.rule)
     choices = choose_settings(trial, tried, model, folder_for(first, model), label)
     for choice, index in zip(choices, asked, strict=True):
-        if choice.beats_unsteered:
+        if choice.p_max is not None and choice.p_max <= LEVEL:
             continue
         taken = choice.outcomes[choice.chosen]
         said = ", ".join(f"{k}={v:g}" for k, v in choice.axes.named(taken.setting).items())
         logger.warning(
-            "Task %s: no setting of %s beats the unsteered model by more than a standard error on "
-            "%d held-out documents (%s)",
+            "Task %s: no setting of %s beats the unsteered model by more than chance may on %d "
+            "held-out documents (p_max %s; rule %s %s)",
             task.name,
             method_of(candidates[index].arm).name,
             choice.documents,
-            f"best: {said}, {taken.difference or 0.0:+.4f} ± {taken.difference_stderr or 0.0:.4f}"
+            "unknown" if choice.p_max is None else f"{choice.p_max:.2f}",
+            choice.rule,
+            f"takes {said}, {taken.difference or 0.0:+.4f} ± {taken.difference_stderr or 0.0:.4f}"
             if choice.axes.steers(taken.setting)
-            else "so nothing is steered",
+            else "steers nothing",
         )
     return dict(zip(asked, choices, strict=True))
 
@@ -335,4 +339,5 @@ def _fit_record(prepared: PreparedFit, arm: Arm) -> FitRecord:
         fitted.fit.digest,
         None if fitted.file is None else fitted.file.name,
         None if choice is None else choice.record(),
+        fitted.of_model,
     )

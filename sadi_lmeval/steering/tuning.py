@@ -17,25 +17,27 @@ from sadi_lmeval.harness.run_task import Document, RunTask, Text, digest
 from sadi_lmeval.identity.key import key_of
 from sadi_lmeval.identity.model import model_identity
 from sadi_lmeval.identity.task import task_digest
-from sadi_lmeval.options import Objective
+from sadi_lmeval.options import Objective, RuleName
 from sadi_lmeval.pairs.recipe import Recipe
 from sadi_lmeval.passes.steerable import SteerableModel
 from sadi_lmeval.settings import Axes, Setting
-from sadi_lmeval.steering.objective import Judged, judge, resolved
-from sadi_lmeval.steering.outcome import Choice, Outcome, best, outcome
+from sadi_lmeval.steering.objective import Judged, judge, resolved, resolved_rule
+from sadi_lmeval.steering.outcome import Choice, Outcome, likelihoods, outcome, ranked, values
+from sadi_lmeval.steering.rules import pick
 from sadi_lmeval.storage.journal import Journal
 from sadi_lmeval.storage.store import Kind, get_or_build, read_kept, write_kept
 from sadi_lmeval.versions import versions
 
 
 class Trial(NamedTuple):
-    """Documents, and the requests that the settings are tried on."""
+    """Documents, the requests that settings are tried on, and the rule that one is taken by."""
 
     task: RunTask
     recipe: Recipe
     documents: Sequence[Document]
     texts: Sequence[Sequence[Text]]
     objective: Objective
+    rule: RuleName = "auto"
 
 
 class Candidates(NamedTuple):
@@ -73,8 +75,10 @@ def choose_settings(
             document.
         label: for the progress bar.
     """
-    trial = trial._replace(objective=resolved(trial.objective, trial.task))
-    of_trial = trial_identity(trial, model)
+    objective = resolved(trial.objective, trial.task)
+    rule = resolved_rule(trial.rule, objective, trial.task)
+    trial = trial._replace(objective=objective, rule=rule)
+    of_trial = {**trial_identity(trial, model), "rule": rule}
     keys = [key_of({**each.identity, **of_trial, "settings": each.settings}) for each in candidates]
     names = dict.fromkeys(name for each in candidates for name in each.axes.names)
     kind = _kind(" and ".join(names), dict(zip(keys, candidates, strict=True)))
@@ -144,8 +148,16 @@ def _tried(
             outcome(setting, column, columns[0])
             for setting, column in zip([each.axes.unsteered, *each.settings], mine, strict=True)
         ]
-        chosen = best(outcomes, each.edit_size)
-        found[key] = Choice(outcomes, chosen, len(trial.documents), trial.objective, each.axes)
+        taken = pick(trial.rule, values(mine), likelihoods(mine), ranked(outcomes, each.edit_size))
+        found[key] = Choice(
+            outcomes,
+            taken.column,
+            len(trial.documents),
+            trial.objective,
+            each.axes,
+            trial.rule,
+            taken.p_max,
+        )
     return found
 
 
@@ -266,8 +278,9 @@ def _line(index: int, judged: Sequence[Judged]) -> dict[str, Any]:
 def _noted(line: Any, count: int) -> tuple[int, list[Judged] | None]:
     """The document of a journal's line and its judgements, or None where it is another's."""
     try:
-        rows = [Judged(math.nan, math.nan) if j is None else Judged(float(j[0]), float(j[1]))
-                for j in line["judged"]]  # fmt: skip
+        rows = [Judged(math.nan, math.nan) if j is None else Judged(
+            float(j[0]), float(j[1]), None if j[2] is None else float(j[2])
+        ) for j in line["judged"]]  # fmt: skip
         return int(line["document"]), rows if len(rows) == count else None
     except (TypeError, KeyError, ValueError, IndexError):
         return -1, None

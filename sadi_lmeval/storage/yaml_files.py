@@ -34,6 +34,30 @@ def read_yaml(path: Path) -> Any:
     return deepcopy(content)
 
 
+def read_if_ours(path: Path, key: str) -> Any:
+    """Read a YAML file that may be another tool's: a harness task with ``!function``, for one.
+
+    Args:
+        key: that a file of ours has at the beginning of a line.
+
+    Returns:
+        what it says; None where it is no plain YAML, and not ours.
+
+    Raises:
+        UserError: it has the key, and cannot be read.
+    """
+    try:
+        return read_yaml(path)
+    except UserError:
+        try:
+            lines = path.read_bytes()[:_LARGEST].splitlines()
+        except OSError:
+            lines = []
+        if any(line.startswith(f"{key}:".encode()) for line in lines):
+            raise
+        return None
+
+
 @lru_cache(maxsize=4096)
 def _parsed(path: Path, modified: int, size: int) -> tuple[Any, str | None]:
     """The content of a file as it is at a time, or what is wrong with it.

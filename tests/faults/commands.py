@@ -12,14 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import quick_host
+from helpers import quick_host
 
 SERVER = """
 import faulthandler, gc, json, os, signal, sys, threading, time
 import tqdm
 
 tqdm.tqdm.set_lock(threading.RLock())  # its own is shared with the forks: killed, they keep it
-import quick_host
+from helpers import quick_host
 from lm_eval.__main__ import cli_evaluate
 from transformers import AutoModelForCausalLM
 from sadi_lmeval import cli, model
@@ -135,7 +135,7 @@ class Commands:
             "HF_HUB_OFFLINE": "1",
             "HF_DATASETS_CACHE": str(folder / "datasets"),
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(Path(quick_host.__file__).parent),
+            "PYTHONPATH": str(Path(quick_host.__file__).parents[1]),
         }
         self._server = subprocess.Popen(
             [sys.executable, "-c", SERVER, str(model)],

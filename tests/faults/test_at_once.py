@@ -12,7 +12,7 @@ from faults.commands import Commands
 from faults.counts import Count
 from faults.results import results_of
 
-MODEL_ARGS: dict[str, Any] = {"n_pairs": 12, "n_tune": 12, "grid": "1/2/3x4/9"}
+MODEL_ARGS: dict[str, Any] = {"n_pairs": 12, "n_tune": 12, "grid": "1/2/3x4/9", "rule": "best"}
 BUILT = ("Pairs of", "Settings of")
 """The labels of the progress bars of fitting, and of choosing a setting."""
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Evaluate
 
+from conftest import Evaluate
 from faults.counts import Count
 from faults.results import alike
 from sadi_lmeval.errors import UserError
@@ -22,7 +22,13 @@ from sadi_lmeval.steering import tuning
 from sadi_lmeval.storage.fit_file import load_fit
 
 PLACES = 200
-RUN: dict[str, Any] = {"n_pairs": 8, "n_tune": 8, "grid": "1/2x4/9", "negative": "hardest"}
+RUN: dict[str, Any] = {
+    "n_pairs": 8,
+    "n_tune": 8,
+    "grid": "1/2x4/9",
+    "rule": "best",
+    "negative": "hardest",
+}
 
 
 def damaged(content: bytes, chosen: random.Random) -> bytes:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import quick_host
 
 from faults.commands import Commands
 from faults.counts import Count
 from faults.results import results_of
+from helpers import quick_host
 
-MODEL_ARGS: dict[str, Any] = {"n_pairs": 12, "n_tune": 12, "grid": "1/2x4/9"}
+MODEL_ARGS: dict[str, Any] = {"n_pairs": 12, "n_tune": 12, "grid": "1/2x4/9", "rule": "best"}
 
 
 class Outcome:

@@ -82,7 +82,7 @@ PHASES = {
         "lm_eval --model hf-sadi",
         TASKS,
         ["--limit", "4", "--log_samples"],
-        {"n_pairs": 6, "n_tune": 8, "negative": "hardest", "grid": "1/2/3x4/9"},
+        {"n_pairs": 6, "n_tune": 8, "negative": "hardest", "grid": "1/2/3x4/9", "rule": "best"},
         of_lm_eval,
     ),
     "sweep": Phase(
@@ -96,7 +96,7 @@ PHASES = {
         "sadi-lmeval compare",
         TASKS,
         ["--limit", "8", "--methods", "none,sadi-head,caa", "--settings", "4"],
-        {"n_pairs": 6, "n_tune": 8},
+        {"n_pairs": 6, "n_tune": 8, "rule": "best"},
         of_compare,
     ),
 }

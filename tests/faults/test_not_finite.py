@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Evaluate
 
+from conftest import Evaluate
 from faults.commands import Commands
 from faults.counts import Count
 from sadi_lmeval.errors import UserError
@@ -80,7 +80,7 @@ def test_a_setting_that_overflows_is_marked_while_tuning_and_not_chosen(
 def test_a_sweep_marks_what_overflows(commands: Commands, tmp_path: Path, count: Count) -> None:
     output = tmp_path / "out.jsonl"
     given: dict[str, Any] = {"n_pairs": 12, "dtype": "float16", "cache_dir": tmp_path / "cache"}
-    options = ("--limit", "6", "--grid", f"4x3/{TOO_MUCH:g}", "--output", str(output))
+    options = ["--limit", "6", "--grid", f"4x3/{TOO_MUCH:g}", "--output", str(output)]
     options += ("--methods", "sadi-head,sadi-neuron,sadi-hidden")
     program = "sadi-lmeval sweep"
     done = commands.run(program, commands.arguments(program, "tiny_choice", *options, **given))
@@ -98,16 +98,16 @@ def test_a_sweep_marks_what_overflows(commands: Commands, tmp_path: Path, count:
 def test_pairs_whose_activations_are_not_finite_make_no_fit(
     evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str
 ) -> None:
-    from sadi_lmeval.passes import activations
+    from sadi_lmeval.passes.forward import Forward
 
-    inner = activations.Forward.activations
+    inner = Forward.activations
 
     def overflowing(*arguments: Any) -> Any:
         found = inner(*arguments)
         found[0][0, 0, 0] = float("inf")
         return found
 
-    monkeypatch.setattr(activations.Forward, "activations", overflowing)
+    monkeypatch.setattr(Forward, "activations", overflowing)
     given = {"hf-sadi": {"top_k": 2, "delta": 3}, "hf-iti": {"top_k": 2, "alpha": 3},
              "hf-caa": {"layer": 1, "multiplier": 1}}[model]  # fmt: skip
     with pytest.raises(UserError, match="dtype=bfloat16 or float32"):

@@ -333,7 +333,8 @@ def fits(draw: Any) -> bytes:
     text = json.dumps(header, default=str).encode()
     length = draw(st.one_of(st.just(len(text)), st.just(len(text)), numbers)) % 2**64
     body = draw(st.one_of(st.just(bytes(16)), st.just(bytes(16)), st.binary(max_size=24)))
-    return length.to_bytes(8, "little") + text + body
+    whole: bytes = length.to_bytes(8, "little") + text + body
+    return whole
 
 
 def test_generated_fit_headers_are_accepted_or_refused_in_one_line(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -53,7 +53,7 @@ class Ablation(sadi.Method):
     def edits(
         self,
         site: sadi.Site,
-        tensors: dict[str, Tensor],
+        tensors: Mapping[str, Tensor],
         settings: Sequence[sadi.Setting],
         seed: int,
     ) -> sadi.DirectionEdits:

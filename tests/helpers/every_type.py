@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from test_sites import SIZES
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
@@ -15,6 +14,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from helpers.models import SIZES
 from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
 from sadi_lmeval.errors import UserError
@@ -22,7 +22,7 @@ from sadi_lmeval.model import model_class
 from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.passes.packing import Continuation
 from sadi_lmeval.passes.prefill import steered_generation
-from sadi_lmeval.types import Element, HiddenSite
+from sadi_lmeval.types import Element, HiddenSite, Scope
 
 LAYERS = 4
 TYPES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -159,7 +159,7 @@ PLACES: dict[str, tuple[Element, HiddenSite]] = {
 def refusal(config: PreTrainedConfig, where: str) -> str:
     """What a model of ours says before weights are loaded; empty where it says nothing."""
     element, hidden_site = PLACES[where]
-    given = {"element": element, "top_k": 2, "delta": 3}
+    given: dict[str, Any] = {"element": element, "top_k": 2, "delta": 3}
     if element == "hidden":
         given["hidden_site"] = hidden_site
     model = object.__new__(model_class("sadi"))
@@ -255,7 +255,8 @@ def _wrong_text(model: Any, site: Site) -> str:
     prompt = list(PROMPTS[0])
     nothing = site._replace(modules=())
     gains = gains_of(site)
-    for scope, factor in (("prompt", 0.0), ("prompt", 1.0), ("onwards", 1.0)):
+    steps: tuple[tuple[Scope, float], ...] = (("prompt", 0.0), ("prompt", 1.0), ("onwards", 1.0))
+    for scope, factor in steps:
         family = DiagonalEdits(site, [Edit(gains * factor)], False, scope)
         ids = torch.tensor([prompt])
         with steered_generation(model, family, 0, ids, torch.ones_like(ids)):

@@ -539,7 +539,7 @@ def write_classifier(
     return folder
 
 
-class Scripted(LM):
+class Scripted(LM):  # type: ignore[misc]
     """Log-likelihoods that follow from the texts alone, and one generated text a document."""
 
     def __init__(self, says: Callable[[str, Row], str] = lambda task, document: "") -> None:

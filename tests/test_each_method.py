@@ -1,0 +1,480 @@
+"""``hf-sadi``, ``hf-iti`` and ``hf-caa`` against their equations written out: fits, scores, texts.
+
+What all methods have in common, in one test each; what is a method's own stands in its own file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from conftest import Measured
+from helpers.equations import EQUATIONS, Numbers
+from helpers.loops import (
+    assert_generated_as_the_loop_says,
+    assert_scored_as_the_loop_says,
+    plain_score,
+    texts_of_pairs,
+    tokens_of,
+    tried,
+)
+from helpers.messages import one_line
+from helpers.results import masks_of, numbers
+from helpers.tasks import held_out_of, load, make_alike, make_task
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.harness.run_task import digest
+from sadi_lmeval.methods.registry import method_class, method_names
+from sadi_lmeval.passes.engine import Engine
+from sadi_lmeval.storage.fit_file import load_fit
+
+each_method = pytest.mark.parametrize("method", method_names())
+
+
+def axes_of(method: str) -> tuple[str, ...]:
+    return method_class(method).axes.names
+
+
+def given_to(method: str, **changes: Any) -> dict[str, Any]:
+    return {**EQUATIONS[method].given, **changes}
+
+
+def setting_of(method: str, given: dict[str, Any]) -> Numbers:
+    return tuple(given[name] for name in axes_of(method))
+
+
+def test_every_method_has_its_equations_here() -> None:
+    assert set(EQUATIONS) == set(method_names())
+
+
+# ------------------------------------------------------------------ what is measured
+
+
+@pytest.mark.parametrize("task", ["tiny_choice", "tiny_folds", "tiny_empty", "tiny_word"])
+@each_method
+def test_the_fit_is_that_of_plain_passes(
+    evaluate: Any, measured: Measured, method: str, task: str
+) -> None:
+    """At the last token of each answer, in each layer."""
+    results = evaluate(task, model=f"hf-{method}", limit=4, **given_to(method, n_pairs=20))
+    masks = masks_of(results, task)
+    assert len(masks) == (2 if task == "tiny_folds" else 1)
+    for index, mask in enumerate(masks):
+        tensors = load_fit(Path(mask["file"])).tensors
+        EQUATIONS[method].assert_measured(tensors, measured(method, task, index, n_pairs=20))
+
+
+# ------------------------------------------------------------------ scores
+
+
+CASES = [
+    pytest.param("sadi", {}, id="sadi"),
+    pytest.param("iti", {}, id="iti"),
+    *(
+        pytest.param("caa", {"layer": layer, "multiplier": -1.5}, id=f"caa-{layer}")
+        for layer in range(3)
+    ),
+]
+
+
+@pytest.mark.parametrize(("method", "changes"), CASES)
+@pytest.mark.parametrize("task", ["tiny_choice", "tiny_folds", "tiny_empty", "tiny_input"])
+def test_every_choice_scores_what_the_equations_say(
+    evaluate: Any,
+    measured: Measured,
+    harness_model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    task: str,
+    method: str,
+    changes: dict[str, Any],
+) -> None:
+    equations, given = EQUATIONS[method], given_to(method, **changes)
+    setting = setting_of(method, given)
+    limit = 50 if task == "tiny_folds" else 12
+    results = evaluate(task, model=f"hf-{method}", limit=limit, **given)
+    masks = masks_of(results, task)
+    known = [measured(method, task, index) for index in range(len(masks))]
+    for mask, found in zip(masks, known, strict=True):
+        places = equations.places(found, setting)
+        selected = mask.get("selected")
+        assert (selected and {tuple(place) for place in selected}) == places
+
+    def change_of(document: int) -> Any:
+        return equations.change(known[document // 25 if task == "tiny_folds" else 0], setting)
+
+    scored = tried(results, task)
+    assert len(scored) == 3 * limit
+    where, scope = equations.where, equations.scope
+    assert_scored_as_the_loop_says(scored, harness_model, tokenizer, where, change_of, scope)
+    plain = [
+        plain_score(harness_model, *tokens_of(tokenizer, f.context, f.continuation), where, None)
+        for f in scored
+    ]
+    assert np.median([abs(f.score[0] - p[0]) for f, p in zip(scored, plain, strict=True)]) > 0.1
+
+
+@pytest.mark.parametrize("plainly", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 3, "auto"])
+@each_method
+def test_prompts_that_begin_and_end_alike_score_what_the_equations_say(
+    run_task: Any,
+    measured: Measured,
+    harness_model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    batch_size: Any,
+    plainly: bool,
+) -> None:
+    make_alike(tmp_path)
+    if plainly:
+        monkeypatch.setattr(Engine, "longest_branching_path", 0)
+    equations, given = EQUATIONS[method], given_to(method)
+    results = run_task("alike", f"hf-{method}", batch_size, **given)
+    known = measured(method, "alike", folder=tmp_path)
+    change = equations.change(known, setting_of(method, given))
+    found = tried(results, "alike")
+    assert len({one.context + one.continuation for one in found}) < len(found) - 10
+    assert_scored_as_the_loop_says(
+        found, harness_model, tokenizer, equations.where, lambda _: change, equations.scope
+    )
+
+
+@each_method
+def test_prompts_cut_from_the_left_score_what_the_equations_say(
+    evaluate: Any,
+    measured: Measured,
+    harness_model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    method: str,
+) -> None:
+    equations, given = EQUATIONS[method], given_to(method)
+    results = evaluate("tiny_choice", model=f"hf-{method}", max_length=9, **given)
+    known = measured(method, "tiny_choice", max_length=9)
+    change = equations.change(known, setting_of(method, given))
+    assert_scored_as_the_loop_says(
+        tried(results, "tiny_choice"),
+        harness_model,
+        tokenizer,
+        equations.where,
+        lambda _: change,
+        equations.scope,
+        max_length=9,
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        pytest.param("sadi", {}, id="sadi"),
+        pytest.param("iti", {}, id="iti"),
+        pytest.param("caa", {"layer": 0, "multiplier": 1.5}, id="caa-0"),
+        pytest.param("caa", {"layer": 2, "multiplier": 1.5}, id="caa-2"),
+    ],
+)
+def test_texts_are_those_of_a_loop_that_generates_token_for_token(
+    evaluate: Any,
+    measured: Measured,
+    harness_model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    method: str,
+    changes: dict[str, Any],
+) -> None:
+    """Where later tokens are edited, every generated one is."""
+    equations, given = EQUATIONS[method], given_to(method, **changes)
+    change = equations.change(measured(method, "tiny_text"), setting_of(method, given))
+    for size in (1, 5):
+        settings = {"batch_size": size}
+        results = evaluate("tiny_text", model=f"hf-{method}", limit=20, settings=settings, **given)
+        assert_generated_as_the_loop_says(
+            results,
+            "tiny_text",
+            harness_model,
+            tokenizer,
+            equations.where,
+            change,
+            equations.scope,
+        )
+
+
+# ------------------------------------------------------------------ no document meets itself
+
+
+@each_method
+def test_a_planted_document_is_in_nothing_that_is_measured(
+    run_task: Any, measured: Measured, tasks_folder: Path, tmp_path: Path, method: str
+) -> None:
+    train, scored = (
+        [json.loads(line) for line in (tasks_folder / f"{split}.jsonl").open(encoding="utf-8")]
+        for split in ("train", "validation")
+    )
+    train, scored = train[:16], scored[:6]
+    planted = [scored[1], scored[4], {**train[0], "question": scored[2]["question"].upper()}]
+    mixed = [*train[:5], planted[0], *train[5:9], planted[1], *train[9:], planted[2]]
+    task = make_task(tmp_path, "planted", {"train": mixed, "validation": scored})
+    given = given_to(method, n_pairs=16)
+    [mask] = masks_of(run_task("planted", f"hf-{method}", **given), "planted")
+    fit = load_fit(Path(mask["file"]))
+    of_the_task = {digest(d) for d in task.documents("train")}
+    leaked = {digest(d) for d in task.evaluated()} | {digest(task.documents("train")[-1])}
+    assert len(fit.card["documents"]) == len(set(fit.card["documents"])) == 16
+    assert set(fit.card["documents"]) < of_the_task
+    assert not set(fit.card["documents"]) & leaked
+    texts = texts_of_pairs(tmp_path, "planted", method, n_pairs=16)
+    assert not any(d["question"] in text for d in scored for pair in texts for text in pair)
+    known = measured(method, "planted", folder=tmp_path, n_pairs=16)
+    EQUATIONS[method].assert_measured(fit.tensors, known)
+    with pytest.raises(UserError, match="makes 16 contrastive pairs"):
+        run_task("planted", f"hf-{method}", **{**given, "n_pairs": 17})
+
+
+@each_method
+def test_each_fold_is_steered_by_the_others_documents_alone(
+    evaluate: Any, measured: Measured, method: str
+) -> None:
+    """All 25 of the other half: every one of them, and none of the own."""
+    given = given_to(method, n_pairs=25)
+    masks = masks_of(evaluate("tiny_folds", model=f"hf-{method}", **given), "tiny_folds")
+    fits = [load_fit(Path(mask["file"])) for mask in masks]
+    assert [len(set(fit.card["documents"])) for fit in fits] == [25, 25]
+    assert not set(fits[0].card["documents"]) & set(fits[1].card["documents"])
+    for index, fit in enumerate(fits):
+        known = measured(method, "tiny_folds", index, n_pairs=25)
+        EQUATIONS[method].assert_measured(fit.tensors, known)
+
+
+# ------------------------------------------------------------------ saved fits
+
+OTHERS: dict[str, list[dict[str, Any]]] = {
+    "sadi": [{"top_k": 2}, {"delta": -4}, {"selection": "bottom"}, {"steering": "fixed"}],
+    "iti": [{"top_k": 2}, {"alpha": -4}, {"direction": "probe"}],
+    "caa": [{"layer": 2, "multiplier": -2}],
+}
+"""Other arguments that the same fit serves."""
+
+
+@each_method
+def test_a_saved_fit_steers_another_run(evaluate: Any, tmp_path: Path, method: str) -> None:
+    model, given = f"hf-{method}", given_to(method)
+    own = evaluate("tiny_choice", model=model, **given)
+    [mask] = masks_of(own, "tiny_choice")
+    saved = {"mask": mask["file"], "cache_dir": str(tmp_path / "none")}
+    saved |= {name: given[name] for name in axes_of(method)}
+    other = evaluate("tiny_choice", model=model, **saved)
+    assert numbers(other, "tiny_choice") == numbers(own, "tiny_choice")
+    assert not (tmp_path / "none").exists()
+    for arguments in OTHERS[method]:
+        fresh = evaluate("tiny_choice", model=model, **{**given, **arguments})
+        again = evaluate("tiny_choice", model=model, **{**saved, **arguments})
+        assert numbers(again, "tiny_choice") == numbers(fresh, "tiny_choice")
+        assert numbers(again, "tiny_choice") != numbers(own, "tiny_choice")
+
+
+@each_method
+def test_a_fit_of_a_document_that_is_scored_is_refused(evaluate: Any, method: str) -> None:
+    model, given = f"hf-{method}", given_to(method)
+    masks = masks_of(evaluate("tiny_folds", model=model, **given), "tiny_folds")
+    with pytest.raises(UserError, match="a document that task tiny_choice scores") as caught:
+        evaluate("tiny_choice", model=model, limit=50, mask=masks[0]["file"], **given)
+    assert masks[0]["file"] in one_line(caught)
+
+
+@pytest.mark.parametrize(
+    ("giver", "arguments", "taker", "words"),
+    [
+        ("sadi", {}, "iti", "kind mean_difference, but this run has probes"),
+        ("sadi", {}, "caa", "for element head, but this run has hidden"),
+        ("sadi", {"element": "hidden"}, "caa", "for hidden_site=mlp, but this run has residual"),
+        ("iti", {}, "sadi", "kind probes, but this run has mean_difference"),
+        ("iti", {}, "caa", "kind probes, but this run has mean_difference"),
+        ("caa", {}, "iti", "kind mean_difference, but this run has probes"),
+        ("caa", {}, "sadi", "for element hidden, but this run has head"),
+    ],
+)
+def test_a_fit_of_another_method_is_refused(
+    evaluate: Any, giver: str, arguments: dict[str, Any], taker: str, words: str
+) -> None:
+    results = evaluate("tiny_choice", model=f"hf-{giver}", **given_to(giver, **arguments))
+    [mask] = masks_of(results, "tiny_choice")
+    with pytest.raises(UserError, match=words) as caught:
+        evaluate("tiny_choice", model=f"hf-{taker}", mask=mask["file"], **given_to(taker))
+    assert mask["file"] in one_line(caught)
+
+
+# ------------------------------------------------------------------ what is chosen
+
+CHOICES: dict[str, tuple[dict[str, Any], list[Numbers]]] = {
+    "sadi": ({"grid": "1/5x-2/3", "n_tune": 10}, [(1, -2.0), (1, 3.0), (5, -2.0), (5, 3.0)]),
+    "iti": ({"grid": "1/5x-2/3", "n_tune": 10}, [(1, -2.0), (1, 3.0), (5, -2.0), (5, 3.0)]),
+    "caa": ({"n_tune": 8}, [(n, m) for n in range(3) for m in (0.5, 1.0, 1.5, 2.0)]),
+}
+"""Arguments, and the settings that are tried; of CAA all layers with its own multipliers."""
+
+
+@each_method
+def test_a_setting_is_chosen_on_held_out_documents_by_what_it_scores_there(
+    evaluate: Any,
+    measured: Measured,
+    harness_model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    tasks_folder: Path,
+    method: str,
+) -> None:
+    arguments, settings = CHOICES[method]
+    given = {**arguments, "n_pairs": 12}
+    results = evaluate("tiny_choice", model=f"hf-{method}", **given)
+    [mask] = masks_of(results, "tiny_choice")
+    of_pairs, documents = held_out_of(tasks_folder, "tiny_choice", method, **given)
+    scored = {digest(d) for d in load(tasks_folder, "tiny_choice").evaluated()}
+    held_out = {digest(d) for d in documents}
+    assert of_pairs == set(load_fit(Path(mask["file"])).card["documents"])
+    assert len(held_out) == given["n_tune"]
+    assert not held_out & (of_pairs | scored)
+
+    equations, known, table = EQUATIONS[method], measured(method, "tiny_choice"), []
+    for setting in [(0, 0.0), *settings]:
+        change = equations.change(known, setting) if setting[1] else None
+        values, margins = [], []
+        for document in documents:
+            context = tokenizer.encode(f"{document['question']} answer :")
+            likely = [
+                plain_score(
+                    harness_model,
+                    context,
+                    tokenizer.encode(choice),
+                    equations.where,
+                    change,
+                    equations.scope,
+                )[0]
+                for choice in document["choices"]
+            ]
+            values.append(float(np.argmax(likely) == document["label"]))
+            right = likely.pop(document["label"])
+            margins.append(right - max(likely))
+        table.append((*setting, np.mean(values), np.mean(margins)))
+    tuning, axes = mask["tuning"], axes_of(method)
+    found = [tuple(row[name] for name in (*axes, "score", "margin")) for row in tuning["table"]]
+    assert found == [pytest.approx(row, abs=1e-4) for row in table]
+    chosen = max(table, key=lambda row: (row[2], row[3]))
+    assert tuning["chosen"] == dict(zip(axes, chosen, strict=False))
+    record = results["config"]["sadi"]["tiny_choice"]
+    assert setting_of(method, record) == setting_of(method, mask) == chosen[:2]
+    foreign = {name for other in method_names() for name in axes_of(other)} - set(axes)
+    assert not foreign & {*record, *mask, *tuning["table"][0]}
+    assert "delta" in axes or "delta" not in json.dumps(record)
+
+
+def table_of(results: dict[str, Any], method: str) -> list[Numbers]:
+    [mask] = masks_of(results, "tiny_choice")
+    return [setting_of(method, row) for row in mask["tuning"]["table"]]
+
+
+TUNED: list[tuple[str, dict[str, Any], list[Numbers]]] = [
+    ("sadi", {"top_k": 2, "delta": "auto", "grid": "9x1/4"}, [(2, 1), (2, 4)]),
+    ("sadi", {"top_k": "auto", "delta": 2.5, "grid": "1/3x9"}, [(1, 2.5), (3, 2.5)]),
+    ("iti", {"top_k": 2, "alpha": "auto"}, [(2, a) for a in (10, 15, 20, 25, 30)]),
+    ("iti", {"top_k": "auto", "alpha": 2.5, "grid": "1/3x9"}, [(1, 2.5), (3, 2.5)]),
+    ("caa", {"layer": 2, "multiplier": "auto"}, [(2, m) for m in (0.5, 1, 1.5, 2)]),
+    ("caa", {"multiplier": -1}, [(layer, -1) for layer in range(3)]),
+    ("caa", {"multiplier": 2.5}, [(layer, 2.5) for layer in range(3)]),
+]
+
+
+@pytest.mark.parametrize(("method", "arguments", "settings"), TUNED)
+def test_a_number_that_is_given_is_not_tuned(
+    evaluate: Any, method: str, arguments: dict[str, Any], settings: list[Numbers]
+) -> None:
+    results = evaluate("tiny_choice", model=f"hf-{method}", n_tune=8, **arguments)
+    assert table_of(results, method) == [(0, 0), *settings]
+
+
+FIXED: list[tuple[str, dict[str, Any], Numbers]] = [
+    ("sadi", {"top_k": 2, "delta": 4}, (2, 4)),
+    ("sadi", {"top_k": 2}, (2, 9)),
+    ("sadi", {"delta": 4}, (6, 4)),
+    ("iti", {"top_k": 2, "alpha": 4}, (2, 4)),
+    ("iti", {"top_k": 2}, (2, 15)),
+    ("caa", {"layer": 2, "multiplier": 2}, (2, 2)),
+    ("caa", {"layer": 2}, (2, 1)),
+]
+
+
+@pytest.mark.parametrize(("method", "arguments", "setting"), FIXED)
+def test_with_the_usual_numbers_nothing_is_tuned(
+    evaluate: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    arguments: dict[str, Any],
+    setting: Numbers,
+) -> None:
+    monkeypatch.setattr(Engine, "score_grid", None)
+    [mask] = masks_of(evaluate("tiny_choice", model=f"hf-{method}", **arguments), "tiny_choice")
+    assert setting_of(method, mask) == setting
+    assert "tuning" not in mask
+
+
+# ------------------------------------------------------------------ the plain command
+
+_RUN = """
+import json, sys
+from helpers import quick_host
+from lm_eval.__main__ import cli_evaluate
+quick_host.hurry()
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["lm_eval", *arguments]
+    cli_evaluate()
+"""
+
+
+@pytest.mark.slow
+def test_the_harness_s_own_command_knows_both_models_and_writes_what_they_chose(
+    tmp_path: Path, model_folder: Path, tasks_folder: Path
+) -> None:
+    """Both in one interpreter, which takes as long to start as all other tests here."""
+    runs = []
+    for model, arguments in (
+        ("hf-iti", "grid=1/5x-2/3,n_tune=8"),
+        ("hf-caa", "multiplier=1,n_tune=8"),
+    ):
+        given = f"pretrained={model_folder},cache_dir={tmp_path / 'cache'},n_pairs=12,{arguments}"
+        command = ["--model", model, "--model_args", given, "--tasks", "tiny_choice,tiny_text"]
+        command += ["--device", "cpu", "--limit", "4", "--include_path", str(tasks_folder)]
+        runs.append([*command, "--output_path", str(tmp_path / model)])
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN, json.dumps(runs)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_CACHE": str(tmp_path / "datasets"),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(__file__).parent),
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.replace(" ", "").count("|tiny_choice|") == 2
+    for model, names, settings in (
+        ("hf-iti", ("top_k", "alpha"), [(0, 0), (1, -2), (1, 3), (5, -2), (5, 3)]),
+        ("hf-caa", ("layer", "multiplier"), [(0, 0), (0, 1), (1, 1), (2, 1)]),
+    ):
+        [file] = (tmp_path / model).rglob("results_*.json")
+        said = json.loads(file.read_text(encoding="utf-8"))["config"]["sadi"]
+        assert set(said) == {"tiny_choice", "tiny_text"}
+        for record in said.values():
+            assert record["method"] == model.removeprefix("hf-")
+            assert record["parameters"] == list(names)
+            [mask] = record["fits"]
+            rows = [tuple(row[name] for name in names) for row in mask["tuning"]["table"]]
+            assert rows == settings
+            assert set(mask["tuning"]["chosen"]) == set(names)
