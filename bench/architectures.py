@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from helpers.architectures import CASES, MIXED, PROMPTS, edits_of, logits_at, made
 from helpers.every_type import LAYERS, PLACES, TYPES, refusal, tiny_config, tiny_model, wrong
 from sadi_lmeval.architecture.sites import find_site, register_architecture
-from sadi_lmeval.errors import UserError, first_line
+from sadi_lmeval.errors import UserError
 from sadi_lmeval.passes.branching import can_resume, longest_branching_path
 from sadi_lmeval.passes.prefill import can_share_beginning
 
@@ -81,7 +81,7 @@ def tried(kind: str) -> tuple[str, ...]:
         said = [refusal(config, where) for where in PLACES]
         model = None if all(said) else tiny_model(config)
     except Exception as error:  # what such a small one lacks, each type says in its own way
-        return f"`{kind}`", *"????", f"not built here: {first_line(error)}"
+        return f"`{kind}`", *"????", f"not built here: {' '.join(str(error).split())[:60]} …"
     cells = []
     for where, refused in zip(PLACES, said, strict=True):
         if refused or model is None:

@@ -355,6 +355,34 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             steering = edits.digest(edit), arm.method.record(), arm.method.code
         return hashlib.sha256(repr((self._answers_by, steering)).encode()).hexdigest()
 
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The harness's template; say where it leaves the model a thought to write first."""
+        template: str | None = super().chat_template(chat_template)
+        steers = any(not arm.is_unsteered for arm in self.arms.values())
+        if template and steers and self._may_think(template):
+            logger.warning(
+                "Model %s: its chat template has thoughts, and prompts do not close one, but pairs "
+                "and tuning put the answer right after them, where the thought would be; pass %s",
+                self.model.config.name_or_path or self.pretrained,
+                "enable_thinking=False"
+                if "enable_thinking" in template
+                else "an empty thought as gen_prefix of the task (docs/architectures.md)",
+            )
+        return template
+
+    def _may_think(self, template: str) -> bool:
+        """Whether a prompt leaves the model a thought to write before its answer."""
+        if (
+            "enable_thinking" in template
+            and self.chat_template_args.get("enable_thinking") is False
+        ):
+            return False
+        thinks = "enable_thinking" in template or "<think>" in template
+        if not thinks:
+            return False
+        prompt = self.apply_chat_template([{"role": "user", "content": "?"}])
+        return not prompt.rstrip().endswith("</think>")
+
     # ------------------------------------------------------------------ requests
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:

@@ -21,8 +21,11 @@ from sadi_lmeval.architecture.sites import decoder_blocks, find_site
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.methods.collectors import MeanDifference
+from sadi_lmeval.passes.activations import TokenPair
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.branching import can_resume, longest_branching_path
+from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.packing import Continuation
 from sadi_lmeval.passes.prefill import Prompts, can_share_beginning, with_shared_beginning
@@ -311,3 +314,49 @@ def test_what_shows_in_long_rows_alone_is_right_too(kind: str, changes: dict[str
     ]
     branches = longest_branching_path(model) >= 26
     assert_same(alone(model, requests, None, branches)[0], by_the_model(model, requests))
+
+
+def test_one_request_longer_than_the_window_leaves_the_others_packed() -> None:
+    """In scores, in a grid and where pairs are read: the tokens are those of both parts alone."""
+    model = tiny("mistral", vocab_size=60, num_hidden_layers=3, sliding_window=40)
+    edits = edits_of(model, ("hidden", "mlp", False))
+    engine = Engine(model, pad=0, rows=None, max_length=64)
+    long = Continuation(tuple(range(3, 50)), (7, 8))
+    tokens: list[int] = []
+    handle = model.register_forward_pre_hook(
+        lambda *given: tokens.append(given[-1]["input_ids"].numel()), with_kwargs=True
+    )
+
+    def spent(requests: list[Continuation], way: str) -> tuple[int, Tensor]:
+        found = torch.full((1 + edits.count, len(requests)), torch.nan)
+        tokens.clear()
+        if way == "grid":
+
+            def done(numbers: list[int], values: Tensor, greedy: Tensor) -> None:
+                found[:, numbers] = values
+
+            engine.score_grid(requests, [edits], done)
+        elif way == "scores":
+            several = [request._replace(edit=0) for request in requests]
+            told: dict[int, Any] = {}
+            engine.score(several, edits, told.update)
+            found = torch.tensor([[told[i][0] for i in range(len(requests))]])
+        else:
+            pairs = [TokenPair([*c, *t], [*c, *t[:-1], 9]) for c, t, _ in requests]
+            mean = MeanDifference(edits.site, len(pairs))
+            engine.read([(edits.site, mean)], pairs, "test")
+            found = mean.tensors("test")["difference"].flatten()[None] * len(pairs)
+        return sum(tokens), found
+
+    spent(LONG, "grid")  # what the engine tries out the first time is not counted
+    for way in ("grid", "scores", "pairs"):
+        few, of_short = spent(LONG, way)
+        one, of_long = spent([long], way)
+        both, of_both = spent([*LONG[:7], long, *LONG[7:]], way)
+        assert both == few + one, way
+        if way == "pairs":
+            assert_same(of_both, of_short + of_long)
+        else:
+            assert_same(of_both[:, 7:8], of_long)
+            assert_same(torch.cat([of_both[:, :7], of_both[:, 8:]], dim=1), of_short)
+    handle.remove()

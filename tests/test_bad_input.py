@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertConfig, BertForMaskedLM, MambaConfig, MambaForCausalLM
+from transformers import BertConfig, BertForMaskedLM, XLMConfig, XLMWithLMHeadModel
 
 from sadi_lmeval.errors import UserError
 
@@ -200,11 +200,12 @@ def test_a_model_that_is_no_causal_language_model_is_refused(
 def test_an_architecture_without_known_sites_is_refused(
     evaluate: Any, tmp_path: Path, tokenizer: Any
 ) -> None:
-    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1)
-    MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
-    tokenizer.save_pretrained(tmp_path / "mamba")
-    with pytest.raises(UserError, match=r"'mamba'.*known are .*llama"):
-        evaluate("tiny_choice", pretrained=str(tmp_path / "mamba"), **GOOD)
+    config = XLMConfig(vocab_size=len(tokenizer), emb_dim=16, n_layers=1, n_heads=2)
+    XLMWithLMHeadModel(config).save_pretrained(tmp_path / "xlm")
+    tokenizer.save_pretrained(tmp_path / "xlm")
+    (tmp_path / "xlm" / "model.safetensors").unlink()  # it is said before they are needed
+    with pytest.raises(UserError, match=r"'xlm'.*known are .*llama"):
+        evaluate("tiny_choice", pretrained=str(tmp_path / "xlm"), **GOOD)
 
 
 def test_the_command_prints_one_line_and_no_traceback(lm_eval: Any, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ FOUND: dict[str, dict[str, tuple[int, ...]]] = {
     "gemma4_text": {"neuron": ALL, "mlp": ALL, "residual": ALL},
     "deepseek_v4": {"mlp": ALL, "residual": ALL},
     "mllama": {"head": ALL[:3], "neuron": ALL[:3], "mlp": ALL[:3], "residual": ALL[:3]},
+    "reformer": {"head": ALL, "mlp": ALL, "residual": ALL},
     "rwkv": {"mlp": ALL, "residual": ALL},
     "modernbert-decoder": {"neuron": ALL, "mlp": ALL, "residual": ALL},
     "bert": {"head": ALL, "neuron": ALL, "mlp": ALL, "residual": ALL},

@@ -88,7 +88,10 @@ def _after(layer: int, visit: Visit) -> Callable[[nn.Module, tuple[Any, ...], An
     def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
         if isinstance(output, (tuple, list)):
             new = visit(layer, output[0])
-            return None if new is None else type(output)((new, *output[1:]))
+            if new is None:
+                return None
+            parts = new, *output[1:]
+            return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
         return visit(layer, output)
 
     return hook

@@ -67,6 +67,7 @@ def read_pairs(
     bounds: Bounds,
     label: str,
     processes: Processes = ALONE,
+    longest_path: int = 1 << 62,
 ) -> None:
     """Read activations at the last token of each text, in every layer, at several sites at once.
 
@@ -82,12 +83,19 @@ def read_pairs(
         bounds: the size of a batch.
         label: for the progress bar.
         processes: of the run; each reads its part of the pairs, and gets the readings of all.
+        longest_path: longer texts are not packed.
     """
     mine = processes.shard(pairs)
-    if mine:
-        numbers, own = [index for index, _ in mine], [pair for _, pair in mine]
-        shown = processes.is_first
-        _read(forward, readers, own, numbers, pad, branching, bounds, label, shown)
+    for packed in (False, True):
+        part = [
+            (index, pair)
+            for index, pair in mine
+            if (branching and max(map(len, pair)) <= longest_path) == packed
+        ]
+        if part:
+            numbers, own = [index for index, _ in part], [pair for _, pair in part]
+            shown = processes.is_first
+            _read(forward, readers, own, numbers, pad, packed, bounds, label, shown)
     for _, collector in readers:
         collector.join(processes)
 

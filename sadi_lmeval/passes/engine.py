@@ -97,17 +97,17 @@ class Engine:
         processes: Processes = ALONE,
     ) -> None:
         """Read the activations of pairs, see :func:`read_pairs`."""
-        longest = max(len(text) for pair in pairs for text in pair)
         with self._call():
             read_pairs(
                 self.forward,
                 readers,
                 pairs,
                 pad=self.pad,
-                branching=longest <= self.longest_branching_path,
+                branching=self.longest_branching_path > 0,
                 bounds=self.bounds,
                 label=label,
                 processes=processes,
+                longest_path=self.longest_branching_path,
             )
 
     def score(
@@ -120,51 +120,60 @@ class Engine:
 
         One without a token has a log-likelihood of 0, as the harness has it.
         """
-        asked, empty = _with_tokens(requests)
-        if empty:
+        if empty := [index for index, request in enumerate(requests) if not request.tokens]:
             done([(index, (0.0, True)) for index in empty])
         with self._call():
-            log_likelihoods(
-                self.forward,
-                [requests[index] for index in asked],
-                edits,
-                pad=self.pad,
-                branching=self._branches(requests),
-                bounds=self.bounds,
-                softmax_dtype=self.softmax_dtype,
-                done=lambda scored: done([(asked[number], score) for number, score in scored]),
-            )
+            for part, branching in self._parts(requests):
+                log_likelihoods(
+                    self.forward,
+                    [requests[index] for index in part],
+                    edits,
+                    pad=self.pad,
+                    branching=branching,
+                    bounds=self.bounds,
+                    softmax_dtype=self.softmax_dtype,
+                    done=_renumbered(part, done),
+                )
 
     def score_grid(
         self, requests: Sequence[Continuation], families: Sequence[Edits], done: Done
     ) -> None:
         """Score requests under every edit, see :func:`grid_log_likelihoods`."""
-        asked, empty = _with_tokens(requests)
-        if empty:
+        if empty := [index for index, request in enumerate(requests) if not request.tokens]:
             nothing = torch.zeros(1 + sum(family.count for family in families), len(empty))
             done(empty, nothing, nothing == 0)
         with self._call():
-            grid_log_likelihoods(
-                self.forward,
-                [requests[index] for index in asked],
-                families,
-                pad=self.pad,
-                branching=self._branches(requests),
-                resuming=self.can_resume,
-                bounds=self.bounds,
-                softmax_dtype=self.softmax_dtype,
-                done=lambda numbers, *scores: done([asked[n] for n in numbers], *scores),
-            )
+            for part, branching in self._parts(requests):
+                grid_log_likelihoods(
+                    self.forward,
+                    [requests[index] for index in part],
+                    families,
+                    pad=self.pad,
+                    branching=branching,
+                    resuming=self.can_resume,
+                    bounds=self.bounds,
+                    softmax_dtype=self.softmax_dtype,
+                    done=lambda numbers, *scores, part=part: done(
+                        [part[n] for n in numbers], *scores
+                    ),
+                )
 
-    def _branches(self, requests: Sequence[Continuation]) -> bool:
-        """Whether requests are packed with branches; the first time the longest row is tried."""
-        if not requests or _longest(requests) > self.longest_branching_path:
-            return False
-        if not self._tried:
+    def _parts(self, requests: Sequence[Continuation]) -> Iterator[tuple[list[int], bool]]:
+        """The indices of requests with tokens: of those that are too long for packed rows, then of
+        the others, and whether their rows may have branches."""
+        asked = [index for index, request in enumerate(requests) if request.tokens]
+        sizes = {i: len(requests[i].context) + len(requests[i].tokens) for i in asked}
+        short = [i for i in asked if sizes[i] <= self.longest_branching_path]
+        if not self._tried and short:  # the longest row, the first time
             self._tried = True
-            if not longest_row_is_right(self.forward, requests, self.pad, self.bounds):
+            tried = [requests[index] for index in short]
+            if not longest_row_is_right(self.forward, tried, self.pad, self.bounds):
                 self.longest_branching_path = 0
-        return self.longest_branching_path > 0
+                short = []
+        fits = set(short)
+        for part, branching in (([i for i in asked if i not in fits], False), (short, True)):
+            if part:
+                yield part, branching
 
     @contextmanager
     def _call(self) -> Iterator[None]:
@@ -174,16 +183,11 @@ class Engine:
             self.forward.forget()
 
 
-def _with_tokens(requests: Sequence[Continuation]) -> tuple[list[int], list[int]]:
-    """The indices of requests with tokens to score, and of those without."""
-    found: tuple[list[int], list[int]] = [], []
-    for index, request in enumerate(requests):
-        found[not request.tokens].append(index)
-    return found
-
-
-def _longest(requests: Sequence[Continuation]) -> int:
-    return max((len(r.context) + len(r.tokens) for r in requests), default=0)
+def _renumbered(
+    part: Sequence[int], done: Callable[[list[tuple[int, Score]]], None]
+) -> Callable[[list[tuple[int, Score]]], None]:
+    """Tell scores of a part of the requests by the indices of all."""
+    return lambda scored: done([(part[number], score) for number, score in scored])
 
 
 def _bounds(forward: Forward, rows: int | None, max_length: int) -> Bounds:

@@ -66,7 +66,7 @@ def steered_generation(
         past = next((each for each in keywords.values() if hasattr(each, "get_seq_length")), None)
         try:
             start = int(past.get_seq_length())  # type: ignore[union-attr]
-        except (AttributeError, ValueError):  # no cache, or a state without keys (Mamba, RWKV)
+        except (AttributeError, TypeError, ValueError):  # none, or a state without keys (RWKV)
             start = seen if length <= seen else 0
         seen = start + length
         end = last - start + 1 if edits.scope == "prompt" else length

@@ -81,6 +81,7 @@ OWN: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0}},
     "dots1": {"n_shared_experts": 1},
     **dict.fromkeys(("inkling_text", "inkling2_text", "inkling2_loop_text"), _INKLING),
+    "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (8, 8), "num_buckets": 4},
     "xlstm": {"hidden_size": 128, "num_heads": 4, "chunk_size": 64},
     "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
@@ -203,7 +204,8 @@ def steered_logits(
 
             def after(_: Any, given: Any, found: Any, layer: int = layer) -> Any:
                 if isinstance(found, (tuple, list)):
-                    return type(found)((changed(layer, found[0]), *found[1:]))
+                    parts = changed(layer, found[0]), *found[1:]
+                    return type(found)(*parts) if hasattr(found, "_fields") else type(found)(parts)
                 return changed(layer, found)
 
             if site.side == "input":
