@@ -74,7 +74,7 @@ def log_likelihoods(
 def groups_of(requests: Sequence[Continuation], branching: bool) -> list[Group]:
     """Requests whose prompts begin with something that is worth computing once for all."""
     if not branching:
-        return [Group(0, list(range(len(requests))))]
+        return [Group(0, list(range(len(requests))))] if requests else []
     return group_by_prefix([request.context for request in requests])
 
 
