@@ -31,7 +31,7 @@ from sadi_lmeval.methods.sadi import Steering
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.packing import Continuation
-from sadi_lmeval.passes.scoring import Score, log_likelihoods, truncated
+from sadi_lmeval.passes.scoring import Score, groups_of, log_likelihoods, truncated
 from sadi_lmeval.types import Element, HiddenSite
 
 
@@ -312,3 +312,9 @@ def test_a_truncated_prompt_is_edited_at_its_last_token() -> None:
     )
     for branching in (False, True):
         assert_close(score(model, [request], edits.edits, branching), [expected], 1e-4)
+
+
+@pytest.mark.parametrize("branching", [True, False])
+def test_no_requests_are_no_group(branching: bool) -> None:
+    """Where all that is asked was answered already, as under methods that steer nothing."""
+    assert groups_of([], branching) == []
