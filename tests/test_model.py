@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from helpers.models import tiny_llama
 from helpers.results import numbers, scores
+from sadi_lmeval.storage.fit_file import load_fit
 
 STEER = {"top_k": 3, "delta": 4}
 MULTIPLE_CHOICE = ("tiny_choice", "tiny_folds", "tiny_input", "tiny_empty")
@@ -108,6 +109,15 @@ def test_a_saved_mask_steers_another_run(evaluate: Any, tmp_path: Path) -> None:
     other = evaluate("tiny_choice", cache_dir=str(tmp_path / "none"), mask=file, **STEER)
     assert numbers(other, "tiny_choice") == numbers(own, "tiny_choice")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_a_fit_s_card_names_the_examples_that_its_pairs_show(evaluate: Any, shots: int) -> None:
+    results = evaluate("tiny_choice", pairs_num_fewshot=shots, **STEER)
+    [fit] = results["config"]["sadi"]["tiny_choice"]["fits"]
+    card = load_fit(Path(fit["file"])).card
+    spare = shots + 1 if shots else 0
+    assert len(card["documents"]) == len(card["questions"]) == card["n_pairs"] + spare
 
 
 def test_a_saved_mask_of_another_model_is_told_and_named(

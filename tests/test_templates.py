@@ -290,3 +290,28 @@ def test_a_template_may_not_ask_for_more_memory_than_its_document_takes(asked: s
     with pytest.raises(UserError, match="is not allowed here"):
         rendered(f"{{{{ {asked} }}}}", {"text": "a"}, "x")
     assert rendered("{{ 3 * 1.5 }}", {}, "x") == "4.5"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "{{ '%1000000000d' % label }}",
+        "{{ question.center(1000000000) }}",
+        "{{ question.ljust(1000000000) }}",
+        "{{ question.rjust(1000000000) }}",
+        "{{ question.zfill(1000000000) }}",
+        "{{ '\\t'.expandtabs(1000000000) }}",
+        "{{ '{:1000000000d}'.format(label) }}",
+        "{{ '{a:1000000000d}'.format_map({'a': label}) }}",
+        "{{ question | center(1000000000) }}",
+        "{{ '%1000000000d' | format(label) }}",
+        "{{ question | indent(1000000000, true) }}",
+        "{{ lipsum(n=100000) }}",
+    ],
+)
+def test_a_template_may_not_make_a_text_as_long_as_a_number_says(asked: str) -> None:
+    assert refusal(asked)
+
+
+def test_a_template_may_divide_numbers_with_a_remainder() -> None:
+    assert rendered("{{ 7 % 4 }}", DOCUMENT, "x") == "3"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from tqdm import tqdm
 
@@ -144,7 +145,8 @@ def fit_probes(positive: Tensor, negative: Tensor, seed: int, label: str) -> Pro
         torch.zeros(layers, heads),
     )
     unfinished = 0
-    with tqdm(total=layers * heads, desc=label, unit="probe") as bar:
+    # A probe is too small for several threads of BLAS, which wait for one another.
+    with threadpool_limits(1, "blas"), tqdm(total=layers * heads, desc=label, unit="probe") as bar:
         for layer, head in np.ndindex(layers, heads):
             fitted, ranked = (
                 np.concatenate([true[part, layer, head], false[part, layer, head]])

@@ -69,7 +69,7 @@ def build_pairs(
     """
     random = Random(seed)
     order = random.sample(range(len(documents)), len(documents))
-    examples = _few_shot_examples(task, allowed, num_fewshot, seed)
+    examples = few_shot_examples(task, allowed, num_fewshot, seed)
     made: list[_Made] = []
     count = 0
     for index, known_as in _candidates(task, documents, allowed, examples, order):
@@ -156,7 +156,7 @@ def usable_documents(
     seed: int,
 ) -> Iterator[Document]:
     """Documents with a right answer, each once, in the order of the draw."""
-    examples = _few_shot_examples(task, allowed, num_fewshot, seed)
+    examples = few_shot_examples(task, allowed, num_fewshot, seed)
     order = Random(seed).sample(range(len(documents)), len(documents))
     for index, _ in _candidates(task, documents, allowed, examples, order):
         document = documents[index]
@@ -207,7 +207,7 @@ def scored_texts(
         num_fewshot: few-shot examples in each prompt.
         seed: of the draw.
     """
-    examples = [] if allowed is None else _few_shot_examples(task, allowed, num_fewshot, seed)
+    examples = [] if allowed is None else few_shot_examples(task, allowed, num_fewshot, seed)
     with task.few_shot_pool(examples, seed):
         found = [task.texts(document, num_fewshot) for document in documents]
     if task.output_type != "generate_until":
@@ -218,7 +218,7 @@ def scored_texts(
     ]
 
 
-def _few_shot_examples(
+def few_shot_examples(
     task: RunTask, allowed: Callable[[Document], bool], num_fewshot: int, seed: int
 ) -> list[Document]:
     """The documents that every prompt of the pairs shows as examples, and one to spare.

@@ -15,9 +15,14 @@ from sadi_lmeval.harness.run_tasks import load_task
 from sadi_lmeval.options import DEFAULT_N_PAIRS, DEFAULT_N_TUNE, Options
 from sadi_lmeval.pairs.benchmark import Benchmark, find_benchmark
 from sadi_lmeval.pairs.hardest import hardest
-from sadi_lmeval.pairs.pairs import Pair, build_pairs, usable_documents
+from sadi_lmeval.pairs.pairs import (
+    Pair,
+    build_pairs,
+    few_shot_examples,
+    usable_documents,
+)
 from sadi_lmeval.pairs.recipe import Recipe, load_recipe
-from sadi_lmeval.pairs.sources import Known, Source, Sources, find_sources, identity
+from sadi_lmeval.pairs.sources import Identity, Known, Source, Sources, find_sources, identity
 from sadi_lmeval.pairs.static_sets import static_pairs
 from sadi_lmeval.passes.steerable import SteerableModel, folder_for
 
@@ -198,6 +203,15 @@ def draw(
     held_out = list(itertools.islice(others, tuned))
     _check_held_out(plan, source, options, chosen, len(usable), len(pairs), len(held_out))
     return Drawn(pairs, held_out)
+
+
+def examples(plan: Plan, source: Source, options: Options) -> list[Identity]:
+    """Tell which documents all pairs of a fit show as examples: they help to make it, too."""
+    if plan.is_static:
+        return []
+    task, shots = plan.source_task, num_fewshot(plan, options)
+    found = few_shot_examples(task, source.allowed, shots, options.seed)
+    return [identity(task, document) for document in found]
 
 
 def _check_pairs(plan: Plan, source: Source, options: Options, made: int, target: int) -> None:

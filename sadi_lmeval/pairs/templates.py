@@ -22,15 +22,27 @@ class _Missing(StrictUndefined):
 class _Sandbox(ImmutableSandboxedEnvironment):
     """Beside code, a template may not ask for more memory than its document takes."""
 
-    intercepted_binops = frozenset(["*", "**"])
+    intercepted_binops = frozenset(["*", "**", "%"])
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "**" or not all(isinstance(each, (int, float)) for each in (left, right)):
-            raise SecurityError(f"{operator} is not allowed here, but for a product of numbers")
-        return left * right
+            raise SecurityError(f"{operator} is not allowed here, but between two numbers")
+        return left % right if operator == "%" else left * right
+
+    def wrap_str_format(self, value: Any) -> None:
+        """Leave ``format`` of texts to :meth:`is_safe_attribute`."""
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        padded = isinstance(obj, str) and attr in _PADDING
+        return not padded and super().is_safe_attribute(obj, attr, value)
 
 
+_PADDING = frozenset("center ljust rjust zfill expandtabs format format_map".split())
+"""What makes a text as long as a number says."""
 _environment = _Sandbox(undefined=_Missing)
+for _name in ("center", "indent", "format", "wordwrap"):
+    del _environment.filters[_name]
+del _environment.globals["lipsum"]
 _FAULTS = (
     *(TemplateError, ValueError, SyntaxError, TypeError, LookupError, AttributeError),
     *(RuntimeError, ArithmeticError, AssertionError, MemoryError),

@@ -14,7 +14,7 @@ from sadi_lmeval.identity.model import PROVENANCE
 from sadi_lmeval.methods.arm import Arm
 from sadi_lmeval.methods.base import Method
 from sadi_lmeval.pairs.pairs import Pair
-from sadi_lmeval.pairs.plan import Plan
+from sadi_lmeval.pairs.plan import Plan, examples
 from sadi_lmeval.pairs.sources import QUESTIONS_BY, Source
 from sadi_lmeval.passes.activations import Collector, TokenPair
 from sadi_lmeval.passes.steerable import SteerableModel, folder_for
@@ -92,7 +92,8 @@ def fits_of(
     tokens = [
         TokenPair(model.encode(*pair.positive), model.encode(*pair.negative)) for pair in pairs
     ]
-    identities = [pair.known_as for pair in pairs]
+    shown = examples(plan, source, arms[0].options)
+    identities = [*(pair.known_as for pair in pairs), *shown]
     shared: dict[str, Any] = {
         **model.model_card,
         "task": task.name,
