@@ -33,6 +33,7 @@ from sadi_lmeval.architecture.sites import check_sites, size_in
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.joined import joined
 from sadi_lmeval.errors import UserError, show_user_errors_as_one_line
+from sadi_lmeval.harness.degenerate import is_degenerate
 from sadi_lmeval.harness.response_cache import ResponseCache
 from sadi_lmeval.harness.results_name import name_results_by_the_model
 from sadi_lmeval.harness.run_task import LengthLimit
@@ -104,6 +105,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         self._first_edit: dict[str, int] = {}
         self._generation = _Generation()
         self._not_finite: dict[str, int] = {}
+        self._degenerate: dict[str, int] = {}
         self._card: dict[str, Any] | None = None
         self._unreadable = uuid4().hex
         super().__init__(pretrained, delta=delta_weights, **arguments)
@@ -444,10 +446,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
 
     def _report_not_finite(self, counts: dict[str, int]) -> None:
         """Note down for the results file on how many documents of each task there is no answer."""
-        total: dict[str, int] = {}
-        for part in self.processes.all_gather(counts):
-            for name, count in part.items():
-                total[name] = total.get(name, 0) + count
+        total = self._sum(counts)
         self._not_finite |= total
         for name, count in total.items():
             if count:
@@ -458,6 +457,26 @@ class SteeredModel(HFLM):  # type: ignore[misc]
                     count,
                     self.model.dtype,
                 )
+
+    def _report_degenerate(self, texts: dict[str, list[str]]) -> None:
+        """Note down for the results file how many texts of each task say nothing."""
+        total = self._sum({name: sum(map(is_degenerate, mine)) for name, mine in texts.items()})
+        self._degenerate |= total
+        for name, count in total.items():
+            if count and self.arm.method is not None:
+                logger.warning(
+                    "Task %s: %d texts are empty, or one short piece over and over (steered too "
+                    "strongly?)",
+                    *(name, count),
+                )
+
+    def _sum(self, counts: dict[str, int]) -> dict[str, int]:
+        """Sum the counts of all processes, task by task."""
+        total: dict[str, int] = {}
+        for part in self.processes.all_gather(counts):
+            for name, count in part.items():
+                total[name] = total.get(name, 0) + count
+        return total
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -506,6 +525,10 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             for index, answer in zip(left, answers, strict=True):
                 texts[index] = answer
         self._report_not_finite(odd)
+        of_task: dict[str, list[str]] = {request.task_name: [] for request in requests}
+        for request, text in zip(requests, texts, strict=True):
+            of_task[request.task_name].append(text or "")
+        self._report_degenerate(of_task)
         return [text for text in texts if text is not None]
 
     def _model_generate(
@@ -541,7 +564,9 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         """The harness's facts about the model, and how each task was steered."""
         info: dict[str, Any] = super().get_model_info()
         info["sadi"] = {
-            name: steering.record.with_not_finite(self._not_finite.get(name, 0)).to_json()
+            name: steering.record.with_counts(
+                self._not_finite.get(name, 0), self._degenerate.get(name, 0)
+            ).to_json()
             for name, steering in self._tasks.items()
         }
         return info

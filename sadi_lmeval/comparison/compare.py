@@ -410,7 +410,8 @@ def _record(
         for key, value in found.items()
         if key.endswith(f",{first}") and "_stderr" not in key
     }
-    not_finite = int(results["config"]["sadi"][name]["not_finite"])
+    counted = results["config"]["sadi"][name]
+    not_finite = int(counted["not_finite"])
     # Which of the generated texts they are is not known.
     texts = task.output_type == "generate_until" and not_finite > 0
     finite = [_all_finite(sample) and not texts for sample in samples]
@@ -450,7 +451,7 @@ def _record(
             for sample in samples
         ],
         labels=choices[0] if same else None,
-        steering=prepared.record.with_not_finite(not_finite),
+        steering=prepared.record.with_counts(not_finite, int(counted.get("degenerate", 0))),
         task_digest=prepared.record.task_digest,
         pairs_digests=prepared.pairs_digests,
         seconds=seconds,

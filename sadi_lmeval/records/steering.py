@@ -13,9 +13,9 @@ from typing import Any
 
 RESERVED = frozenset(
     "element hidden_site layers entries recipe pairs_from folds mask_from fit_file parameters fits "
-    "version not_finite task_digest recipe_digest method source n_pairs selected cache_key sha256 "
-    "file tuning score stderr difference difference_stderr margin likelihood_difference "
-    "likelihood_difference_stderr documents objective run task split model of_model".split()
+    "version not_finite degenerate task_digest recipe_digest method source n_pairs selected "
+    "cache_key sha256 file tuning score stderr difference difference_stderr margin "
+    "likelihood_difference likelihood_difference_stderr documents objective run task split model of_model".split()
 )
 """Keys of a record or of a line of ``sweep``: no method may call an argument like one of them,
 unless it means the site's own element."""
@@ -154,6 +154,7 @@ class SteeringRecord:
         fits: one, or one a fold.
         setting: numbers by axis, where there are no fits.
         not_finite: documents without a finite log-probability.
+        degenerate: generated texts that are empty, or one short piece over and over.
     """
 
     arguments: dict[str, Any]
@@ -173,9 +174,10 @@ class SteeringRecord:
     fits: tuple[FitRecord, ...] = ()
     setting: dict[str, Any] = field(default_factory=dict)
     not_finite: int = 0
+    degenerate: int = 0
 
-    def with_not_finite(self, count: int) -> SteeringRecord:
-        return replace(self, not_finite=count)
+    def with_counts(self, not_finite: int, degenerate: int) -> SteeringRecord:
+        return replace(self, not_finite=not_finite, degenerate=degenerate)
 
     def to_json(self) -> dict[str, Any]:
         """Give the entry of the results file: plain JSON values, no place on this machine."""
@@ -204,7 +206,8 @@ class SteeringRecord:
         if self.fits:
             found["fits"] = [fit.to_json() for fit in self.fits]
         found |= {"version": self.version, "task_digest": self.task_digest}
-        return {**found, "not_finite": self.not_finite}
+        found["not_finite"] = self.not_finite
+        return {**found, **({"degenerate": self.degenerate} if self.degenerate else {})}
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> SteeringRecord:
@@ -233,6 +236,7 @@ class SteeringRecord:
             fits=tuple(FitRecord.from_json(fit, axes) for fit in listed),
             setting=_numbers(given, axes),
             not_finite=int(finite(given.get("not_finite")) or 0),
+            degenerate=int(finite(given.get("degenerate")) or 0),
         )
 
 

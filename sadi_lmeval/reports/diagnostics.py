@@ -96,6 +96,12 @@ def diagnose(record: Record, unsteered: Record | None) -> Diagnosis:
                 f"answers are) and balanced accuracy {stayed.said} ({balanced_after:.2f}, before "
                 f"{balanced_before:.2f}): the gain {verb} that label's share"
             )
+    degenerate = record.steering.degenerate
+    if degenerate > (unsteered.steering.degenerate if unsteered is not None else 0):
+        found.append(
+            f"{degenerate} of {len(record.values)} texts are empty, or one short piece over and "
+            "over"
+        )
     if not_finite:
         found.append(f"{not_finite} of {len(record.values)} documents have no finite value")
     source = "" if record.mask_from is None else f" (mask from {record.mask_from})"
