@@ -14,8 +14,9 @@ from typing import Any
 RESERVED = frozenset(
     "element hidden_site layers entries recipe pairs_from folds mask_from fit_file parameters fits "
     "version not_finite degenerate task_digest recipe_digest method source n_pairs selected "
-    "cache_key sha256 file tuning score stderr difference difference_stderr margin "
-    "likelihood_difference likelihood_difference_stderr documents objective run task split model of_model".split()
+    "cache_key sha256 file tuning score stderr difference difference_stderr margin documents "
+    "likelihood_difference likelihood_difference_stderr objective run task split model "
+    "of_model".split()
 )
 """Keys of a record or of a line of ``sweep``: no method may call an argument like one of them,
 unless it means the site's own element."""
