@@ -141,10 +141,14 @@ def test_other_files_in_a_user_s_folder_do_no_harm(tmp_path: Path, text: str) ->
     assert load_recipe("mine", [tmp_path]) == Recipe("mine", "choice")
 
 
-def test_a_faulty_recipe_in_a_user_s_folder_is_refused_not_passed_over(tmp_path: Path) -> None:
+def test_a_faulty_recipe_in_a_user_s_folder_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = write(tmp_path / "mine.yaml", f"{yaml.safe_dump(GOOD)}gold: [1\n")
-    with pytest.raises(UserError, match=f"{path}: not valid YAML"):
-        load_recipe("right_wrong", [tmp_path])
+    assert load_recipe("right_wrong", [tmp_path])
+    assert f"A recipe is passed over: file {path}: not valid YAML" in caplog.text
+    with pytest.raises(UserError, match="unknown recipe 'mine'"):
+        load_recipe("mine", [tmp_path])
 
 
 def test_the_digest_follows_what_changes_the_pairs_and_nothing_else() -> None:

@@ -183,7 +183,7 @@ def _depended_on(what: Comparison, options: Options) -> list[RunTask]:
 def _definition(task: RunTask, options: Options) -> dict[str, Any]:
     """What a task's records depend on beside the run: its definition, and where its pairs are from.
 
-    What the run gives counts in place of what the benchmark file says.
+    What the run gives counts in place of what the benchmark file says, and is the run's.
     """
     chooses = task.task.config.doc_to_choice is not None
     asks = task.output_type in ("generate_until", "loglikelihood")
@@ -195,8 +195,8 @@ def _definition(task: RunTask, options: Options) -> dict[str, Any]:
         "recipe": None if recipe is None else recipe.digest,
         "pairs file": None if pairs is None else hashlib.sha256(pairs).hexdigest(),
         "pairs_from": list(benchmark.pairs_from),
-        "n_pairs": options.n_pairs or benchmark.n_pairs,
-        "folds": options.folds or benchmark.folds,
+        "n_pairs": None if options.n_pairs else benchmark.n_pairs,
+        "folds": None if options.folds else benchmark.folds,
         "settings": benchmark.settings,
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import reprlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Literal, NamedTuple, get_args
 from sadi_lmeval.errors import UserError, first_line, nearest
 from sadi_lmeval.folders import contrastive_sets
 from sadi_lmeval.storage.yaml_files import read_if_ours, read_yaml, yaml_files
+
+logger = logging.getLogger("lm_eval.sadi")
 
 Contrast = Literal["choice", "other_target", "wrong_number", "answers", "static"]
 
@@ -92,7 +95,11 @@ def load_recipe(name: str, folders: list[Path]) -> Recipe:
     known: dict[str, Path] = {}
     for folder in [*folders, contrastive_sets()]:
         for path in yaml_files(folder):
-            content = read_if_ours(path, "contrast")
+            try:
+                content = read_if_ours(path, "contrast")
+            except UserError as error:
+                logger.warning("A recipe is passed over: %s", error)
+                continue
             if isinstance(content, dict) and "recipe" in content and "contrast" in content:
                 known.setdefault(str(content["recipe"]), path)
     if name not in known:

@@ -12,8 +12,9 @@ from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.passes.batches import Bounds, batches
 from sadi_lmeval.passes.forward import Forward
+from sadi_lmeval.passes.memory import in_halves
 from sadi_lmeval.passes.prefixes import Group, group_by_prefix, shared_length
-from sadi_lmeval.passes.sequences import Tree, pack
+from sadi_lmeval.passes.sequences import Past, Tree, pack
 from sadi_lmeval.processes import ALONE, Processes
 
 
@@ -123,7 +124,8 @@ def _read(
             for member in group.members:
                 pair = pairs[member]
                 rows += [_packed(pair, member, group.length)] if branching else _apart(pair, member)
-            for batch in batches(rows, bounds):
+
+            def run(batch: list[_Row], past: Past | None = past) -> None:
                 ends = [(i, end, row.pair, sign)
                         for i, row in enumerate(batch) for end, sign in row.ends]  # fmt: skip
                 points = Points.of([(i, end) for i, end, *_ in ends], len(batch), forward.device)
@@ -133,6 +135,9 @@ def _read(
                 for (_, collector), found in zip(readers, values, strict=True):
                     collector.add(which, signs, found.cpu())
                 bar.update(len(ends))
+
+            for batch in batches(rows, bounds):
+                in_halves(batch, run)
 
 
 class _Row(NamedTuple):

@@ -19,9 +19,10 @@ from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.forward import Forward, Resumed, Steered
 from sadi_lmeval.passes.likelihood import Likelihood, likelihood
+from sadi_lmeval.passes.memory import in_halves
 from sadi_lmeval.passes.packing import Continuation, pack_requests
 from sadi_lmeval.passes.scoring import groups_of, log_likelihoods
-from sadi_lmeval.passes.sequences import Batch, additive
+from sadi_lmeval.passes.sequences import Batch, Past, additive
 from sadi_lmeval.passes.trunk import GridRow, GrownTrunk, alike, grow
 from sadi_lmeval.types import Scope
 
@@ -73,7 +74,8 @@ def grid_log_likelihoods(
     for group in groups_of(requests, branching):
         past = forward.prefix(requests[group.members[0]].context[: group.length])
         rows = [GridRow(row) for row in pack_requests(requests, group, branching)]
-        for batch in alike(rows, bounds):
+
+        def run(batch: list[GridRow], past: Past | None = past) -> None:
             trunk = grow(forward, batch, families, starts, pad, past, softmax_dtype)
             scores = [trunk.base]
             for family, unsteered in zip(families, trunk.unsteered, strict=True):
@@ -82,6 +84,9 @@ def grid_log_likelihoods(
                 )
             found = Likelihood(*(torch.cat(parts) for parts in zip(*scores, strict=True)))
             done(trunk.table.requests, *trunk.table.totals(found))
+
+        for batch in alike(rows, bounds):
+            in_halves(batch, run)
 
 
 def _passes(family: Edits, resuming: bool) -> dict[int, list[int]]:
@@ -157,16 +162,19 @@ def _family(
             ),
         )
         for layer, edits in _merged(part, last + 1, tokens, at_once):
-            waiting = [edits[i : i + at_once] for i in range(0, len(edits), at_once)]
-            while waiting:
-                which = waiting.pop()
+
+            def run(which: list[int], branch: _Branch = branch, layer: int = layer) -> None:
                 found = branch.run(forward, trunk, family, which, layer, unsteered, softmax_dtype)
                 if len(which) > 1 and not found.log_probability.isfinite().all():
                     # What is not finite spreads to its neighbours, even where attention is zero.
-                    waiting += [[edit] for edit in which]
-                    continue
+                    for edit in which:
+                        run([edit])
+                    return
                 where = torch.tensor(which)[:, None], branch.changed[None]
                 values[where], greedy[where] = found
+
+            for first in range(0, len(edits), at_once):
+                in_halves(edits[first : first + at_once], run)
     return Likelihood(values, greedy)
 
 

@@ -12,6 +12,7 @@ from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.passes.batches import Bounds, batches
 from sadi_lmeval.passes.forward import Forward, Steered
 from sadi_lmeval.passes.likelihood import Likelihood, likelihood
+from sadi_lmeval.passes.memory import in_halves
 from sadi_lmeval.passes.packing import UNSTEERED, Continuation, Row, pack_requests
 from sadi_lmeval.passes.prefixes import Group, group_by_prefix
 from sadi_lmeval.passes.sequences import Past, pack
@@ -63,11 +64,15 @@ def log_likelihoods(
     scores: list[Score] = [(0.0, False)] * len(requests)
     for group in groups_of(requests, branching):
         past = forward.prefix(requests[group.members[0]].context[: group.length])
-        for batch in batches(pack_requests(requests, group, branching), bounds):
+
+        def run(batch: list[Row], past: Past | None = past) -> None:
             found = _score(forward, batch, edits, past, pad, softmax_dtype)
             for index, score in found:
                 scores[index] = score
             done(found)
+
+        for batch in batches(pack_requests(requests, group, branching), bounds):
+            in_halves(batch, run)
     return scores
 
 

@@ -1,0 +1,91 @@
+"""Out of memory, batches are run in halves: the same numbers, and nothing lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from helpers.layouts import REQUESTS, SAME_BEGINNING
+from helpers.oracle import make_model
+from sadi_lmeval.architecture.sites import find_site
+from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
+from sadi_lmeval.methods.collectors import MeanDifference
+from sadi_lmeval.passes.activations import TokenPair
+from sadi_lmeval.passes.engine import Engine
+from sadi_lmeval.passes.memory import in_halves
+from sadi_lmeval.passes.packing import Continuation
+from sadi_lmeval.passes.scoring import Score
+
+FULL = "CUDA out of memory. Tried to allocate 2.00 GiB"
+MIXED = [Continuation(c, t, 0) for c, t, _ in [*REQUESTS, *SAME_BEGINNING]]
+PAIRS = [TokenPair([5, 9, 7, i, 4], [5, 9, 7, i, 8, 3]) for i in range(3, 20)]
+
+
+class Limited:
+    """A model that has memory for so many tokens a pass."""
+
+    def __init__(self, tokens: int) -> None:
+        self.model, self.tokens, self.failed = make_model(), tokens, 0
+        forward = self.model.forward
+
+        def limited(input_ids: Tensor, **inputs: Any) -> Any:
+            if input_ids.numel() > self.tokens:
+                self.failed += 1
+                raise RuntimeError(FULL)
+            return forward(input_ids=input_ids, **inputs)
+
+        self.model.forward = limited
+
+    def everything(self, rows: int | None = None) -> list[float]:
+        """Scores, scores of a grid, and a mean difference."""
+        engine = Engine(self.model, pad=0, rows=rows, max_length=128)
+        site = find_site(self.model, "hidden")
+        gain = torch.zeros(site.layers, site.width)
+        gain[1, ::2] = 2.0
+        edits = DiagonalEdits(site, [Edit(gain * s) for s in (1.0, -0.5, 2.0)])
+        scores: dict[int, Score] = {}
+        engine.score(MIXED, edits, scores.update)
+        grid: dict[int, Tensor] = {}
+
+        def done(numbers: list[int], values: Tensor, _: Tensor) -> None:
+            grid.update(zip(numbers, values.T, strict=True))
+
+        engine.score_grid(MIXED, [edits], done)
+        collector = MeanDifference(site, len(PAIRS))
+        engine.read([(site, collector)], PAIRS, "pairs")
+        assert sorted(scores) == sorted(grid) == list(range(len(MIXED)))
+        found = [scores[i][0] for i in range(len(MIXED))]
+        found += [float(v) for i in range(len(MIXED)) for v in grid[i]]
+        return found + [float(v) for v in collector.tensors("")["difference"].flatten()[:50]]
+
+
+@pytest.mark.parametrize("rows", [None, 16])
+def test_halves_give_what_whole_batches_give(
+    rows: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = Limited(1 << 30).everything(rows)
+    assert "Out of memory" not in caplog.text
+    small = Limited(90)
+    assert small.everything(rows) == pytest.approx(expected, abs=2e-4)
+    assert small.failed
+    assert "Out of memory with" in caplog.text
+
+
+def test_a_single_row_that_is_too_large_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="out of memory"):
+        Limited(3).everything()
+
+
+def test_another_error_is_not_taken_for_it() -> None:
+    ran = []
+
+    def run(batch: list[int]) -> None:
+        ran.append(batch)
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        in_halves([1, 2, 3], run)
+    assert ran == [[1, 2, 3]]
