@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, ClassVar, NoReturn
@@ -111,6 +112,9 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         super().__init__(pretrained, delta=delta_weights, **arguments)
         self.processes = self._join_processes()
         self.cache_hook: ResponseCache = ResponseCache(None)
+        self._in_call = False
+        if isinstance(pretrained, str) and self.METHOD is not None and not self.arm.is_unsteered:
+            self._warn_outside_of_a_run()
 
     def _read_arms(self, given: dict[str, Any]) -> dict[str, Arm]:
         """Read our arguments, before anything is loaded."""
@@ -206,10 +210,34 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             }
         return self._card
 
-    def _begin_call(self) -> None:
-        """Forget what the model was at the last call of the harness."""
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        """Answer a call of the harness; what the model was at the last one is forgotten."""
         self._card, self._unreadable = None, uuid4().hex
         self.__dict__.pop("_answers_by", None)
+        self._in_call = True
+        try:
+            with running_as_written(self.model):
+                yield
+        finally:
+            self._in_call = False
+            self._run.end()
+
+    def _warn_outside_of_a_run(self) -> None:
+        """Have the model that was loaded say that by itself it generates unsteered."""
+        generate = self.model.generate
+
+        @functools.wraps(generate)
+        def unsteered(*arguments: Any, **keywords: Any) -> Any:
+            if not self._in_call:
+                logger.warning(
+                    "model.generate of an hf-%s is not steered: only requests of the harness are",
+                    self.METHOD,
+                )
+                self.model.__dict__.pop("generate", None)  # once is enough
+            return generate(*arguments, **keywords)
+
+        self.model.generate = unsteered
 
     @cached_property
     def _answers_by(self) -> str:
@@ -397,12 +425,8 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         """
         if self.enable_thinking:
             return super().loglikelihood(requests, disable_tqdm)  # type: ignore[no-any-return]
-        self._begin_call()
-        try:
-            with running_as_written(self.model):
-                return self._loglikelihood(requests, disable_tqdm)
-        finally:
-            self._run.end()
+        with self._call():
+            return self._loglikelihood(requests, disable_tqdm)
 
     def _loglikelihood(self, requests: list[Instance], disable_tqdm: bool) -> list[Score]:
         which = self._steer(requests)
@@ -488,13 +512,11 @@ class SteeredModel(HFLM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generate after each prompt, steered from its last token."""
-        self._begin_call()
-        try:
-            with running_as_written(self.model):
+        with self._call():
+            try:
                 return self._generate_until(requests, disable_tqdm)
-        finally:
-            self._run.end()
-            self.engine.forward.forget()
+            finally:
+                self.engine.forward.forget()
 
     def _generate_until(self, requests: list[Instance], disable_tqdm: bool) -> list[str]:
         which = self._steer(requests)

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from helpers.models import tiny_llama
 from helpers.results import numbers, scores
+from sadi_lmeval.model import model_class
 from sadi_lmeval.storage.fit_file import load_fit
 
 STEER = {"top_k": 3, "delta": 4}
@@ -140,6 +141,20 @@ def test_a_saved_mask_of_another_model_is_told_and_named(
     assert "was made for another model of the same shape" in caplog.text
     assert its["of_model"]
     assert "of_model" not in fit
+
+
+def test_the_model_says_that_by_itself_it_is_not_steered(
+    evaluate: Any, model_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluate("tiny_text", limit=2, **STEER)
+    assert "is not steered" not in caplog.text
+    tokens = torch.tensor([[5, 9, 7]])
+    for method, count in (("none", 0), (None, 1)):
+        given = {"pretrained": str(model_folder), "device": "cpu", **STEER}
+        lm = model_class("sadi")(**given, **({"method": method} if method else {}))
+        for _ in range(2):
+            lm.model.generate(tokens, max_new_tokens=2)
+        assert caplog.text.count("model.generate of an hf-sadi is not steered") == count
 
 
 def test_a_mask_from_another_task_is_that_tasks_mask(evaluate: Any) -> None:
