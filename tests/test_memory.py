@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.passes.memory import in_halves
 from sadi_lmeval.passes.packing import Continuation
 from sadi_lmeval.passes.scoring import Score
+from sadi_lmeval.passes.sequences import Tree
 
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB"
 MIXED = [Continuation(c, t, 0) for c, t, _ in [*REQUESTS, *SAME_BEGINNING]]
@@ -89,3 +91,44 @@ def test_another_error_is_not_taken_for_it() -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         in_halves([1, 2, 3], run)
     assert ran == [[1, 2, 3]]
+
+
+def test_the_masks_of_a_group_s_rows_do_not_stand_there_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each is as large as its row is long, squared."""
+    made: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    most = 0
+    visible = Tree.visible
+
+    def watched(tree: Tree) -> Tensor:
+        nonlocal most
+        found = visible(tree)
+        made.add(found)
+        most = max(most, len(made))
+        return found
+
+    model = make_model()
+    site = find_site(model, "hidden")
+    gain = torch.zeros(site.layers, site.width)
+    gain[1, ::2] = 2.0
+    beginning = tuple(range(3, 40))
+    requests = [Continuation((*beginning, *[3 + i] * 20, 5), (7, 4)) for i in range(30)]
+    engine = Engine(model, pad=0, rows=2, max_length=128)
+    assert engine.can_resume
+    monkeypatch.setattr(Tree, "visible", watched)
+    found: list[int] = []
+    engine.score_grid(requests, [DiagonalEdits(site, [Edit(gain)])], lambda n, *_: found.extend(n))
+    assert sorted(found) == list(range(30))
+    assert 0 < most <= 8
+
+
+def test_a_mean_difference_makes_no_wide_copy_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = find_site(make_model(), "hidden")
+    collector = MeanDifference(site, 3)
+    values = torch.randn(6, site.layers, site.width)
+    expected = (values[:3].double() - values[3:].double()).mean(0).float()
+    monkeypatch.setattr(Tensor, "double", None)
+    collector.add([0, 1, 2, 0, 1, 2], [1, 1, 1, -1, -1, -1], values)
+    found = collector.tensors("")["difference"].view(site.layers, -1)
+    torch.testing.assert_close(found, expected, atol=1e-7, rtol=1e-6)

@@ -30,8 +30,8 @@ class MeanDifference:
         self.total = torch.zeros(site.layers, site.width, dtype=torch.float64)
 
     def add(self, pairs: list[int], signs: list[int], values: Tensor) -> None:
-        weights = torch.tensor(signs, dtype=torch.float64)
-        self.total += torch.einsum("n,nlw->lw", weights, values.double())
+        for sign, value in zip(signs, values, strict=True):  # no float64 copy of all of them
+            self.total.add_(value, alpha=sign)
 
     def join(self, processes: Processes) -> None:
         self.total = processes.all_reduce(self.total)

@@ -83,6 +83,8 @@ def grid_log_likelihoods(
                     _family(forward, trunk, family, unsteered, resuming, bounds, softmax_dtype)
                 )
             found = Likelihood(*(torch.cat(parts) for parts in zip(*scores, strict=True)))
+            for row in batch:
+                row.forget()
             done(trunk.table.requests, *trunk.table.totals(found))
 
         for batch in alike(rows, bounds):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,6 @@ class GridRow:
     Attributes:
         own: positions of the last prompt tokens and of all that follows them, ascending.
         prompt_of: of each of those, the position of its last prompt token.
-        visible: which token sees which, ``[length, length]``.
         depths: the position of each token on its path, ``[length]``.
     """
 
@@ -48,8 +48,16 @@ class GridRow:
             ends.append(mine)
             depths += range(segment.depth, segment.depth + len(segment.tokens))
         self.own = own
-        self.visible = row.tree.visible()
         self.depths = torch.tensor(depths)
+
+    @cached_property
+    def visible(self) -> Tensor:
+        """Which token sees which, ``[length, length]``; kept until :meth:`forget`."""
+        return self.row.tree.visible()
+
+    def forget(self) -> None:
+        """Drop what is large and made again: the rows of a group stand there together."""
+        self.__dict__.pop("visible", None)
 
     @property
     def length(self) -> int:
