@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -30,7 +31,8 @@ from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
 from sadi_lmeval.methods.sadi import Steering
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.forward import Forward
-from sadi_lmeval.passes.packing import Continuation
+from sadi_lmeval.passes.packing import Continuation, pack_requests
+from sadi_lmeval.passes.prefixes import Group
 from sadi_lmeval.passes.scoring import Score, groups_of, log_likelihoods, truncated
 from sadi_lmeval.types import Element, HiddenSite
 
@@ -318,3 +320,21 @@ def test_a_truncated_prompt_is_edited_at_its_last_token() -> None:
 def test_no_requests_are_no_group(branching: bool) -> None:
     """Where all that is asked was answered already, as under methods that steer nothing."""
     assert groups_of([], branching) == []
+
+
+def test_what_is_not_finite_does_not_spread_to_other_prompts_of_its_row(
+    model: LlamaForCausalLM,
+) -> None:
+    site = find_site(model, "hidden")
+    gains = torch.zeros(2, site.layers, site.width)
+    gains[0, 1, ::2], gains[1, 1, ::2] = 2.0, 1e38
+    edits = DiagonalEdits(site, [Edit(gain) for gain in gains])
+    alike = [(3, 14, 15, 9, 2, last) for last in (6, 7, 8)]
+    asked = [Continuation(c, t, e) for c, e in zip(alike, (0, 1, 0), strict=True)
+             for t in ((5, 8), (4,))]  # fmt: skip
+    assert len(list(pack_requests(asked, Group(0, list(range(6))), branching=True))) == 1
+    found = score(model, asked, edits)
+    sound = [i for i, request in enumerate(asked) if request.edit == 0]
+    expected = [score(model, [asked[i]], edits, bounds=ROWS_ALONE)[0] for i in sound]
+    assert_close([found[i] for i in sound], expected, 1e-4)
+    assert all(not math.isfinite(found[i][0]) for i in range(6) if i not in sound)

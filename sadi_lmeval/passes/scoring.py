@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -65,8 +66,14 @@ def log_likelihoods(
     for group in groups_of(requests, branching):
         past = forward.prefix(requests[group.members[0]].context[: group.length])
 
-        def run(batch: list[Row], past: Past | None = past) -> None:
+        def run(batch: list[Row], past: Past | None = past, length: int = group.length) -> None:
             found = _score(forward, batch, edits, past, pad, softmax_dtype)
+            if again := _beside_others(batch, found):
+                # What is not finite spreads to its neighbours, even where attention is zero.
+                alone = [Group(length, [index]) for index in again]
+                rows = [row for each in alone for row in pack_requests(requests, each, branching)]
+                own = dict(_score(forward, rows, edits, past, pad, softmax_dtype))
+                found = [(index, own.get(index, score)) for index, score in found]
             for index, score in found:
                 scores[index] = score
             done(found)
@@ -81,6 +88,12 @@ def groups_of(requests: Sequence[Continuation], branching: bool) -> list[Group]:
     if not branching:
         return [Group(0, list(range(len(requests))))] if requests else []
     return group_by_prefix([request.context for request in requests])
+
+
+def _beside_others(batch: Sequence[Row], found: Sequence[tuple[int, Score]]) -> list[int]:
+    """The requests without a finite score that stand in a row with other prompts."""
+    beside = {e.request for row in batch if len(row.edited) > 1 for e in row.entries}
+    return [index for index, (value, _) in found if not math.isfinite(value) and index in beside]
 
 
 def _score(
