@@ -164,6 +164,18 @@ def test_a_mask_from_another_task_is_that_tasks_mask(evaluate: Any) -> None:
     assert found["mask_from"] == "tiny_choice"
 
 
+@pytest.mark.parametrize("shots", [None, 2])
+def test_pairs_of_a_task_outside_the_run_have_its_few_shot_examples(
+    evaluate: Any, shots: int | None
+) -> None:
+    settings = {"num_fewshot": shots}
+    found = evaluate("tiny_text", mask_from="tiny_choice", settings=settings, **STEER)
+    [fit] = found["config"]["sadi"]["tiny_text"]["fits"]
+    card = load_fit(Path(fit["file"])).card
+    examples = 0 if shots is None else shots + 1  # and one to spare
+    assert len(card["documents"]) == card["n_pairs"] + examples
+
+
 def test_use_cache_never_returns_another_settings_scores(evaluate: Any, tmp_path: Path) -> None:
     cached = {"use_cache": str(tmp_path / "responses")}
     evaluate("tiny_choice", "tiny_text", model="hf", settings=cached)

@@ -28,6 +28,8 @@ logger = logging.getLogger("lm_eval.sadi")
 
 _MANAGER = "_sadi_lmeval_manager"
 """Attribute of a task: what has loaded it."""
+_SHOTS = "_sadi_lmeval_num_fewshot"
+"""Attribute of a task: the few-shot examples that it asks for itself."""
 
 
 class RunTasks:
@@ -105,6 +107,7 @@ def note_tasks() -> None:
         found = load(self, *arguments, **keywords)
         for task in found["tasks"].values():
             setattr(task, _MANAGER, self)
+            setattr(task, _SHOTS, task.config.num_fewshot)
         return found
 
     build_all_requests._notes_tasks = True  # type: ignore[attr-defined]
@@ -180,11 +183,26 @@ def load_task(name: str, folders: list[Path], like: RunTask | None) -> RunTask:
         task = manager.load([name])["tasks"][name]
     except Exception as error:  # datasets raises many kinds: say which, in one line
         raise UserError(f"task {name}: cannot load its data ({error})") from error
+    shots = None if like is None else _shots_of_the_run(like)
+    if shots is not None and task.config.num_fewshot != 0:
+        task.set_config("num_fewshot", shots)
     if task.config.num_fewshot is None:
         task.set_config("num_fewshot", 0)
     if like is None:
         return RunTask(task, manager=manager)
     return RunTask(task, like.settings, like.limit, manager, like.others)
+
+
+def _shots_of_the_run(like: RunTask) -> int | None:
+    """What the run gives as ``--num_fewshot``; None where no task of it shows that it gives one.
+
+    The harness puts it in place of what a task says, unless that is 0.
+    """
+    for task in (like, *like.others.values()):
+        own = getattr(task.task, _SHOTS, 0)
+        if own != 0 and task.num_fewshot != (own or 0):
+            return task.num_fewshot
+    return None
 
 
 def load_tasks(
