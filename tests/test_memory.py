@@ -16,6 +16,7 @@ from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
 from sadi_lmeval.methods.collectors import MeanDifference
 from sadi_lmeval.passes.activations import TokenPair
 from sadi_lmeval.passes.engine import Engine
+from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.memory import in_halves
 from sadi_lmeval.passes.packing import Continuation
 from sadi_lmeval.passes.scoring import Score
@@ -121,6 +122,32 @@ def test_the_masks_of_a_group_s_rows_do_not_stand_there_together(
     engine.score_grid(requests, [DiagonalEdits(site, [Edit(gain)])], lambda n, *_: found.extend(n))
     assert sorted(found) == list(range(30))
     assert 0 < most <= 8
+
+
+def test_a_grid_keeps_of_its_blocks_what_a_setting_begins_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not the inputs of all layers for the whole of a long prompt."""
+    kept: list[tuple[int, ...]] = []
+    trunk = Forward.trunk
+
+    def watched(self: Forward, *arguments: Any) -> Any:
+        found = trunk(self, *arguments)
+        kept.extend(tuple(states.shape) for states in found[0].states.values())
+        return found
+
+    model = make_model()
+    site = find_site(model, "hidden")
+    gains = torch.zeros(2, site.layers, site.width)
+    gains[0, 1, ::2], gains[1, 2, ::2] = 2.0, 1.0
+    edits = DiagonalEdits(site, [Edit(gain) for gain in gains])
+    requests = [Continuation(tuple(range(3, 50)), tokens) for tokens in ((7, 4), (9,))]
+    engine = Engine(model, pad=0, rows=2, max_length=128)
+    assert engine.can_resume
+    monkeypatch.setattr(Forward, "trunk", watched)
+    engine.score_grid(requests, [edits], lambda *_: None)
+    assert kept
+    assert max(length for _, length, _ in kept) <= 3  # the last prompt token, and those scored
 
 
 def test_a_mean_difference_makes_no_wide_copy_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:

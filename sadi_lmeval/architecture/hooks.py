@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from sadi_lmeval.errors import UserError
@@ -101,7 +102,7 @@ class Outputs(NamedTuple):
     """What decoder blocks gave in one forward pass.
 
     Attributes:
-        states: of each block that was kept, ``[batch, seq, hidden]``.
+        states: of each block that was kept, at the positions that are, ``[batch, n, hidden]``.
         in_tuple: whether the blocks give them as the first part of a tuple.
     """
 
@@ -110,15 +111,23 @@ class Outputs(NamedTuple):
 
 
 @contextmanager
-def keeping(modules: Mapping[int, nn.Module]) -> Iterator[Outputs]:
-    """Keep the outputs of ``modules`` until the block is left in any way."""
+def keeping(modules: Mapping[int, nn.Module], at: Tensor | None = None) -> Iterator[Outputs]:
+    """Keep the outputs of ``modules`` until the block is left in any way.
+
+    Args:
+        at: of each row the positions to keep, ``[batch, n]``; None: all of them.
+    """
     kept = Outputs({}, [])
 
     def keeper(layer: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
             several = isinstance(output, (tuple, list))
             kept.in_tuple.append(several)
-            kept.states[layer] = output[0] if several else output
+            states = output[0] if several else output
+            if at is not None:
+                rows = torch.arange(len(at), device=states.device)[:, None]
+                states = states[rows, at.to(states.device)]
+            kept.states[layer] = states
 
         return hook
 

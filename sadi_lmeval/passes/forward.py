@@ -52,8 +52,8 @@ class Trunk(NamedTuple):
     Attributes:
         logits: ``[n, vocab]`` at the points.
         past: keys and values of every token, those of the batch's own past included.
-        states: what goes into the decoder blocks that were asked for,
-            ``[batch, seq, hidden]`` each.
+        states: what goes into the decoder blocks that were asked for, at the positions that were,
+            ``[batch, n, hidden]`` each.
     """
 
     logits: Tensor
@@ -126,8 +126,12 @@ class Forward:
         starts: Iterable[int],
         sites: Sequence[Site | None] = (),
         read: Points | None = None,
+        own: Tensor | None = None,
     ) -> tuple[Trunk, list[Tensor | None]]:
         """An unsteered pass that keeps what passes from blocks ``starts`` onwards begin with.
+
+        Args:
+            own: of each row the positions that such a pass begins with, ``[batch, n]``; None: all.
 
         Returns:
             the trunk, and for each of ``sites`` that is not None its activations at the k points
@@ -140,7 +144,7 @@ class Forward:
                 stack.enter_context(reading(site, read)) if site is not None and read else None
                 for site in sites
             ]
-            kept = stack.enter_context(keeping(kept_at))
+            kept = stack.enter_context(keeping(kept_at, own))
             logits = self._run(batch, points, cache)
         if kept.in_tuple:
             self._in_tuple = kept.in_tuple[0]

@@ -185,6 +185,8 @@ class _Branch:
 
     Attributes:
         width: tokens of a row for one edit.
+        take, among: of each of them the position in its row, and its index among the row's own
+            tokens, ``[batch, width]``.
         edited: (row, index of an own token) of each point that is edited.
         of_point: of each of those, which of the batch's last prompt tokens it belongs to.
         places: (row, index of an own token) of each point with logits.
@@ -203,12 +205,15 @@ class _Branch:
         ]
         self.length = before + max(context)
         self.take = torch.zeros(batch, self.width, dtype=torch.long)
+        self.among = torch.zeros(batch, self.width, dtype=torch.long)
         self.depths = torch.zeros(batch, self.width, dtype=torch.long)
         self.sees = torch.zeros(batch, self.width, self.length, dtype=torch.bool)
         self.within = torch.eye(self.width, dtype=torch.bool).repeat(batch, 1, 1)
         for i, (row, positions) in enumerate(zip(trunk.batch, own, strict=True)):
             n = len(positions)
             take = torch.tensor(positions)
+            number_of = {position: j for j, position in enumerate(row.own)}
+            self.among[i, :n] = torch.tensor([number_of[position] for position in positions])
             self.take[i, :n], self.depths[i, :n] = take, row.depths[take]
             visible = row.visible[take]
             seen = visible.clone()
@@ -281,7 +286,7 @@ class _Branch:
         resumed = None
         if layer:
             states = trunk.pass_.states[layer]
-            kept = states[rows.to(states.device), take.to(states.device)]
+            kept = states[rows.to(states.device), self.among.to(states.device)]
             resumed = Resumed(layer, kept.repeat(1, count, 1))
         places = [(i, s * self.width + j) for s in range(count) for i, j in self.places]
         logits = forward.logits(inputs, Points.of(places, batch, device), steered, resumed)

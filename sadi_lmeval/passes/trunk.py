@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.edits.contract import Edits
@@ -116,7 +117,10 @@ def grow(
     prompts = [(i, position) for i, row in enumerate(batch) for position in sorted(row.prompts)]
     read = Points.of(prompts, len(batch), forward.device)
     sites = [family.site if family.needs_unsteered else None for family in families]
-    grown, unsteered = forward.trunk(inputs, table.points(forward.device), starts, sites, read)
+    # What an edit changes, and so what a pass of its own begins with.
+    own = pad_sequence([torch.tensor(row.own) for row in batch], batch_first=True)
+    points = table.points(forward.device)
+    grown, unsteered = forward.trunk(inputs, points, starts, sites, read, own)
     found = likelihood(grown.logits, table.at, table.tokens, softmax_dtype)
     base = Likelihood(found.log_probability[None], found.greedy[None])
     kept = grown._replace(logits=grown.logits[:0])
