@@ -27,12 +27,12 @@ class Points(NamedTuple):
         return cls(table[:, 0], table[:, 1], batch)
 
     def read(self, activations: Tensor) -> Tensor:
-        """``[n, width]`` out of ``[batch, seq, width]``, or out of that flattened."""
+        """Take ``[n, width]`` out of ``[batch, seq, width]``, or out of that flattened."""
         rows, positions = self._on(activations.device)
         return self._unflat(activations)[rows, positions]
 
     def write(self, activations: Tensor, values: Tensor) -> Tensor:
-        """A copy of the activations with ``values`` ``[n, width]`` at these positions."""
+        """Copy the activations, with ``values`` ``[n, width]`` at these positions."""
         where = self._on(activations.device)
         new = self._unflat(activations).index_put(where, values.to(activations.dtype))
         return new.view_as(activations)

@@ -10,17 +10,17 @@ from sadi_lmeval.architecture.sites import unwrapped
 
 
 def parameters(model: nn.Module) -> set[str]:
-    """The names of what the model's forward pass takes; a PEFT wrapper is looked through."""
+    """Name what the model's forward pass takes; a PEFT wrapper is looked through."""
     return set(inspect.signature(unwrapped(model).forward).parameters)
 
 
 def use_cache(model: nn.Module, wanted: bool) -> dict[str, bool]:
-    """How to ask the model's forward pass for a key/value cache; not at all, where it has none."""
+    """Say how to ask the forward pass for a key/value cache; not at all, where it has none."""
     given = inspect.signature(unwrapped(model).forward).parameters
     any_name = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in given.values())
     return {"use_cache": wanted} if "use_cache" in given or any_name else {}
 
 
 def cache_parameter(model: nn.Module) -> str:
-    """What the key/value cache is called: ``cache`` from transformers 5.24 on."""
+    """Say what the key/value cache is called: ``cache`` from transformers 5.24 on."""
     return "cache" if "cache" in parameters(model) else "past_key_values"

@@ -156,8 +156,8 @@ def find_site(model: nn.Module, element: Element, hidden_site: HiddenSite = "mlp
     modules = _modules(base, element, hidden_site)
     side: Side = "input" if element == "head" else "output"
     measured = _measure(base, modules, side, kind, element)
-    found = _site(base, element, {n: modules[n] for n in measured.layers}, measured)
-    return found._replace(hidden_site=hidden_site)
+    site = _site(base, element, {n: modules[n] for n in measured.layers}, measured)
+    return site._replace(hidden_site=hidden_site)
 
 
 def check_sites(model: Any, element: Element, hidden_site: HiddenSite) -> None:
@@ -182,7 +182,7 @@ def check_sites(model: Any, element: Element, hidden_site: HiddenSite) -> None:
 
 
 def _modules(model: Any, element: Element, hidden_site: HiddenSite) -> dict[int, nn.Module]:
-    """The modules of an element by decoder block."""
+    """Give the modules of an element by decoder block."""
     kind = str(model.config.model_type)
     architecture = _architecture(model)
     names = {"head": architecture.heads, "neuron": architecture.neurons, "hidden": architecture.mlp}
@@ -216,13 +216,13 @@ def _modules(model: Any, element: Element, hidden_site: HiddenSite) -> dict[int,
 
 
 def _linear(model: Any) -> set[int]:
-    """The layers whose attention is linear: a state along the text, without heads over tokens."""
+    """Find layers whose attention is linear: a state along the text, without heads over tokens."""
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
     return {number for number, kind in enumerate(kinds) if "linear" in str(kind)}
 
 
 def _missing(kind: str, element: str, blocks: Sequence[nn.Module]) -> str:
-    """Why there is no such element."""
+    """Say why there is no such element."""
     if element == "neuron":
         if any("expert" in name for block in blocks for name, _ in block.named_modules()):
             return (
@@ -244,9 +244,9 @@ def _missing(kind: str, element: str, blocks: Sequence[nn.Module]) -> str:
 
 
 def _site(model: Any, element: Element, modules: dict[int, nn.Module], measured: _Measured) -> Site:
-    found, blocks, width = tuple(modules.values()), tuple(modules), measured.width
+    carriers, blocks, width = tuple(modules.values()), tuple(modules), measured.width
     if element != "head":
-        return Site(element, found, "output", width, 1, among=blocks, streams=measured.streams)
+        return Site(element, carriers, "output", width, 1, among=blocks, streams=measured.streams)
     config = model.config.get_text_config()
     heads = _number(config, "num_attention_heads") or 0
     # Of latent attention head_dim is a part of the keys' width; what comes out has the values'.
@@ -257,20 +257,20 @@ def _site(model: Any, element: Element, modules: dict[int, nn.Module], measured:
             f"model type {model.config.model_type!r}: {heads} heads of {head_dim} do not make the "
             f"width {width} of its attention output"
         )
-    return Site(element, found, "input", heads, head_dim, among=blocks)
+    return Site(element, carriers, "input", heads, head_dim, among=blocks)
 
 
 def _number(config: Any, name: str) -> int | None:
-    """A number of a configuration; None where there is none, or where layers differ in it."""
+    """Read a number of a configuration; None where there is none, or where layers differ in it."""
     try:
-        found = getattr(config, name, None)
+        value = getattr(config, name, None)
     except Exception:  # transformers has a kind of its own for the second
         return None
-    return found if isinstance(found, int) else None
+    return value if isinstance(value, int) else None
 
 
 def decoder_blocks(model: nn.Module) -> list[nn.Module]:
-    """The decoder blocks in order.
+    """List the decoder blocks in order.
 
     Raises:
         UserError: the architecture is not known and not built like a known one.
@@ -299,10 +299,10 @@ def _installed(kind: str) -> Architecture | None:
         UserError: the package's entry point cannot be loaded, or is something else.
     """
     for point in entry_points(group=GROUP, name=kind):
-        found = loaded(point, "architecture")
-        if not isinstance(found, Architecture):
+        architecture = loaded(point, "architecture")
+        if not isinstance(architecture, Architecture):
             raise UserError(f"architecture {kind!r}: {point.value} is no sadi_lmeval.Architecture")
-        return found
+        return architecture
     return None
 
 
@@ -320,7 +320,7 @@ def size_in(config: Any, element: Element) -> Size | None:
 
 
 def unwrapped(model: Any) -> Any:
-    """The causal language model itself, out of what torch.compile or PEFT has put around it.
+    """Take the causal language model itself out of what torch.compile or PEFT has put around it.
 
     Raises:
         UserError: the wrapper puts virtual tokens before every text, so that positions are others.
@@ -339,8 +339,8 @@ def unwrapped(model: Any) -> Any:
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Where a model's inputs are to be: with its first weights, or where these are offloaded, on
-    the CPU, from where accelerate takes them to where they are needed.
+    """Say where a model's inputs are to be: with its first weights, or where these are offloaded,
+    on the CPU, from where accelerate takes them to where they are needed.
     """
     device = next(model.parameters()).device
     return torch.device("cpu") if device.type == "meta" else device
@@ -359,7 +359,7 @@ _SPREAD = (
 
 
 def _look(model: Any, layers: int | None) -> Architecture | None:
-    """Module names of an unlisted architecture, found by their usual endings.
+    """Find the module names of an unlisted architecture by their usual endings.
 
     The blocks are those of the text's decoder: a vision tower may have as many.
     """
@@ -374,15 +374,15 @@ def _look(model: Any, layers: int | None) -> Architecture | None:
     inside = {id(module) for module in decoder.modules()} if decoder is not None else set()
     lists.sort(key=lambda each: (len(each[1]) != layers, id(each[1]) not in inside))
     for name, blocks in lists:
-        found = _within(name, blocks, _linear(model))
-        known = found.heads is not None and found.mlp is not None and len(blocks) == layers
+        names = _within(name, blocks, _linear(model))
+        known = names.heads is not None and names.mlp is not None and len(blocks) == layers
         if known or all(isinstance(block, GradientCheckpointingLayer) for block in blocks):
-            return found
+            return names
     return None
 
 
 def _within(name: str, blocks: nn.ModuleList, linear: set[int]) -> Architecture:
-    """Module names of a list of blocks, None where one is not clear."""
+    """Find the module names of a list of blocks, None where one is not clear."""
     named = [[n for n, _ in block.named_modules()] for block in blocks]
     inside = list(dict.fromkeys(n for names in named for n in names))
     heads = {
@@ -444,7 +444,7 @@ def _measure(
     That also proves that a module takes part in the forward pass once, and in order.
     """
     seen: list[int] = []
-    found: list[tuple[int, Streams | None]] = []
+    widths: list[tuple[int, Streams | None]] = []
 
     def read(layer: int, activations: Tensor) -> None:
         seen.append(layer)
@@ -458,7 +458,7 @@ def _measure(
                 f"{tokens.numel()} tokens, so the last token is not where it is looked for"
             )
         axis = {None: 1, "first": activations.shape[0], "third": activations.shape[-2]}[streams]
-        found.append((activations.shape[-1] * axis, streams))
+        widths.append((activations.shape[-1] * axis, streams))
 
     tokens = torch.zeros(1, 2, dtype=torch.long, device=device or input_device(model))
     try:
@@ -470,8 +470,8 @@ def _measure(
         raise _CannotRun(
             f"model type {kind!r}: its forward pass over a text alone fails ({first_line(error)})"
         ) from error
-    _refuse_unlike(kind, element, modules, seen, set(found))
-    return _Measured(seen, *found[0])
+    _refuse_unlike(kind, element, modules, seen, set(widths))
+    return _Measured(seen, *widths[0])
 
 
 def _refuse_unlike(

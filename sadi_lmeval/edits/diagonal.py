@@ -81,7 +81,7 @@ class DiagonalEdits(Edits):
 
 
 def _touched(edit: Edit) -> tuple[Tensor, Tensor]:
-    """(layer, entry) of what an edit touches, ``[n, 2]``, and its gain and shift, ``[2, n]``."""
+    """Give (layer, entry) of what an edit touches, ``[n, 2]``, its gain and shift, ``[2, n]``."""
     shift = torch.zeros_like(edit.gain) if edit.shift is None else edit.shift
     where = ((edit.gain != 0) | (shift != 0)).nonzero()
     rows, entries = where.unbind(dim=1)

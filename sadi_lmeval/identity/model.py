@@ -78,8 +78,8 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def _adapters(model: nn.Module) -> list[str]:
-    """What is said of each adapter beside its weights: whether it is active, and how strongly."""
-    found = []
+    """Digest what each adapter is beside its weights: whether it is active, and how strongly."""
+    adapters = []
     for name, module in model.named_modules():
         scaling = getattr(module, "scaling", None)
         if isinstance(scaling, dict) and hasattr(module, "active_adapters"):
@@ -89,14 +89,14 @@ def _adapters(model: nn.Module) -> list[str]:
                 "merged": list(getattr(module, "merged_adapters", [])),
                 "disabled": bool(getattr(module, "disable_adapters", False)),
             }
-            found.append(f"{name} {json.dumps(state, sort_keys=True)}")
+            adapters.append(f"{name} {json.dumps(state, sort_keys=True)}")
     configs = getattr(model, "peft_config", None)
     if isinstance(configs, dict):
         for key, config in sorted(configs.items()):
             content = config.to_dict() if hasattr(config, "to_dict") else {}
             content.pop("base_model_name_or_path", None)
-            found.append(f"{key} {_digest(content)}")
-    return [_digest(found)] if found else []
+            adapters.append(f"{key} {_digest(content)}")
+    return [_digest(adapters)] if adapters else []
 
 
 def _without_places(content: Any) -> Any:
@@ -108,7 +108,7 @@ def _without_places(content: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A JSON value that tells others apart; of an object its type."""
+    """Make a JSON value that tells others apart; of an object its type."""
     if isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):

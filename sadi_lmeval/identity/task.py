@@ -34,7 +34,7 @@ def _name(value: Any) -> str:
 
 
 def _functions(value: Any) -> Iterator[Callable[..., Any]]:
-    """Every function and class in a task's configuration that is not the harness's own."""
+    """Yield every function and class in a task's configuration that is not the harness's own."""
     if isinstance(value, functools.partial):
         yield from _functions([value.func, value.args, value.keywords])
     elif isinstance(value, dict):
@@ -50,7 +50,7 @@ def _functions(value: Any) -> Iterator[Callable[..., Any]]:
 
 
 def _folders(functions: list[Callable[..., Any]]) -> Iterator[tuple[Path, str]]:
-    """The folders of their modules, which may import one another, with a digest of each."""
+    """Yield the folders of their modules, which may import one another, with a digest of each."""
     folders = set()
     for function in functions:
         try:

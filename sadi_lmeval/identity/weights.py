@@ -44,7 +44,7 @@ def weights_digest(model: nn.Module) -> str | None:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and buffer by name; those that are not saved with a model too."""
+    """Yield every parameter and buffer by name; those that are not saved with a model too."""
     for prefix, module in model.named_modules():
         own = [
             *module.named_parameters(recurse=False, remove_duplicate=False),
@@ -74,13 +74,13 @@ def _offloaded(module: nn.Module, name: str) -> Tensor:
     for each in (hook, *getattr(hook, "hooks", ())):
         weights = getattr(each, "weights_map", None)
         if weights is not None:
-            found: Tensor = weights[name]
-            return found
+            tensor: Tensor = weights[name]
+            return tensor
     raise LookupError(f"{name} has no data")
 
 
 def _plain(tensor: Tensor, name: str) -> Iterator[Tensor]:
-    """The tensors that a wrapped one is made of (quantised weights); itself, if it is plain."""
+    """Yield the tensors that make up a wrapped one (quantised weights); itself, if it is plain."""
     if type(tensor) in (Tensor, nn.Parameter) or not hasattr(tensor, "__tensor_flatten__"):
         yield tensor.detach()
         return

@@ -73,7 +73,7 @@ class Arm:
             size: of the model's site, where known: the method's own goes no further.
         """
         assert self.method is not None
-        found, numbers = self.space or self.method.search_space(size), self.given
+        space, numbers = self.space or self.method.search_space(size), self.given
         if self.space is None:
             numbers = self._numbers()
             usual = [a.name for a, g in zip(self.axes, self.given, strict=True) if g is None]
@@ -83,8 +83,8 @@ class Arm:
             most = None if size is None else axis.bound(size)
             if self.space is None and axis.name in usual and most is not None:
                 number = min(number, most)  # a usual K goes no further than the model
-            found = found.with_values(axis.name, number)
-        return found
+            space = space.with_values(axis.name, number)
+        return space
 
     def largest(self) -> dict[str, float]:
         """Give the largest number of each axis that the user asks for."""
@@ -97,7 +97,7 @@ class Arm:
         }
 
     def with_numbers(self, numbers: Mapping[str, float]) -> Arm:
-        """The arm with numbers of a benchmark's file where the user gives none.
+        """Give the arm with numbers of a benchmark's file where the user gives none.
 
         What neither gives is chosen, where the user has given nothing at all.
         """
@@ -109,7 +109,7 @@ class Arm:
         return replace(self, given=given)
 
     def is_like(self, name: str) -> bool:
-        """Whether the arm of a name steers so, but for arguments that it leaves open."""
+        """Return whether the arm of a name steers so, but for arguments that it leaves open."""
         kind, sets, _ = arm_names()[name]
         return type(self.method) is kind and all(
             getattr(self.method, key) == value for key, value in sets.items()
@@ -120,7 +120,7 @@ class Arm:
         return {"method": UNSTEERED} if self.method is None else self.method.record()
 
     def _numbers(self) -> tuple[Number, ...]:
-        """What is given, or else: ``auto`` if nothing is, the usual value, ``auto`` without one."""
+        """Complete what is given: ``auto`` if nothing is, the usual value, ``auto`` without one."""
         assert self.method is not None
         if all(number is None for number in self.given):
             return tuple("auto" for _ in self.given)
@@ -185,20 +185,20 @@ def read_arms(names: Sequence[str], given: Mapping[str, Any]) -> dict[str, Arm]:
                 f"{name}={given[name]}: no method of {', '.join(names)} has {name}; "
                 f"{nearest(name, taken)}"
             )
-    found: dict[str, Arm] = {}
+    arms: dict[str, Arm] = {}
     for name, (kind, sets, _) in listed.items():
         if kind is None:
-            found[name] = Arm(name, None, options)
+            arms[name] = Arm(name, None, options)
             continue
         of_kind = {key: given[key] for key in argument_names(kind) if key in given}
-        found[name] = _arm(name, kind, {**of_kind, **sets}, options, faults)
+        arms[name] = _arm(name, kind, {**of_kind, **sets}, options, faults)
     if faults:
         raise UserError("; ".join(dict.fromkeys(faults)))
-    return found
+    return arms
 
 
 def _of_others(kind: type[Method], given: Mapping[str, Any]) -> list[str]:
-    """The faults of giving a method the arguments of others."""
+    """List the faults of giving a method the arguments of others."""
     foreign = all_argument_names() - argument_names(kind)
     return [
         f"{name}={value}: hf-{kind.name} has no {name}; where and how strongly it steers are "
@@ -215,7 +215,7 @@ def _arm(
     options: Options,
     faults: list[str],
 ) -> Arm:
-    """An arm; what is faulty is left out, and listed in ``faults``."""
+    """Make an arm; what is faulty is left out, and listed in ``faults``."""
     values, own = arguments.read(kind, given)
     faults += own
     for key, value in kind.protocols.get(options.protocol, {}).items():
@@ -247,7 +247,7 @@ def _arm(
 
 
 def _hint(name: str) -> str:
-    """The harness's own model has an argument of this name too."""
+    """Tell where the harness's own model has an argument of this name too."""
     if name != "delta":
         return ""
     return " (steering strength; for the harness's delta weights pass delta_weights=PATH)"

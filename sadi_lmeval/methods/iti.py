@@ -137,7 +137,7 @@ def fit_probes(positive: Tensor, negative: Tensor, seed: int, label: str) -> Pro
     order = np.random.RandomState(seed).permutation(pairs)
     parts = np.split(order, [max(1, min(pairs - 1, round(_TRAINING_PART * pairs)))])
     true, false = positive.double().numpy(), negative.double().numpy()
-    found = Probes(
+    probes = Probes(
         torch.zeros(layers, heads),
         torch.zeros(positive.shape[1:]),
         torch.zeros(positive.shape[1:]),
@@ -158,12 +158,12 @@ def fit_probes(positive: Tensor, negative: Tensor, seed: int, label: str) -> Pro
                 warnings.simplefilter("always", ConvergenceWarning)
                 probe.fit(fitted, labels[0])
             unfinished += any(w.category is ConvergenceWarning for w in warned)
-            found.accuracy[layer, head] = float(probe.score(ranked, labels[1]))
+            probes.accuracy[layer, head] = float(probe.score(ranked, labels[1]))
             every = np.concatenate([true[:, layer, head], false[:, layer, head]])
             mass_mean = true[:, layer, head].mean(axis=0) - false[:, layer, head].mean(axis=0)
             for direction, std, raw in (
-                (found.mass_mean, found.mass_mean_std, mass_mean),
-                (found.probe, found.probe_std, probe.coef_[0]),
+                (probes.mass_mean, probes.mass_mean_std, mass_mean),
+                (probes.probe, probes.probe_std, probe.coef_[0]),
             ):
                 length = float(np.linalg.norm(raw))
                 unit = raw / length if length else raw
@@ -172,11 +172,11 @@ def fit_probes(positive: Tensor, negative: Tensor, seed: int, label: str) -> Pro
             bar.update()
     if unfinished:
         logger.info("%d of %d probes stopped at 1000 steps", unfinished, layers * heads)
-    return found
+    return probes
 
 
 def iti_edit(probes: Probes, top_k: int, alpha: float, direction: Direction) -> Edit:
-    """A' = A + α σ θ in the K heads whose probes are the most accurate (equation 2).
+    """Make A' = A + α σ θ in the K heads whose probes are the most accurate (equation 2).
 
     Args:
         probes: of every head.

@@ -36,12 +36,12 @@ class ArmName(NamedTuple):
 
 @cache
 def _points() -> dict[str, EntryPoint]:
-    """Entry points by name, ours first; of two of one name the first counts."""
+    """List entry points by name, ours first; of two of one name the first counts."""
     points = sorted(entry_points(group=GROUP), key=lambda p: (not _is_ours(p), p.name))
-    found: dict[str, EntryPoint] = {}
+    by_name: dict[str, EntryPoint] = {}
     for point in points:
-        found.setdefault(point.name, point)
-    return found
+        by_name.setdefault(point.name, point)
+    return by_name
 
 
 def _is_ours(point: EntryPoint) -> bool:
@@ -64,26 +64,26 @@ def method_class(name: str) -> type[Method]:
     if name not in _points():
         raise UserError(f"unknown method {name!r}: {nearest(name, _points())}")
     point = _points()[name]
-    found = loaded(point, "method")
-    if not (isinstance(found, type) and issubclass(found, Method)):
+    method = loaded(point, "method")
+    if not (isinstance(method, type) and issubclass(method, Method)):
         raise UserError(f"method {name!r}: {point.value} is no subclass of sadi_lmeval.Method")
-    if found.name != name:
-        raise UserError(f"method {name!r}: {point.value} calls itself {found.name!r}")
-    return found
+    if method.name != name:
+        raise UserError(f"method {name!r}: {point.value} calls itself {method.name!r}")
+    return method
 
 
 @cache
 def methods() -> dict[str, type[Method]]:
     """Load every method; a stranger's that cannot be loaded is left out, with a warning."""
-    found = {}
+    classes = {}
     for name, point in _points().items():
         try:
-            found[name] = method_class(name)
+            classes[name] = method_class(name)
         except UserError as error:
             if _is_ours(point):
                 raise
             logger.warning("%s; it is left out", error)
-    return found
+    return classes
 
 
 @cache

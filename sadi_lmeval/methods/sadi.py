@@ -139,7 +139,7 @@ def binary_mask(scores: Tensor, top_k: int, selection: Selection, seed: int) -> 
 
 
 def sadi_edit(mask: Tensor, difference: Tensor, delta: float, steering: Steering) -> Edit:
-    """A' = A + δ (A ⊙ M) (equation 5); for the fixed ablation A' = A + δ (D ⊙ M).
+    """Make A' = A + δ (A ⊙ M) (equation 5); for the fixed ablation A' = A + δ (D ⊙ M).
 
     Args:
         mask: M, ``[layers, entries]`` bool.

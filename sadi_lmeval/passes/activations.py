@@ -132,8 +132,8 @@ def _read(
                 inputs = pack([row.tree for row in batch], pad, forward.dtype, forward.device, past)
                 values = forward.activations(inputs, points, sites)
                 which, signs = [numbers[pair] for *_, pair, _ in ends], [sign for *_, sign in ends]
-                for (_, collector), found in zip(readers, values, strict=True):
-                    collector.add(which, signs, found.cpu())
+                for (_, collector), activations in zip(readers, values, strict=True):
+                    collector.add(which, signs, activations.cpu())
                 bar.update(len(ends))
 
             for batch in batches(rows, bounds):
@@ -154,13 +154,13 @@ class _Row(NamedTuple):
 
 
 def _shared(pair: TokenPair) -> int:
-    """Tokens that both texts of a pair begin with; each keeps at least one of its own."""
+    """Count tokens that both texts of a pair begin with; each keeps at least one of its own."""
     least = min(len(pair.positive), len(pair.negative)) - 1
     return min(least, shared_length(pair.positive, pair.negative))
 
 
 def _packed(pair: TokenPair, number: int, past: int) -> _Row:
-    """Both texts in one row, what they share once."""
+    """Put both texts in one row, what they share once."""
     shared = _shared(pair)
     tree = Tree(past=past)
     root = tree.add(pair.positive[past:shared])

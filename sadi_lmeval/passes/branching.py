@@ -34,7 +34,7 @@ _FULL = ("full_attention", "sliding_attention", "chunked_attention")
 
 
 def longest_branching_path(model: nn.Module) -> int:
-    """Up to how many tokens a path of a packed row is computed as it would be alone.
+    """Say up to how many tokens a path of a packed row is computed as it would be alone.
 
     A packed row brings its own attention mask, which takes the place of a sliding or chunked
     window: right as long as no path is longer than the window, or than the length from which
@@ -55,7 +55,7 @@ def longest_branching_path(model: nn.Module) -> int:
 
 
 def _by_place(config: Any) -> str:
-    """Why places in the row count, not tokens on the path, or an empty string if they do not."""
+    """Say why places in the row count, not tokens on the path; an empty string if they do not."""
     kinds = [*(getattr(config, "layer_types", None) or [])]
     # GPT-Neo's local attention counts places in the row.
     kinds += [kind for kind in getattr(config, "attention_layers", None) or [] if kind == "local"]
@@ -71,14 +71,14 @@ def _by_place(config: Any) -> str:
 
 
 def _places(config: Any) -> int:
-    """How many tokens a model takes, as far as its configuration says."""
+    """Read how many tokens a model takes, as far as its configuration says."""
     names = ("max_position_embeddings", "n_positions", "max_seq_len")
     return min([n for name in names if isinstance(n := getattr(config, name, None), int)],
                default=1 << 62)  # fmt: skip
 
 
 def _windows(config: Any) -> Iterator[int]:
-    """How far back a token sees."""
+    """Yield how far back a token sees."""
     for name in ("sliding_window", "attention_chunk_size", "sliding_window_size"):
         window = getattr(config, name, None)
         if isinstance(window, int) and window:
@@ -86,7 +86,7 @@ def _windows(config: Any) -> Iterator[int]:
 
 
 def _fixed_frequencies(config: Any) -> Iterator[int]:
-    """Up to how many tokens rotary frequencies do not follow from the length of the text."""
+    """Yield up to how many tokens rotary frequencies do not follow from the length of the text."""
     given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     for rope in (given, *given.values()):
         if isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) in _BY_LENGTH:
@@ -97,7 +97,7 @@ def _fixed_frequencies(config: Any) -> Iterator[int]:
 
 
 def can_resume(model: nn.Module) -> bool:
-    """Whether a pass may begin at any decoder block with what an earlier pass gave it."""
+    """Try whether a pass may begin at any decoder block with what an earlier pass gave it."""
     forward = Forward(model)
     tree, points = Tree(), Points.of([(0, 3), (0, 4)], 1, forward.device)
     tree.add([3, 9, 7, 4, 8])
@@ -124,7 +124,7 @@ def can_resume(model: nn.Module) -> bool:
 
 
 def _difference(forward: Forward, longest: int) -> str:
-    """Why packed rows do not work, or an empty string if they equal plain ones.
+    """Say why packed rows do not work; an empty string if they equal plain ones.
 
     Args:
         longest: the most tokens of a path; the second branch stands as far from its root in the
@@ -157,12 +157,12 @@ def _difference(forward: Forward, longest: int) -> str:
 
 
 def _made(length: int) -> list[int]:
-    """Tokens that every vocabulary has, in no order that repeats."""
+    """Make tokens that every vocabulary has, in no order that repeats."""
     return [Random(place).randrange(3, 10) for place in range(length)]
 
 
 def _logits(forward: Forward, tokens: list[int], positions: list[int]) -> Tensor:
-    """Logits ``[n, vocab]`` of one text, computed plainly."""
+    """Compute logits ``[n, vocab]`` of one text plainly."""
     path = Tree()
     path.add(tokens)
     batch = pack([path], 0, forward.dtype, forward.device)
@@ -170,7 +170,7 @@ def _logits(forward: Forward, tokens: list[int], positions: list[int]) -> Tensor
 
 
 def rounding_of(forward: Forward, longest: int) -> float:
-    """How far two plain ways of one text's logits are apart: at once, and after a cache.
+    """Measure how far two plain ways of one text's logits are apart: at once, and after a cache.
 
     Both are right, so that is what the model's type and its kernels round.
 
@@ -189,8 +189,8 @@ def rounding_of(forward: Forward, longest: int) -> float:
     return gap_of(forward.logits(batch, points), _logits(forward, tokens, positions))
 
 
-def difference_of(found: Tensor, expected: Tensor, rounding: float, dtype: torch.dtype) -> str:
-    """How far a model's logits are apart, or an empty string where it is rounding alone.
+def difference_of(logits: Tensor, expected: Tensor, rounding: float, dtype: torch.dtype) -> str:
+    """Say how far a model's logits are apart; an empty string where it is rounding alone.
 
     Args:
         rounding: how far two plain ways of the same model are apart.
@@ -199,10 +199,10 @@ def difference_of(found: Tensor, expected: Tensor, rounding: float, dtype: torch
     scale = max(float(expected.float().std()), 1.0)
     least = max(_LEAST * scale, 2 * torch.finfo(dtype).eps * float(expected.float().abs().max()))
     allowed = min(max(_FACTOR * rounding, least), _MOST.get(dtype, _MOST_ELSE) * scale)
-    gap = gap_of(found, expected)
+    gap = gap_of(logits, expected)
     return "" if gap <= allowed else f"logits differ by {gap:.1e}"
 
 
 def gap_of(one: Tensor, other: Tensor) -> float:
-    """The largest difference."""
+    """Give the largest difference."""
     return float((one.float() - other.float()).abs().max())

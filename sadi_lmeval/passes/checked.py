@@ -50,7 +50,7 @@ def _length(request: Continuation) -> int:
 
 
 def _longest_row(requests: Sequence[Continuation]) -> list[Continuation]:
-    """The requests that stand in a row with the longest of all, in order."""
+    """List the requests that stand in a row with the longest of all, in order."""
     ordered = sorted({request._replace(edit=UNSTEERED) for request in requests})
     place = max(range(len(ordered)), key=lambda i: _length(ordered[i]))
     near = ordered[max(0, place - _NEIGHBOURS) : place + _NEIGHBOURS]

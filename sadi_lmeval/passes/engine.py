@@ -83,7 +83,7 @@ class Engine:
         return can_share_beginning(self.model)
 
     def site(self, element: Element, hidden_site: HiddenSite) -> Site:
-        """Where an element's activations are; found once."""
+        """Find where an element's activations are, once."""
         key = element, hidden_site
         if key not in self._sites:
             self._sites[key] = find_site(self.model, element, hidden_site)
@@ -159,7 +159,7 @@ class Engine:
                 )
 
     def _parts(self, requests: Sequence[Continuation]) -> Iterator[tuple[list[int], bool]]:
-        """The indices of requests with tokens: of those that are too long for packed rows, then of
+        """Yield indices of requests with tokens: of those too long for packed rows, then of
         the others, and whether their rows may have branches."""
         asked = [index for index, request in enumerate(requests) if request.tokens]
         sizes = {i: len(requests[i].context) + len(requests[i].tokens) for i in asked}
@@ -191,7 +191,7 @@ def _renumbered(
 
 
 def _bounds(forward: Forward, rows: int | None, max_length: int) -> Bounds:
-    """The most that a batch holds.
+    """Give the most that a batch holds.
 
     With a fixed number of rows never more tokens than ``hf`` would have at that size; else a
     budget of tokens.

@@ -91,7 +91,7 @@ class Forward:
         steered: Steered | None = None,
         resumed: Resumed | None = None,
     ) -> Tensor:
-        """Logits ``[n, vocab]`` at n points, steered if asked.
+        """Compute logits ``[n, vocab]`` at n points, steered if asked.
 
         Where the edits need unsteered activations that are not known, an unsteered pass comes first
         (SADI's reference code scales the values of a plain forward pass; gates are read there).
@@ -109,7 +109,7 @@ class Forward:
             return self._run(batch, points)
 
     def activations(self, batch: Batch, points: Points, sites: Sequence[Site]) -> list[Tensor]:
-        """Unsteered activations ``[n, layers, width]`` at n points, of each site.
+        """Read unsteered activations ``[n, layers, width]`` at n points, of each site.
 
         No logits are computed.
         """
@@ -128,7 +128,7 @@ class Forward:
         read: Points | None = None,
         own: Tensor | None = None,
     ) -> tuple[Trunk, list[Tensor | None]]:
-        """An unsteered pass that keeps what passes from blocks ``starts`` onwards begin with.
+        """Run an unsteered pass that keeps what passes from blocks ``starts`` onwards begin with.
 
         Args:
             own: of each row the positions that such a pass begins with, ``[batch, n]``; None: all.
@@ -155,7 +155,7 @@ class Forward:
         return Trunk(logits, _past(cache), kept.states), activations
 
     def prefix(self, tokens: Sequence[int]) -> Past | None:
-        """Keys and values of tokens that many sequences begin with; None for no tokens.
+        """Compute keys and values of tokens that many sequences begin with; None for no tokens.
 
         What the last prefix began with too is taken from it.
         """
@@ -210,7 +210,7 @@ class Forward:
 
 
 def cache_of(past: Past | None, batch: int) -> DynamicCache:
-    """A cache that holds ``past`` for every row; what a pass adds to it does not change ``past``.
+    """Make a cache of ``past`` for every row; what a pass adds to it does not change ``past``.
 
     The tensors are views: a pass makes longer ones in their place.
     """

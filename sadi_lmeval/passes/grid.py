@@ -82,22 +82,22 @@ def grid_log_likelihoods(
                 scores.append(
                     _family(forward, trunk, family, unsteered, resuming, bounds, softmax_dtype)
                 )
-            found = Likelihood(*(torch.cat(parts) for parts in zip(*scores, strict=True)))
+            likelihoods = Likelihood(*(torch.cat(parts) for parts in zip(*scores, strict=True)))
             for row in batch:
                 row.forget()
-            done(trunk.table.requests, *trunk.table.totals(found))
+            done(trunk.table.requests, *trunk.table.totals(likelihoods))
 
         for batch in alike(rows, bounds):
             in_halves(batch, run)
 
 
 def _passes(family: Edits, resuming: bool) -> dict[int, list[int]]:
-    """The edits of a family by the decoder block that their pass begins with."""
-    found: dict[int, list[int]] = {}
+    """Group the edits of a family by the decoder block that their pass begins with."""
+    passes: dict[int, list[int]] = {}
     for edit, layer in enumerate(family.first_layers):
         if layer < family.site.layers:
-            found.setdefault(family.site.blocks[layer] if resuming else 0, []).append(edit)
-    return found
+            passes.setdefault(family.site.blocks[layer] if resuming else 0, []).append(edit)
+    return passes
 
 
 def _merged(
@@ -139,7 +139,7 @@ def _family(
     bounds: Bounds,
     softmax_dtype: torch.dtype | None,
 ) -> Likelihood:
-    """The likelihood of every scored token under every edit of a family, ``[edits, m]``."""
+    """Give the likelihood of every scored token under every edit of a family, ``[edits, m]``."""
     values = trunk.base.log_probability.repeat(family.count, 1)
     greedy = trunk.base.greedy.repeat(family.count, 1)
     last = len(forward.blocks) - 1
@@ -166,14 +166,14 @@ def _family(
         for layer, edits in _merged(part, last + 1, tokens, at_once):
 
             def run(which: list[int], branch: _Branch = branch, layer: int = layer) -> None:
-                found = branch.run(forward, trunk, family, which, layer, unsteered, softmax_dtype)
-                if len(which) > 1 and not found.log_probability.isfinite().all():
+                scores = branch.run(forward, trunk, family, which, layer, unsteered, softmax_dtype)
+                if len(which) > 1 and not scores.log_probability.isfinite().all():
                     # What is not finite spreads to its neighbours, even where attention is zero.
                     for edit in which:
                         run([edit])
                     return
                 where = torch.tensor(which)[:, None], branch.changed[None]
-                values[where], greedy[where] = found
+                values[where], greedy[where] = scores
 
             for first in range(0, len(edits), at_once):
                 in_halves(edits[first : first + at_once], run)
@@ -255,7 +255,7 @@ class _Branch:
         unsteered: Tensor | None,
         softmax_dtype: torch.dtype | None,
     ) -> Likelihood:
-        """One pass: the branch under several edits side by side, ``[edits, k]``."""
+        """Run one pass: the branch under several edits side by side, ``[edits, k]``."""
         count, batch = len(which), len(self.take)
         device = forward.device
         rows = torch.arange(batch)[:, None]
@@ -291,10 +291,10 @@ class _Branch:
         places = [(i, s * self.width + j) for s in range(count) for i, j in self.places]
         logits = forward.logits(inputs, Points.of(places, batch, device), steered, resumed)
         offsets = torch.arange(count)[:, None] * len(self.places)
-        found = likelihood(
+        flat = likelihood(
             logits, (self.at + offsets).flatten(), self.tokens.repeat(count), softmax_dtype
         )
-        return Likelihood(*(part.view(count, -1) for part in found))
+        return Likelihood(*(part.view(count, -1) for part in flat))
 
 
 def _plainly(

@@ -39,12 +39,12 @@ def likelihood(
     step = max(1, at_once // logits.shape[-1])
     starts = torch.arange(0, len(logits) + step, step)
     bounds = torch.searchsorted(points, starts).tolist()
-    found: list[Tensor] = []
+    log_probability: list[Tensor] = []
     greedy: list[Tensor] = []
     for start, first, last in zip(starts.tolist(), bounds, bounds[1:], strict=False):
         part = logits[start : start + step]
         rows = (points[first:last] - start).to(logits.device)
         target = tokens[first:last].to(logits.device)
-        found.append(part.log_softmax(dim=-1, dtype=softmax_dtype)[rows, target])
+        log_probability.append(part.log_softmax(dim=-1, dtype=softmax_dtype)[rows, target])
         greedy.append(part.argmax(dim=-1)[rows] == target)
-    return Likelihood(torch.cat(found).cpu(), torch.cat(greedy).cpu())
+    return Likelihood(torch.cat(log_probability).cpu(), torch.cat(greedy).cpu())

@@ -80,7 +80,7 @@ def pack_requests(requests: Sequence[Continuation], group: Group, branching: boo
 
 
 def _shared(requests: Sequence[Continuation], group: Group) -> Iterator[list[int]]:
-    """Requests whose prompts are alike enough to stand in one row."""
+    """Yield requests whose prompts are alike enough to stand in one row."""
     members = sorted(group.members, key=lambda i: requests[i])
     row: list[int] = []
     length = answers = 0  # tokens of the row, and those after the prompt where it has but one
@@ -113,7 +113,7 @@ _WITHIN = -2
 
 
 def _packed(requests: Sequence[Continuation], members: list[int], past: int) -> Row:
-    """A trie of token sequences, in which last prompt tokens differ by their edits."""
+    """Make a trie of token sequences, in which last prompt tokens differ by their edits."""
     signs: list[tuple[list[_Sign], int]] = []
     for index in members:
         context, tokens, edit = requests[index]

@@ -138,7 +138,7 @@ class Prompts(NamedTuple):
 
 
 def with_shared_beginning(forward: Forward, prompts: Prompts, beginning: list[int]) -> Prompts:
-    """Prompts whose common first tokens come out of a cache.
+    """Make prompts whose common first tokens come out of a cache.
 
     These move to the front, before the padding: ``[beginning, padding, rest]`` has the width that
     ``[padding, beginning, rest]`` had. Positions follow from the attention mask, so they stay.
@@ -164,7 +164,7 @@ def with_shared_beginning(forward: Forward, prompts: Prompts, beginning: list[in
 
 
 def beginning_of(prompts: Sequence[list[int]]) -> list[int]:
-    """What all prompts begin with, if it is worth computing once; at most all but a token."""
+    """Find what all prompts begin with, if it is worth computing once; at most all but a token."""
     if len(prompts) < _FEWEST:
         return []
     first, most = min(prompts), min(len(prompt) for prompt in prompts) - 1
@@ -182,7 +182,7 @@ _INDIFFERENT = frozenset(
 
 
 def looks_at_tokens(model: Any, options: Mapping[str, Any]) -> bool:
-    """Whether some option of generation may look at the tokens before, or bring its own cache.
+    """Return whether an option of generation may look at tokens before, or bring its own cache.
 
     A shared beginning moves tokens, and comes in a cache; whatever is not known to be indifferent
     to both is taken to be not.
@@ -196,7 +196,7 @@ def looks_at_tokens(model: Any, options: Mapping[str, Any]) -> bool:
 
 
 def can_share_beginning(model: Any) -> bool:
-    """Whether generation after a shared beginning equals plain generation, found out by trying."""
+    """Try whether generation after a shared beginning equals plain generation."""
     forward = Forward(model)
     beginning, pad = [5, 9, 7, 4], 3
     ids = torch.tensor([[pad, pad, *beginning, 8], [*beginning, 6, 8, 5]], device=forward.device)
@@ -218,12 +218,12 @@ def can_share_beginning(model: Any) -> bool:
         return torch.stack(made.logits, dim=1)  # [batch, new tokens, vocab]
 
     try:
-        found = logits(with_shared_beginning(forward, plain, beginning))
+        shared = logits(with_shared_beginning(forward, plain, beginning))
         expected = logits(plain)
         alone = [Prompts(row[mask == 1][None], mask[mask == 1][None])
                  for row, mask in zip(*plain[:2], strict=True)]  # fmt: skip
         rounding = gap_of(torch.cat([logits(prompts) for prompts in alone]), expected)
-        reason = difference_of(found, expected, rounding, forward.dtype)
+        reason = difference_of(shared, expected, rounding, forward.dtype)
     except Exception as error:  # any failure of the trial means: the plain way
         reason = first_line(error)
     if reason:
@@ -232,7 +232,7 @@ def can_share_beginning(model: Any) -> bool:
 
 
 def _unsteered(model: nn.Module, edits: Edits, context: Tensor, attention_mask: Tensor) -> Tensor:
-    """Unsteered activations of the last prompt token, ``[batch, layers, width]``."""
+    """Read unsteered activations of the last prompt token, ``[batch, layers, width]``."""
     batch, width = context.shape
     points = Points.of([(row, width - 1) for row in range(batch)], batch, context.device)
     inputs: dict[str, Any] = {"input_ids": context, "attention_mask": attention_mask}

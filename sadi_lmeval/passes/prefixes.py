@@ -15,7 +15,7 @@ _DEEPEST = 64
 
 
 def shared_length(one: Sequence[object], other: Sequence[object], start: int = 0) -> int:
-    """Up to where two sequences are the same; they are known to be up to ``start``."""
+    """Say up to where two sequences are the same; they are known to be up to ``start``."""
     most = min(len(one), len(other))
     length = start
     while length < most and one[length] == other[length]:
@@ -57,7 +57,7 @@ def group_by_prefix(sequences: Sequence[Sequence[int]]) -> list[Group]:
 def _split(
     sequences: Sequence[Sequence[int]], members: list[int], known: int, level: int = 0
 ) -> list[Group]:
-    """``members`` are sorted, and share their first ``known`` tokens, which are worth sharing."""
+    """Split sorted ``members``; their first ``known`` tokens are shared, and worth sharing."""
     length = _common(sequences, members)
     base = length if length - known >= _SHORTEST and len(members) > 1 else known
     groups: list[Group] = []
@@ -94,7 +94,7 @@ def _next(sequence: Sequence[int], position: int) -> int:
 
 
 def _common(sequences: Sequence[Sequence[int]], members: list[int]) -> int:
-    """Tokens that sorted members share, their last tokens excepted: first against last."""
+    """Count tokens that sorted members share, their last tokens excepted: first against last."""
     first, last = sequences[members[0]], sequences[members[-1]]
     most = min(len(sequences[i]) for i in members) - 1
     return min(most, shared_length(first, last))

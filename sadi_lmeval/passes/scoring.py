@@ -67,16 +67,16 @@ def log_likelihoods(
         past = forward.prefix(requests[group.members[0]].context[: group.length])
 
         def run(batch: list[Row], past: Past | None = past, length: int = group.length) -> None:
-            found = _score(forward, batch, edits, past, pad, softmax_dtype)
-            if again := _beside_others(batch, found):
+            scored = _score(forward, batch, edits, past, pad, softmax_dtype)
+            if again := _beside_others(batch, scored):
                 # What is not finite spreads to its neighbours, even where attention is zero.
                 alone = [Group(length, [index]) for index in again]
                 rows = [row for each in alone for row in pack_requests(requests, each, branching)]
                 own = dict(_score(forward, rows, edits, past, pad, softmax_dtype))
-                found = [(index, own.get(index, score)) for index, score in found]
-            for index, score in found:
+                scored = [(index, own.get(index, score)) for index, score in scored]
+            for index, score in scored:
                 scores[index] = score
-            done(found)
+            done(scored)
 
         for batch in batches(pack_requests(requests, group, branching), bounds):
             in_halves(batch, run)
@@ -84,16 +84,16 @@ def log_likelihoods(
 
 
 def groups_of(requests: Sequence[Continuation], branching: bool) -> list[Group]:
-    """Requests whose prompts begin with something that is worth computing once for all."""
+    """Group requests whose prompts begin with something that is worth computing once for all."""
     if not branching:
         return [Group(0, list(range(len(requests))))] if requests else []
     return group_by_prefix([request.context for request in requests])
 
 
-def _beside_others(batch: Sequence[Row], found: Sequence[tuple[int, Score]]) -> list[int]:
-    """The requests without a finite score that stand in a row with other prompts."""
+def _beside_others(batch: Sequence[Row], scored: Sequence[tuple[int, Score]]) -> list[int]:
+    """List the requests without a finite score that stand in a row with other prompts."""
     beside = {e.request for row in batch if len(row.edited) > 1 for e in row.entries}
-    return [index for index, (value, _) in found if not math.isfinite(value) and index in beside]
+    return [index for index, (value, _) in scored if not math.isfinite(value) and index in beside]
 
 
 def _score(
@@ -108,12 +108,12 @@ def _score(
     steered = None if edits is None else _steered(batch, edits, forward.device)
     table = Scored(batch)
     logits = forward.logits(inputs, table.points(forward.device), steered)
-    found = likelihood(logits, table.at, table.tokens, softmax_dtype)
-    return list(zip(table.requests, table.sums(found), strict=True))
+    likelihoods = likelihood(logits, table.at, table.tokens, softmax_dtype)
+    return list(zip(table.requests, table.sums(likelihoods), strict=True))
 
 
 def _steered(batch: list[Row], edits: Edits, device: torch.device) -> Steered | None:
-    """Where the rows of a batch are edited; None where nowhere."""
+    """Say where the rows of a batch are edited; None where nowhere."""
     prompts = [(i, p) for i, row in enumerate(batch) for p, e in row.edited if e != UNSTEERED]
     if not prompts:
         return None
@@ -165,22 +165,22 @@ class Scored:
     def points(self, device: torch.device) -> Points:
         return Points.of(self.places, self.batch, device)
 
-    def totals(self, found: Likelihood) -> tuple[Tensor, Tensor]:
-        """Summed log-probability and greediness of each request.
+    def totals(self, likelihoods: Likelihood) -> tuple[Tensor, Tensor]:
+        """Give the summed log-probability and the greediness of each request.
 
         Args:
-            found: of the scored tokens, ``[..., m]`` each.
+            likelihoods: of the scored tokens, ``[..., m]`` each.
 
         Returns:
             ``[..., requests]`` each, the first in the type of the log-probabilities.
         """
-        values = found.log_probability
+        values = likelihoods.log_probability
         shape = (*values.shape[:-1], len(self.requests))
         wide = values.new_zeros(shape, dtype=torch.promote_types(values.dtype, torch.float32))
         total = wide.index_add(-1, self.of, values.to(wide.dtype))
-        misses = torch.zeros(shape).index_add(-1, self.of, (~found.greedy).float())
+        misses = torch.zeros(shape).index_add(-1, self.of, (~likelihoods.greedy).float())
         return total.to(values.dtype), misses == 0
 
-    def sums(self, found: Likelihood) -> list[Score]:
-        total, greedy = self.totals(found)
+    def sums(self, likelihoods: Likelihood) -> list[Score]:
+        total, greedy = self.totals(likelihoods)
         return list(zip(total.tolist(), greedy.tolist(), strict=True))

@@ -43,7 +43,7 @@ class Past(NamedTuple):
     length: int
 
     def up_to(self, length: int) -> Past:
-        """The first ``length`` tokens of it."""
+        """Take the first ``length`` tokens of it."""
         return Past(
             [keys[:, :, :length] for keys in self.keys],
             [values[:, :, :length] for values in self.values],
@@ -80,7 +80,7 @@ class Tree:
         return not self.past and all(s.parent == i - 1 for i, s in enumerate(self.segments))
 
     def visible(self) -> Tensor:
-        """Which token (row) sees which (column), ``[length, length]`` bool."""
+        """Tell which token (row) sees which (column), ``[length, length]`` bool."""
         seen = torch.zeros(self.length, self.length, dtype=torch.bool)
         for segment in self.segments:
             rows = slice(segment.start, segment.start + len(segment.tokens))
@@ -146,5 +146,5 @@ def pack(
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """An additive attention mask: 0 where a token is seen, else the lowest number."""
+    """Make an additive attention mask: 0 where a token is seen, else the lowest number."""
     return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)

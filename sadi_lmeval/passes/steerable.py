@@ -28,12 +28,12 @@ class SteerableModel(Protocol):
         """Those that share the work of this run."""
 
     def encode(self, context: str, continuation: str) -> list[int]:
-        """Prompt and answer as the tokens that scoring would see."""
+        """Encode prompt and answer as the tokens that scoring would see."""
 
     def continuation(self, context: str, continuation: str) -> Continuation:
-        """A request as scoring would tokenize and truncate it."""
+        """Make a request as scoring would tokenize and truncate it."""
 
 
 def folder_for(options: Options, model: SteerableModel) -> Path | None:
-    """Where what is made with a model is kept; nowhere, if its weights cannot be read."""
+    """Say where what is made with a model is kept; nowhere, if its weights cannot be read."""
     return None if model.model_card["weights_digest"] is None else cache_folder(options)

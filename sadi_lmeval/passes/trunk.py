@@ -66,7 +66,7 @@ class GridRow:
 
 
 def alike(rows: list[GridRow], bounds: Bounds) -> Iterator[list[GridRow]]:
-    """Batches of rows with about as many own tokens, and of about one length."""
+    """Yield batches of rows with about as many own tokens, and of about one length."""
     batch: list[GridRow] = []
     for row in sorted(rows, key=lambda row: (len(row.own), row.length), reverse=True):
         more = [*batch, row]
@@ -121,7 +121,7 @@ def grow(
     own = pad_sequence([torch.tensor(row.own) for row in batch], batch_first=True)
     points = table.points(forward.device)
     grown, unsteered = forward.trunk(inputs, points, starts, sites, read, own)
-    found = likelihood(grown.logits, table.at, table.tokens, softmax_dtype)
-    base = Likelihood(found.log_probability[None], found.greedy[None])
+    flat = likelihood(grown.logits, table.at, table.tokens, softmax_dtype)
+    base = Likelihood(flat.log_probability[None], flat.greedy[None])
     kept = grown._replace(logits=grown.logits[:0])
     return GrownTrunk(batch, inputs, kept, table, base, unsteered)

@@ -53,7 +53,7 @@ def write_checked(path: Path, content: Any) -> None:
 
 
 def read_checked(path: Path) -> Any:
-    """What :func:`write_checked` wrote.
+    """Read what :func:`write_checked` wrote.
 
     Raises:
         OSError: it is not there, or cannot be read.

@@ -85,14 +85,14 @@ class Fit:
                     "fit the method to this model or load the right file"
                 )
         for name, shape in shapes.items():
-            found = list(self.tensors[name].shape) if name in self.tensors else None
+            own = list(self.tensors[name].shape) if name in self.tensors else None
             if (
-                found is None
-                or len(found) != len(shape)
-                or any(want not in (-1, have) for want, have in zip(shape, found, strict=True))
+                own is None
+                or len(own) != len(shape)
+                or any(want not in (-1, have) for want, have in zip(shape, own, strict=True))
             ):
                 raise UserError(
-                    f"fit {source}: has {name} of shape {found}, but a fit of kind {kind} on this "
+                    f"fit {source}: has {name} of shape {own}, but a fit of kind {kind} on this "
                     f"model has {list(shape)}; delete it and fit the method again"
                 )
 
@@ -134,7 +134,7 @@ def load_fit(path: Path) -> Fit:
             if not isinstance(card, dict):
                 raise TypeError("its card is not a mapping")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        found = Fit(tensors, card)
+        fit = Fit(tensors, card)
         shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
         intact = (
             metadata.get("card_sha256") == hashlib.sha256(metadata["card"].encode()).hexdigest()
@@ -143,7 +143,7 @@ def load_fit(path: Path) -> Fit:
             and bool(tensors)
             and all(tensor.dtype == torch.float32 for tensor in tensors.values())
             and card.pop("tensors", shapes) == shapes
-            and card.pop("sha256") == found.digest
+            and card.pop("sha256") == fit.digest
         )
     except (OSError, SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
         if isinstance(error, UserError):
@@ -153,4 +153,4 @@ def load_fit(path: Path) -> Fit:
         raise UserError(f"fit {path}: damaged (its content does not match its checksums)")
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise UserError(f"fit {path}: has values that are not finite; delete it")
-    return found
+    return fit

@@ -82,7 +82,7 @@ class Journal:
         return b"%08x " % zlib.crc32(text) + text if self.checked else text
 
     def _text(self, line: bytes) -> bytes | None:
-        """The JSON of a line as it was written, or None."""
+        """Give the JSON of a line as it was written, or None."""
         if not line.endswith(b"\n"):
             return None
         if not self.checked:

@@ -26,7 +26,7 @@ def default_folder() -> Path:
 
 
 def cache_folder(options: Options) -> Path:
-    """Where a run keeps what it has made."""
+    """Say where a run keeps what it has made."""
     return Path(options.cache_dir) if options.cache_dir else default_folder()
 
 
@@ -66,10 +66,10 @@ def read_kept(path: Path, key: str) -> Any:
         OSError: it is not there, or cannot be read.
         ValueError: it is damaged, or of another key.
     """
-    found = read_checked(path)
-    if not isinstance(found, dict) or found.get("key") != key:
+    content = read_checked(path)
+    if not isinstance(content, dict) or content.get("key") != key:
         raise ValueError("it belongs to another run")
-    return found["value"]
+    return content["value"]
 
 
 class Kept(NamedTuple, Generic[T]):
@@ -104,21 +104,21 @@ def get_or_build(
             first one gets counts.
         processes: of the run; the first one reads and writes the folder, for all.
     """
-    found: dict[str, Kept[T]] = {}
+    things: dict[str, Kept[T]] = {}
     needed = list(dict.fromkeys(keys))
 
     def look() -> list[str]:
         for key in needed:
-            if folder is not None and key not in found:
+            if folder is not None and key not in things:
                 known = _load(kind, folder, key)
                 if known is not None:
-                    found[key] = known
-        return [key for key in needed if key not in found]
+                    things[key] = known
+        return [key for key in needed if key not in things]
 
     missing = processes.broadcast(look)
     if missing and folder is None:
         built = build(missing, None)
-        found |= {key: Kept(value, None) for key, value in built.items()}
+        things |= {key: Kept(value, None) for key, value in built.items()}
     elif missing and folder is not None:
         names = [f"{kind.path(folder, key).name}.lock" for key in missing]
         with locked(folder, names, processes) as error:
@@ -132,14 +132,14 @@ def get_or_build(
                         kind.save(value, path, key)
                 except OSError as failed:
                     error = failed
-                found[key] = Kept(value, path if error is None else None)
+                things[key] = Kept(value, path if error is None else None)
             if built and error is not None and processes.is_first:
                 logger.warning(
                     "%s cannot be written (%s): the %s is used but is not kept. "
                     "Pass cache_dir=FOLDER to keep it elsewhere.",
                     *(folder, error, kind.what),
                 )
-    return processes.broadcast(lambda: found)
+    return processes.broadcast(lambda: things)
 
 
 def _load(kind: Kind[T], folder: Path, key: str) -> Kept[T] | None:
@@ -147,14 +147,14 @@ def _load(kind: Kind[T], folder: Path, key: str) -> Kept[T] | None:
     try:
         if not path.is_file():
             return None
-        found = Kept(kind.load(path, key), path)
+        thing = Kept(kind.load(path, key), path)
     except OSError:
         return None
     except _DAMAGED as error:
         logger.warning("%s: damaged (%s); it is rebuilt", path, first_line(error))
         return None
     logger.info("The %s is in the cache, nothing to build: %s", kind.what, path)
-    return found
+    return thing
 
 
 @contextmanager

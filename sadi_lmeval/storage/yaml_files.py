@@ -17,7 +17,7 @@ _LARGEST = 1 << 18
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file says; only plain values, nothing is executed.
+    """Read what a YAML file says; only plain values, nothing is executed.
 
     Raises:
         UserError: it cannot be read, is no plain YAML (a harness task with ``!function``), or has
@@ -60,7 +60,7 @@ def read_if_ours(path: Path, key: str) -> Any:
 
 @lru_cache(maxsize=4096)
 def _parsed(path: Path, modified: int, size: int) -> tuple[Any, str | None]:
-    """The content of a file as it is at a time, or what is wrong with it.
+    """Parse a file as it is at a time, or say what is wrong with it.
 
     Each file is looked at for every task of a run.
     """
@@ -93,5 +93,5 @@ def _refuse_huge_numbers(content: Any) -> None:
 
 
 def yaml_files(folder: Path) -> Iterator[Path]:
-    """The YAML files in a folder and below, in a fixed order."""
+    """Yield the YAML files in a folder and below, in a fixed order."""
     yield from (path for path in sorted(folder.rglob("*.yaml")) if path.is_file())
