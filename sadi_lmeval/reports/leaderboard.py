@@ -16,8 +16,8 @@ from sadi_lmeval.records.steering import finite
 from sadi_lmeval.reports.diagnostics import Diagnosis, diagnose
 from sadi_lmeval.reports.significance import (
     LEVEL,
-    Comparison,
     Mean,
+    PairedTest,
     compare_paired,
     holm,
     mean_over_tasks,
@@ -43,7 +43,7 @@ class Cell:
     record: Record
     value: float | None
     stderr: float | None
-    comparison: Comparison | None
+    comparison: PairedTest | None
     p_holm: float | None
     diagnosis: Diagnosis
 

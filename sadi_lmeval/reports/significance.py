@@ -24,7 +24,7 @@ _NUMBERS = 1 << 22
 Test = Literal["mcnemar", "sign flips", "bootstrap"]
 
 
-class Comparison(NamedTuple):
+class PairedTest(NamedTuple):
     """A method against the unsteered model.
 
     Attributes:
@@ -50,7 +50,7 @@ class Comparison(NamedTuple):
 
 def compare_paired(
     values: Sequence[float | None], baseline: Sequence[float | None], seed: int = SEED
-) -> Comparison:
+) -> PairedTest:
     """Compare two methods' values of the same documents.
 
     Where every value is 0 or 1, p is that of the exact McNemar test. Otherwise, where at most 20
@@ -70,7 +70,7 @@ def compare_paired(
     ]
     count, unpaired = len(pairs), len(values) - len(pairs)
     if not pairs:
-        return Comparison("bootstrap", 0, unpaired, None, None, None, None, None)
+        return PairedTest("bootstrap", 0, unpaired, None, None, None, None, None)
     after, before = np.array(pairs, dtype=np.float64).T
     differences = after - before
     differing = int(np.count_nonzero(differences))
@@ -101,7 +101,7 @@ def compare_paired(
         p, test = float(mcnemar(table, exact=True).pvalue), "mcnemar"
     elif 0 < differing <= _FEW:
         p, test = _flipped(differences[differences != 0], seed), "sign flips"
-    return Comparison(
+    return PairedTest(
         test,
         count,
         unpaired,
