@@ -114,10 +114,10 @@ def compare_paired(
 
 
 def _flipped(differences: np.ndarray, seed: int) -> float:
-    """The sign-flip test's p: without a difference each would have either sign as often."""
+    """Give the sign-flip test's p: without a difference each would have either sign as often."""
     if len(differences) == 1:
         return 1.0
-    found = permutation_test(
+    test = permutation_test(
         (differences,),
         lambda values, axis: values.sum(axis=axis),
         permutation_type="samples",
@@ -125,7 +125,7 @@ def _flipped(differences: np.ndarray, seed: int) -> float:
         vectorized=True,
         rng=np.random.default_rng(seed),
     )
-    return float(found.pvalue)
+    return float(test.pvalue)
 
 
 class Mean(NamedTuple):
@@ -170,7 +170,7 @@ def mean_over_tasks(tasks: Sequence[Mapping[str, Sequence[float]]]) -> Mean:
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
-    """Holm's adjustment of the p of one family; None stays None and does not count."""
+    """Give Holm's adjustment of the p of one family; None stays None and does not count."""
     known = [value for value in p if value is not None]
     if not known:
         return list(p)
