@@ -77,11 +77,11 @@ class Comparison:
 
     @property
     def rows(self) -> list[Row]:
-        found = [Row(method) for method in self.methods]
+        rows = [Row(method) for method in self.methods]
         if self.transfer:
             steered = [method for method in self.methods if method != UNSTEERED]
-            found += [Row(method, task) for method in steered for task in self.task_names]
-        return found
+            rows += [Row(method, task) for method in steered for task in self.task_names]
+        return rows
 
 
 def compare(model: ComparedModel, what: Comparison, folder: Path) -> list[Path]:
@@ -160,7 +160,7 @@ def check_folder(folder: Path, what: Comparison) -> None:
 
 
 def _asked(what: Comparison) -> dict[str, Any]:
-    """What a comparison's records have in common, as far as is known before the model is."""
+    """Say what a comparison's records have in common, as far as is known before the model is."""
     counted_apart = own_arguments(None) | OF_THE_MACHINE | _ON_THE_CARD
     model_args = what.host.get("model_args") or {}
     return {
@@ -181,7 +181,7 @@ def _depended_on(what: Comparison, options: Options) -> list[RunTask]:
 
 
 def _definition(task: RunTask, options: Options) -> dict[str, Any]:
-    """What a task's records depend on beside the run: its definition, and where its pairs are from.
+    """Say what a task's records depend on beside the run: its definition, and its pairs' source.
 
     What the run gives counts in place of what the benchmark file says, and is the run's.
     """
@@ -202,7 +202,7 @@ def _definition(task: RunTask, options: Options) -> dict[str, Any]:
 
 
 def _known(folder: Path) -> dict[str, Any] | None:
-    """What a folder's records have in common, or None of a new folder.
+    """Read what a folder's records have in common; None of a new folder.
 
     Raises:
         UserError: it cannot be read.
@@ -234,7 +234,7 @@ def _known(folder: Path) -> dict[str, Any] | None:
 
 
 def _plain(content: Any) -> Any:
-    """What is read back after a value was written as JSON."""
+    """Give what is read back after a value was written as JSON."""
     return json.loads(json.dumps(content, default=str))
 
 
@@ -317,7 +317,7 @@ def _size(path: Path) -> int:
 
 
 def _arm(row: Row, what: Comparison, model: ComparedModel) -> Arm:
-    """The arm of a row, its search space no larger than any other's."""
+    """Give the arm of a row, its search space no larger than any other's."""
     arm = model.arms[row.arm]
     if row.mask_from is not None:
         arm = replace(arm, options=replace(arm.options, mask_from=row.mask_from))
@@ -403,11 +403,11 @@ def _record(
     first = samples[0]["filter"]
     samples = [sample for sample in samples if sample["filter"] == first]
     better = results["higher_is_better"].get(name, {})
-    found = results["results"][name]
-    metric = _metric(task.task, samples, {k: found.get(f"{k},{first}") for k in better})
+    given = results["results"][name]
+    metric = _metric(task.task, samples, {k: given.get(f"{k},{first}") for k in better})
     metrics = {
-        key.partition(",")[0]: [_finite(value), _finite(found.get(key.replace(",", "_stderr,", 1)))]
-        for key, value in found.items()
+        key.partition(",")[0]: [_finite(value), _finite(given.get(key.replace(",", "_stderr,", 1)))]
+        for key, value in given.items()
         if key.endswith(f",{first}") and "_stderr" not in key
     }
     counted = results["config"]["sadi"][name]
@@ -459,7 +459,7 @@ def _record(
 
 
 def _metric(task: Task, samples: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> str:
-    """The first metric that is the mean of one number a document.
+    """Find the first metric that is the mean of one number a document.
 
     Args:
         given: what the harness gives for the task, by metric.
@@ -493,7 +493,7 @@ def _finite(value: Any) -> float | None:
 
 
 def _all_finite(sample: Mapping[str, Any]) -> bool:
-    """Whether all log-likelihoods of a document are; generated text counts as such."""
+    """Return whether a document's log-likelihoods are all finite; generated text counts as such."""
     return all(
         math.isfinite(response[0])
         for response in sample["filtered_resps"]
@@ -502,7 +502,7 @@ def _all_finite(sample: Mapping[str, Any]) -> bool:
 
 
 def _chosen(sample: Mapping[str, Any], choices: Sequence[str], metric: str) -> int | None:
-    """The choice that the metric takes for the answer; the first of equals, as the harness has it.
+    """Give the choice that the metric takes for the answer; of equals the first, as in the harness.
 
     Args:
         choices: of the document; empty where it has none, or is answered by a text.

@@ -78,11 +78,11 @@ class ComparedModel(ManyArmsModel):
         self._row, self.arm = row, self._rows[row]
 
     def steering_of(self, row: Row, task: str) -> TaskSteering:
-        """How a task is steered in a row."""
+        """Say how a task is steered in a row."""
         return self._prepared[task][row]
 
     def _begin_call(self) -> None:
-        """The model belongs to the comparison: it stays what it was."""
+        """Leave the model what it was: it belongs to the comparison."""
 
     def _prepare(self, requests: list[Instance]) -> None:
         self.cache_hook = ResponseCache(None)

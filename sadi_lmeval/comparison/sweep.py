@@ -137,7 +137,7 @@ def sweep(
 
 
 def _is_of(line: dict[str, Any], what: Sweep) -> bool:
-    """Whether a line is of an arm of this sweep, with the same arguments."""
+    """Return whether a line is of an arm of this sweep, with the same arguments."""
     name = line["method"]
     if name == UNSTEERED:
         return True
@@ -174,7 +174,7 @@ _BEGINNING = '{"run": "'
 
 
 def _is_ours(line: str) -> bool:
-    """Whether a sweep wrote a line, or began it and was killed."""
+    """Return whether a sweep wrote a line, or began it and was killed."""
     if not line.endswith("\n"):
         return line[: len(_BEGINNING)] == _BEGINNING[: len(line)]
     try:
@@ -226,7 +226,7 @@ def _limited(documents: list[Document], limit: float | None) -> list[Document]:
 
 
 def _identity(parts: Sequence[_Part], what: Sweep, options: Options, model: SteerableModel) -> str:
-    """A digest of all that outcomes depend on beside the arm and the setting."""
+    """Digest all that outcomes depend on beside the arm and the setting."""
     of_pairs = ("task", "source", "recipe_digest", "n_pairs", "pairs_digest", "seed")
     cards = [next(iter(part.fits.values())).fit.card for part in parts if part.fits]
     return key_of(
@@ -247,7 +247,7 @@ def _lines(
     notes: Path,
     label: str,
 ) -> list[dict[str, Any]]:
-    """The outcome of every setting that is left over the documents of all parts."""
+    """Give the outcome of every setting that is left over the documents of all parts."""
     judged: list[list[Judged]] = []
     steered = {name: settings for name, settings in left.items() if name in what.arms and settings}
     tried = [(name, setting) for name, settings in steered.items() for setting in settings]

@@ -93,7 +93,7 @@ class Record:
 
 
 def file_name(task: str, method: str, mask_from: str | None) -> str:
-    """The name of a record's file in its folder; of two records never the same."""
+    """Give the name of a record's file in its folder; of two records never the same."""
     given = [task, method] if mask_from is None else [task, method, mask_from]
     plain = [re.sub(r"[^A-Za-z0-9_.-]", "_", part) for part in given]
     name = f"{plain[0]}.{'@'.join(plain[1:])}"
@@ -116,7 +116,7 @@ def save_record(record: Record, folder: Path) -> Path:
 
 
 def to_json(record: Record) -> dict[str, Any]:
-    """A record as plain JSON values."""
+    """Give a record as plain JSON values."""
     content = {field.name: getattr(record, field.name) for field in fields(record)}
     return {**content, "steering": record.steering.to_json()}
 
@@ -154,18 +154,18 @@ def load_record(path: Path) -> Record:
 
 
 def load_records(folders: Iterable[Path]) -> list[Record]:
-    """All records of some comparisons' folders.
+    """Load all records of some comparisons' folders.
 
     Raises:
         UserError: a folder has none, or one is damaged.
     """
-    found = []
+    records = []
     for folder in folders:
         paths = sorted((folder / FOLDER).glob("*.json"))
         if not paths:
             raise UserError(f"{folder}: no records of a comparison ({FOLDER}/*.json) are there")
-        found += [load_record(path) for path in paths]
-    return found
+        records += [load_record(path) for path in paths]
+    return records
 
 
 def _check(content: dict[str, Any], path: Path) -> None:
@@ -214,7 +214,7 @@ def _is_text(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    """A number that a float can hold, or None."""
+    """Return whether a value is a number that a float can hold, or None."""
     if value is None:
         return True
     try:

@@ -182,33 +182,33 @@ class SteeringRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Give the entry of the results file: plain JSON values, no place on this machine."""
-        found: dict[str, Any] = dict(self.arguments)
+        content: dict[str, Any] = dict(self.arguments)
         if self.element is not None:
-            found["element"] = self.element
+            content["element"] = self.element
             if self.layers is not None:  # a strength of 0 names an element, and edits no site
-                found |= {"layers": self.layers, "entries": self.entries}
+                content |= {"layers": self.layers, "entries": self.entries}
             if self.hidden_site is not None:
-                found["hidden_site"] = self.hidden_site
+                content["hidden_site"] = self.hidden_site
         if self.fits and self.fit_file is None:
-            found |= {
+            content |= {
                 "recipe": self.recipe,
                 "recipe_digest": self.recipe_digest,
                 "pairs_from": self.pairs_from,
             }
         if self.fits:
-            found["folds"] = self.folds
+            content["folds"] = self.folds
         for name in ("mask_from", "fit_file"):
             if getattr(self, name) is not None:
-                found[name] = getattr(self, name)
-        found["parameters"] = list(self.axes)
+                content[name] = getattr(self, name)
+        content["parameters"] = list(self.axes)
         for name in self.axes:
             values = [fit.setting[name] for fit in self.fits] or [self.setting.get(name)]
-            found[name] = values[0] if len(set(values)) == 1 else values
+            content[name] = values[0] if len(set(values)) == 1 else values
         if self.fits:
-            found["fits"] = [fit.to_json() for fit in self.fits]
-        found |= {"version": self.version, "task_digest": self.task_digest}
-        found["not_finite"] = self.not_finite
-        return {**found, **({"degenerate": self.degenerate} if self.degenerate else {})}
+            content["fits"] = [fit.to_json() for fit in self.fits]
+        content |= {"version": self.version, "task_digest": self.task_digest}
+        content["not_finite"] = self.not_finite
+        return {**content, **({"degenerate": self.degenerate} if self.degenerate else {})}
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> SteeringRecord:
@@ -242,7 +242,7 @@ class SteeringRecord:
 
 
 def finite(value: object) -> float | None:
-    """A number that may be computed with, or None."""
+    """Give a number that may be computed with, or None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if abs(value) < 1e300 and not math.isnan(value) else None
@@ -263,10 +263,10 @@ def _mapping(value: object) -> dict[str, Any]:
 
 
 def _places(value: list[Any]) -> list[list[int]]:
-    """Pairs of finite numbers, as [layer, entry]."""
-    found = []
+    """Read pairs of finite numbers, as [layer, entry]."""
+    places = []
     for pair in value:
         numbers = [finite(n) for n in pair] if isinstance(pair, list) else []
         if len(numbers) == 2 and None not in numbers:
-            found.append([int(n or 0) for n in numbers])
-    return found
+            places.append([int(n or 0) for n in numbers])
+    return places

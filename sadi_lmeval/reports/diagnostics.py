@@ -81,7 +81,7 @@ def diagnose(record: Record, unsteered: Record | None) -> Diagnosis:
     balanced_after = _balanced(record, judged)
     balanced_before = _balanced(unsteered, judged) if unsteered is not None else None
     not_finite = sum(value is None for value in record.values)
-    found = []
+    notes = []
     if unsteered is not None and balanced_after is not None and balanced_before is not None:
         top = max(after, key=lambda name: after[name] - before.get(name, 0.0))
         gain = _gain(record, unsteered)
@@ -90,7 +90,7 @@ def diagnose(record: Record, unsteered: Record | None) -> Diagnosis:
         stayed = _balanced_stayed(record, unsteered, judged) if collapsed else None
         if stayed is not None:
             verb = "is" if stayed.surely else "may be"
-            found.append(
+            notes.append(
                 f"{100 * gain:+.1f} points, but {_percent(after[top])} of its answers are {top!r} "
                 f"({_percent(before.get(top, 0))} before; {_percent(gold.get(top, 0))} of the gold "
                 f"answers are) and balanced accuracy {stayed.said} ({balanced_after:.2f}, before "
@@ -98,12 +98,12 @@ def diagnose(record: Record, unsteered: Record | None) -> Diagnosis:
             )
     degenerate = record.steering.degenerate
     if degenerate > (unsteered.steering.degenerate if unsteered is not None else 0):
-        found.append(
+        notes.append(
             f"{degenerate} of {len(record.values)} texts are empty, or one short piece over and "
             "over"
         )
     if not_finite:
-        found.append(f"{not_finite} of {len(record.values)} documents have no finite value")
+        notes.append(f"{not_finite} of {len(record.values)} documents have no finite value")
     source = "" if record.mask_from is None else f" (mask from {record.mask_from})"
     return Diagnosis(
         majority=max(gold.values(), default=None),
@@ -115,7 +115,7 @@ def diagnose(record: Record, unsteered: Record | None) -> Diagnosis:
         balanced_before=balanced_before,
         balanced_after=balanced_after,
         not_finite=not_finite,
-        warning=f"{record.method}{source} on {record.task}: {'; '.join(found)}" if found else None,
+        warning=f"{record.method}{source} on {record.task}: {'; '.join(notes)}" if notes else None,
     )
 
 
@@ -130,7 +130,7 @@ def _name(record: Record, index: int) -> str:
 
 
 def _classes(record: Record) -> list[int | None]:
-    """The first right answer of each document; all None where places tell nothing."""
+    """Give the first right answer of each document; all None where places tell nothing."""
     first = [gold[0] if gold else None for gold in record.gold]
     if record.labels is None and len(set(first) - {None}) < 2:
         return [None] * len(first)
@@ -147,7 +147,7 @@ def _shares(record: Record, answers: Sequence[int | None]) -> dict[str, float]:
 
 
 def _right(record: Record) -> list[bool | None]:
-    """Whether each document is right: by its answer, or by a value of 0 or 1; else None."""
+    """Say whether each document is right: by its answer, or by a value of 0 or 1; else None."""
     return [
         chosen in gold if chosen is not None and gold else bool(value) if value in (0, 1) else None
         for chosen, gold, value in zip(record.chosen, record.gold, record.values, strict=True)
@@ -192,7 +192,7 @@ class _Stayed(NamedTuple):
 
 
 def _balanced_stayed(record: Record, unsteered: Record, judged: Sequence[int]) -> _Stayed | None:
-    """How balanced accuracy stayed where it was or where one answer alone has it; None if it rose.
+    """Say how balanced accuracy stayed as it was or where one answer alone has it; None if it rose.
 
     It is the mean of the documents' rightness, weighted against the frequency of their class, and
     so can be compared document by document.

@@ -16,8 +16,8 @@ from sadi_lmeval.records.steering import finite
 from sadi_lmeval.reports.diagnostics import Diagnosis, diagnose
 from sadi_lmeval.reports.significance import (
     LEVEL,
-    Comparison,
     Mean,
+    PairedTest,
     compare_paired,
     holm,
     mean_over_tasks,
@@ -43,7 +43,7 @@ class Cell:
     record: Record
     value: float | None
     stderr: float | None
-    comparison: Comparison | None
+    comparison: PairedTest | None
     p_holm: float | None
     diagnosis: Diagnosis
 
@@ -147,15 +147,15 @@ class Board:
 
     @property
     def warnings(self) -> list[str]:
-        found = [cell.diagnosis.warning for cell in self.cells]
-        found += [self._elsewhere(task) for task in self.tasks]
-        return [warning for warning in found if warning is not None]
+        of_cells = [cell.diagnosis.warning for cell in self.cells]
+        of_tasks = [self._elsewhere(task) for task in self.tasks]
+        return [warning for warning in (*of_cells, *of_tasks) if warning is not None]
 
     def _elsewhere(self, task: str) -> str | None:
         """Say where the held-out documents are easier or harder than the scored ones."""
         column = {row.method: row.cells[task] for row in self.rows if task in row.cells}
         scored, tuned = column.get(UNSTEERED), [_held_out(cell) for cell in column.values()]
-        held_out = next((found for found in tuned if found is not None), None)
+        held_out = next((each for each in tuned if each is not None), None)
         if scored is None or scored.value is None or scored.stderr is None or held_out is None:
             return None
         error = math.hypot(scored.stderr, held_out.stderr)
@@ -169,7 +169,7 @@ class Board:
         )
 
     def scale(self, task: str) -> int:
-        """100 for a task whose numbers are shown in percent: all lie between 0 and 1."""
+        """Give 100 for a task whose numbers are shown in percent: all lie between 0 and 1."""
         return self._scales[task]
 
     @cached_property
@@ -185,7 +185,7 @@ class Board:
         return next(cell.record.metric for cell in self.cells if cell.record.task == task)
 
     def best(self, task: str) -> float | None:
-        """The best value of a column; None where all are alike."""
+        """Give the best value of a column; None where all are alike."""
         mine = [row.cells[task] for row in self.rows if task in row.cells]
         values = {cell.value for cell in mine if cell.value is not None}
         if len(values) < 2:
@@ -197,7 +197,7 @@ class Board:
         return max(values) if len(values) > 1 else None
 
     def majority(self, task: str) -> tuple[float, str] | None:
-        """The share of the most frequent right answer, and that answer."""
+        """Give the share of the most frequent right answer, and that answer."""
         for cell in self.cells:
             gold = cell.diagnosis.gold
             if cell.record.task == task and gold:
@@ -207,7 +207,7 @@ class Board:
 
 
 def boards_of(records: Iterable[Record]) -> list[Board]:
-    """One table a run.
+    """Make one table a run.
 
     Raises:
         UserError: a method and the unsteered model were not scored on the same documents, or two
@@ -245,7 +245,7 @@ def _board(records: Sequence[Record]) -> Board:
 
 
 def _order(method: str) -> tuple[bool, str]:
-    """The unsteered model comes first."""
+    """Put the unsteered model first."""
     return method != UNSTEERED, method
 
 
@@ -312,7 +312,7 @@ class _HeldOut(NamedTuple):
 
 
 def _held_out(cell: Cell) -> _HeldOut | None:
-    """What tuning saw of the unsteered model; None where it was not judged by the cell's metric."""
+    """Give what tuning saw of the unsteered model; None where not judged by the cell's metric."""
     choices = [fit.tuning for fit in cell.record.steering.fits]
     tables = [c.table for c in choices if c is not None and c.objective == "metric" and c.table]
     scores = [finite(table[0].get("score")) for table in tables]
@@ -326,12 +326,12 @@ def _held_out(cell: Cell) -> _HeldOut | None:
 
 
 def _adjusted(family: Sequence[Cell]) -> list[Cell]:
-    found = holm([None if c.comparison is None else c.comparison.p for c in family])
-    return [replace(cell, p_holm=p) for cell, p in zip(family, found, strict=True)]
+    adjusted = holm([None if c.comparison is None else c.comparison.p for c in family])
+    return [replace(cell, p_holm=p) for cell, p in zip(family, adjusted, strict=True)]
 
 
 def _average(row: Row, unsteered: Mapping[str, Record], tasks: int) -> Average | None:
-    """The mean of a row that has a finite number of each document of every task."""
+    """Average a row that has a finite number of each document of every task."""
     records = [cell.record for cell in row.cells.values()]
     if len(records) != tasks or any(None in record.values for record in records):
         return None
@@ -379,5 +379,5 @@ def _transfer(
 
 
 def printable(text: object) -> str:
-    """One line without control characters, which a terminal would obey."""
+    """Make one line without control characters, which a terminal would obey."""
     return "".join(c if c.isprintable() else " " for c in str(text))

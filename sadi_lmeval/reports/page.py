@@ -91,7 +91,7 @@ class Bar(NamedTuple):
 
 
 def page(boards: Sequence[Board]) -> str:
-    """``report.html``."""
+    """Render ``report.html``."""
     sections = [_section(board) for board in boards]
     return _template().render(sections=sections, shown=shown)
 
@@ -130,7 +130,7 @@ def _text(value: object) -> str:
 
 
 def _setting(cell: Cell) -> str:
-    """The chosen parameters, of each fold if the folds differ: ``top_k 6/4, delta 9``."""
+    """Give the chosen parameters, of each fold if the folds differ: ``top_k 6/4, delta 9``."""
     steering = cell.record.steering
     chosen = [fit.chosen for fit in steering.fits] or [steering.setting]
     said = []
@@ -141,12 +141,12 @@ def _setting(cell: Cell) -> str:
 
 
 def _level(value: float, reach: float) -> int:
-    """The shade of a number; by the square root, so that small differences show beside large."""
+    """Shade a number; by the square root, so that small differences show beside large."""
     return int(math.copysign(round(_LEVELS * math.sqrt(abs(value) / reach)), value))
 
 
 def _gaps(cells: Iterable[Cell], board: Board) -> list[Gap]:
-    found = []
+    tuned_cells = []
     for cell in cells:
         test = None if cell.comparison is None else cell.comparison.difference
         tuned = [fit for fit in cell.record.steering.fits if fit.tuning and fit.tuning.table]
@@ -160,9 +160,9 @@ def _gaps(cells: Iterable[Cell], board: Board) -> list[Gap]:
         known = [number for number in differences if number is not None]
         dev = sum(known) / len(known) if known and len(known) == len(differences) else None
         objective = ", ".join(dict.fromkeys(fit.tuning.objective for fit in tuned if fit.tuning))
-        found.append((cell, objective, dev if objective == "metric" else None, test))
+        tuned_cells.append((cell, objective, dev if objective == "metric" else None, test))
     ends = [0.0]
-    for cell, _, dev, test in found:
+    for cell, _, dev, test in tuned_cells:
         ends += [board.scale(cell.record.task) * n for n in (dev, test) if n is not None]
     low, span = min(ends), max(ends) - min(ends) or 1.0
 
@@ -170,7 +170,7 @@ def _gaps(cells: Iterable[Cell], board: Board) -> list[Gap]:
         return round(4 + 92 * (number - low) / span, 2)
 
     gaps = []
-    for cell, objective, dev, test in found:
+    for cell, objective, dev, test in tuned_cells:
         scale = board.scale(cell.record.task)
         gaps.append(
             Gap(
@@ -198,18 +198,18 @@ def _rule(cell: Cell) -> str:
 def _by_task(
     board: Board, cells: Sequence[Cell], figures: Callable[[Cell], list[Any]]
 ) -> list[tuple[str, list[Any]]]:
-    """The figures of all cells, task by task."""
-    found = [(t, [f for c in cells if c.record.task == t for f in figures(c)]) for t in board.tasks]
-    return [(task, drawn) for task, drawn in found if drawn]
+    """Draw the figures of all cells, task by task."""
+    tasks = [(t, [f for c in cells if c.record.task == t for f in figures(c)]) for t in board.tasks]
+    return [(task, drawn) for task, drawn in tasks if drawn]
 
 
 def _heatmaps(cell: Cell, board: Board) -> list[Grid]:
-    found = [_heatmap(cell, fit, board) for fit in cell.record.steering.fits]
-    return [grid for grid in found if grid is not None]
+    grids = [_heatmap(cell, fit, board) for fit in cell.record.steering.fits]
+    return [grid for grid in grids if grid is not None]
 
 
 def _heatmap(cell: Cell, fit: FitRecord, board: Board) -> Grid | None:
-    """Differences from the unsteered model: a setting's last number across, the others down."""
+    """Show differences from the unsteered model: a setting's last number across, others down."""
     names = list(fit.setting)
     if len(names) < 2 or fit.tuning is None:
         return None
@@ -277,7 +277,7 @@ def _maps(cell: Cell) -> list[Map]:
 
 
 def _bars(board: Board, task: str) -> list[Bar] | None:
-    """The distributions of a task's answers: the right ones, and each row's."""
+    """Give the distributions of a task's answers: the right ones, and each row's."""
     cells = [(row.name, row.cells[task].diagnosis) for row in board.rows if task in row.cells]
     shares = [(name, diagnosis.after) for name, diagnosis in cells if diagnosis.after]
     if not shares:
@@ -338,7 +338,7 @@ def _matrix(
 def _repeat(
     cells: Iterable[Cell],
 ) -> tuple[list[tuple[str, str]], list[tuple[str, list[tuple[str, str]]]]]:
-    """What a row depends on: what all its cells have in common, and the rest of each."""
+    """Say what a row depends on: what all its cells have in common, and the rest of each."""
     flat = [(cell.record.task, dict(_flat("", how_to_repeat(cell.record)))) for cell in cells]
     first = flat[0][1]
     common = {k: v for k, v in first.items() if all(mine.get(k) == v for _, mine in flat)}

@@ -59,7 +59,7 @@ def report(
 
 
 def merged(folders: Sequence[Path]) -> list[Record]:
-    """The records of all folders, each cell once.
+    """Load the records of all folders, each cell once.
 
     Two records of a cell are the same if they differ in how they came about (the command, the
     seconds) and in nothing else.
@@ -67,22 +67,22 @@ def merged(folders: Sequence[Path]) -> list[Record]:
     Raises:
         UserError: a folder has none, one is damaged, or two contradict one another.
     """
-    found: dict[tuple[str, str, str, str | None], tuple[Record, Path]] = {}
+    cells: dict[tuple[str, str, str, str | None], tuple[Record, Path]] = {}
     for folder in folders:
         for record in load_records([folder]):
             key = (record.run, record.task, record.method, record.mask_from)
-            first, where = found.setdefault(key, (record, folder))
+            first, where = cells.setdefault(key, (record, folder))
             if first != replace(record, command=first.command, seconds=first.seconds):
                 cell = printable(f"{record.method} on {record.task} in run {record.run[:12]}")
                 raise UserError(
                     f"{where} and {folder}: both have {cell}, with different content; leave one of "
                     "them out"
                 )
-    return [record for record, _ in found.values()]
+    return [record for record, _ in cells.values()]
 
 
 def diagnostics_text(boards: Sequence[Board]) -> str:
-    """What each method did to the answers, a paragraph a cell."""
+    """Say what each method did to the answers, a paragraph a cell."""
     return "\n\n".join(_paragraph(cell, board) for board in boards for cell in board.cells) + "\n"
 
 

@@ -24,7 +24,7 @@ _NUMBERS = 1 << 22
 Test = Literal["mcnemar", "sign flips", "bootstrap"]
 
 
-class Comparison(NamedTuple):
+class PairedTest(NamedTuple):
     """A method against the unsteered model.
 
     Attributes:
@@ -50,7 +50,7 @@ class Comparison(NamedTuple):
 
 def compare_paired(
     values: Sequence[float | None], baseline: Sequence[float | None], seed: int = SEED
-) -> Comparison:
+) -> PairedTest:
     """Compare two methods' values of the same documents.
 
     Where every value is 0 or 1, p is that of the exact McNemar test. Otherwise, where at most 20
@@ -70,7 +70,7 @@ def compare_paired(
     ]
     count, unpaired = len(pairs), len(values) - len(pairs)
     if not pairs:
-        return Comparison("bootstrap", 0, unpaired, None, None, None, None, None)
+        return PairedTest("bootstrap", 0, unpaired, None, None, None, None, None)
     after, before = np.array(pairs, dtype=np.float64).T
     differences = after - before
     differing = int(np.count_nonzero(differences))
@@ -101,7 +101,7 @@ def compare_paired(
         p, test = float(mcnemar(table, exact=True).pvalue), "mcnemar"
     elif 0 < differing <= _FEW:
         p, test = _flipped(differences[differences != 0], seed), "sign flips"
-    return Comparison(
+    return PairedTest(
         test,
         count,
         unpaired,
@@ -114,10 +114,10 @@ def compare_paired(
 
 
 def _flipped(differences: np.ndarray, seed: int) -> float:
-    """The sign-flip test's p: without a difference each would have either sign as often."""
+    """Give the sign-flip test's p: without a difference each would have either sign as often."""
     if len(differences) == 1:
         return 1.0
-    found = permutation_test(
+    test = permutation_test(
         (differences,),
         lambda values, axis: values.sum(axis=axis),
         permutation_type="samples",
@@ -125,7 +125,7 @@ def _flipped(differences: np.ndarray, seed: int) -> float:
         vectorized=True,
         rng=np.random.default_rng(seed),
     )
-    return float(found.pvalue)
+    return float(test.pvalue)
 
 
 class Mean(NamedTuple):
@@ -170,7 +170,7 @@ def mean_over_tasks(tasks: Sequence[Mapping[str, Sequence[float]]]) -> Mean:
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
-    """Holm's adjustment of the p of one family; None stays None and does not count."""
+    """Give Holm's adjustment of the p of one family; None stays None and does not count."""
     known = [value for value in p if value is not None]
     if not known:
         return list(p)

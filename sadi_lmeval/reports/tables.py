@@ -26,7 +26,7 @@ _LEGEND = (
 
 
 def legend(board: Board) -> str:
-    """How to read a table, with what the number of its columns means for its arrows."""
+    """Say how to read a table, with what the number of its columns means for its arrows."""
     columns = len(board.tasks)
     if columns < 2:
         return _LEGEND
@@ -38,7 +38,7 @@ def legend(board: Board) -> str:
 
 
 def how_to_repeat(record: Record) -> dict[str, Any]:
-    """All that a cell depends on, as plain JSON values."""
+    """Give all that a cell depends on, as plain JSON values."""
     steering = record.steering.to_json()
     for fit in steering.get("fits", ()):
         fit.pop("selected", None)
@@ -56,7 +56,7 @@ def how_to_repeat(record: Record) -> dict[str, Any]:
 
 
 def shown(number: float | None, scale: int, sign: bool = False) -> str:
-    """A number as the tables show it: in percent with one decimal, or as it is with three."""
+    """Show a number as the tables do: in percent with one decimal, or as it is with three."""
     if number is None:
         return "n/a"
     # Rounded first, and 0 added, so that nothing is shown as -0.0.
@@ -65,7 +65,7 @@ def shown(number: float | None, scale: int, sign: bool = False) -> str:
 
 
 def _escaped(text: object) -> str:
-    """A name that came with the data, so that Markdown shows it and nothing else."""
+    """Escape a name that came with the data, so that Markdown shows it and nothing else."""
     line = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join(f"\\{c}" if c in "\\`*|[]" else c for c in line)
 
@@ -75,12 +75,12 @@ def _markdown_row(cells: Iterable[str]) -> str:
 
 
 def markdown(boards: Sequence[Board]) -> str:
-    """``leaderboard.md``."""
+    """Render ``leaderboard.md``."""
     return "\n\n".join(part for board in boards for part in _sections(board)) + "\n"
 
 
 def conditions(board: Board) -> str:
-    """What all cells of a table have in common, in a line."""
+    """Say what all cells of a table have in common, in a line."""
     record = board.record
     revision = record.model.get("revision")
     return ", ".join(
@@ -94,12 +94,14 @@ def conditions(board: Board) -> str:
 
 
 def majorities(board: Board) -> str:
-    """What always giving the most frequent right answer would score, in a line."""
+    """Say what always giving the most frequent right answer would score, in a line."""
     shares = []
     for task in board.tasks:
-        found = board.majority(task)
+        majority = board.majority(task)
         shares.append(
-            f"{task} none" if found is None else f"{task} {100 * found[0]:.1f} % ({found[1]})"
+            f"{task} none"
+            if majority is None
+            else f"{task} {100 * majority[0]:.1f} % ({majority[1]})"
         )
     return f"Majority label: {', '.join(shares)}."
 
@@ -144,7 +146,7 @@ def _with_error(value: float | None, stderr: float | None, scale: int, best: boo
 
 
 def _difference(cell: Cell, scale: int) -> str:
-    """The difference from the unsteered model, with its adjusted p and its mark."""
+    """Give the difference from the unsteered model, with its adjusted p and its mark."""
     compared = cell.comparison
     if None in (cell.value, cell.p_holm) or compared is None or compared.difference is None:
         return ""
@@ -181,7 +183,7 @@ def _matrix(board: Board, transfer: Transfer) -> list[str]:
 
 
 def _numbers(cell: Cell) -> dict[str, Any]:
-    """Every number of a cell, flat."""
+    """Give every number of a cell, flat."""
     record, diagnosis = cell.record, cell.diagnosis
     compared = cell.comparison._asdict() if cell.comparison is not None else {}
     return {
@@ -215,7 +217,7 @@ def _numbers(cell: Cell) -> dict[str, Any]:
 
 
 def comma_separated(boards: Sequence[Board]) -> str:
-    """``leaderboard.csv``: a line a model, method and task, transfers included."""
+    """Render ``leaderboard.csv``: a line a model, method and task, transfers included."""
     lines = [
         {
             "model": board.model,
@@ -234,13 +236,13 @@ def comma_separated(boards: Sequence[Board]) -> str:
 
 
 def _as_text(value: Any) -> Any:
-    """A name that came with the data, so that a spreadsheet does not take it for a formula."""
+    """Quote a name that came with the data, so that no spreadsheet takes it for a formula."""
     formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
     return f"'{value}" if formula else value
 
 
 def json_text(boards: Sequence[Board]) -> str:
-    """``leaderboard.json``: everything, and what is needed to repeat each cell."""
+    """Render ``leaderboard.json``: everything, and what is needed to repeat each cell."""
 
     def content(cell: Cell) -> dict[str, Any]:
         return {
@@ -278,7 +280,7 @@ def json_text(boards: Sequence[Board]) -> str:
 
 
 def model_index(boards: Sequence[Board]) -> str:
-    """``model-index.yaml``: results as metadata of a model card, one entry a run."""
+    """Render ``model-index.yaml``: results as metadata of a model card, one entry a run."""
     entries = []
     for board in boards:
         results = [

@@ -62,7 +62,7 @@ class _Needed(NamedTuple):
 
 
 def method_of(arm: Arm) -> Method:
-    """The method of an arm that steers."""
+    """Give the method of an arm that steers."""
     if arm.method is None:
         raise ValueError(f"arm {arm.name} is the unsteered model")
     return arm.method
@@ -141,12 +141,12 @@ def fits_of(
         return {key: Fit(each.tensors(name), needed[key].card) for key, each in collectors.items()}
 
     folder = folder_for(arms[0].options, model)
-    found = get_or_build(folder, FITS, keys, build, model.processes)
-    return [Fitted(found[key].value, origin, key, found[key].file) for key in keys]
+    fits = get_or_build(folder, FITS, keys, build, model.processes)
+    return [Fitted(fits[key].value, origin, key, fits[key].file) for key in keys]
 
 
 def _made_by(collector: Collector) -> list[Any]:
-    """The class of a collector, and the function that it leaves the making to, if any."""
+    """Give the class of a collector, and the function that it leaves the making to, if any."""
     make = getattr(collector, "make", None)
     return [type(collector)] if make is None else [type(collector), make]
 
@@ -158,24 +158,24 @@ def given_fit(path: str, arm: Arm, site: Site, model: SteerableModel) -> Fitted:
         UserError: it is none, is damaged, or does not fit the method or the model.
     """
     method = method_of(arm)
-    found = load_fit(Path(path))
+    fit = load_fit(Path(path))
     collector = method.collector(site, 1, arm.options.seed)
     model_type = model.model_card["model_type"]
-    found.check_fits(collector.kind, collector.shapes, site, model_type, path)
-    hidden_site, needed = found.card.get("hidden_site"), method.place[1]
+    fit.check_fits(collector.kind, collector.shapes, site, model_type, path)
+    hidden_site, needed = fit.card.get("hidden_site"), method.place[1]
     if site.element == "hidden" and hidden_site != needed:
         raise UserError(
             f"fit {path} is for hidden_site={hidden_site}, but this run has {needed}; pass that of "
             "the fit"
         )
-    of_model = _other_model(found.card, model.model_card)
+    of_model = _other_model(fit.card, model.model_card)
     if of_model is not None:
         logger.warning(
             "fit %s was made for another model of the same shape (%s), which the results name; "
             "what was found there may mean nothing here",
             *(path, of_model),
         )
-    return Fitted(found, path, "", Path(path), of_model)
+    return Fitted(fit, path, "", Path(path), of_model)
 
 
 def _other_model(card: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:

@@ -33,7 +33,7 @@ class Judged(NamedTuple):
 
 
 def resolved(objective: Objective, task: RunTask) -> Objective:
-    """What ``auto`` means for a task.
+    """Say what ``auto`` means for a task.
 
     A generation task is judged by the log-likelihood of its target, a token: to generate under
     every setting would cost more than the run.
@@ -59,7 +59,7 @@ def resolved(objective: Objective, task: RunTask) -> Objective:
 
 
 def resolved_rule(rule: RuleName, objective: Objective, task: RunTask) -> RuleName:
-    """What ``auto`` means for a task and an objective that is not ``auto``.
+    """Say what ``auto`` means for a task and an objective that is not ``auto``.
 
     Raises:
         UserError: the rule goes by the likelihood of choices, and the task has none.

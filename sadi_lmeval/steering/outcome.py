@@ -110,15 +110,15 @@ def outcome(setting: Setting, judged: Sequence[Judged], unsteered: Sequence[Judg
 
 
 def values(columns: Sequence[Sequence[Judged]]) -> Array:
-    """The objective of every document under every setting, ``[documents, settings]``."""
-    found: Array = np.array([[j.value for j in column] for column in columns]).T
-    return found
+    """Give the objective of every document under every setting, ``[documents, settings]``."""
+    objectives: Array = np.array([[j.value for j in column] for column in columns]).T
+    return objectives
 
 
 def likelihoods(columns: Sequence[Sequence[Judged]]) -> Array | None:
-    """The same of the likelihood of the right choices; None where there are no choices."""
-    found = np.array([[j.likelihood for j in column] for column in columns], dtype=float).T
-    return None if np.isnan(found).all() else found
+    """Give the same of the likelihood of the right choices; None where there are no choices."""
+    likelihood = np.array([[j.likelihood for j in column] for column in columns], dtype=float).T
+    return None if np.isnan(likelihood).all() else likelihood
 
 
 def _standard_error(values: Array) -> float:
@@ -133,10 +133,10 @@ def ranked(outcomes: Sequence[Outcome], edit_size: Callable[[Setting], float]) -
     """
 
     def rank(index: int) -> tuple[float, float, float]:
-        found = outcomes[index]
-        size = edit_size(found.setting)
-        if found.score is None or found.margin is None:
+        tried = outcomes[index]
+        size = edit_size(tried.setting)
+        if tried.score is None or tried.margin is None:
             return -math.inf, -math.inf, -size
-        return round(found.score, 9), round(found.margin, 9), -size
+        return round(tried.score, 9), round(tried.margin, 9), -size
 
     return sorted(range(len(outcomes)), key=rank, reverse=True)

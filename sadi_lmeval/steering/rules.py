@@ -58,12 +58,11 @@ class Gains:
         return p_max(self.differences[:, 1:], self.unbounded)
 
     def above(self, errors: float) -> Array:
-        """Which columns gain more than some standard errors, ``[settings]``."""
-        found: Array = self.mean > errors * self.error + _ROUNDING
-        return found
+        """Say which columns gain more than some standard errors, ``[settings]``."""
+        return self.mean > errors * self.error + _ROUNDING
 
     def first(self, allowed: Array) -> int:
-        """The best of the columns that are allowed; 0 where none is."""
+        """Give the best of the columns that are allowed; 0 where none is."""
         return next((index for index in self.ranking if index and allowed[index]), 0)
 
     @property
@@ -72,7 +71,7 @@ class Gains:
 
 
 def p_max(differences: Array, standardised: bool) -> float:
-    """How often chance alone makes the best of all settings as good as it is.
+    """Say how often chance alone makes the best of all settings as good as it is.
 
     Where steering changes nothing, a document's differences might as well have the opposite sign,
     those of all settings together: so what the settings have in common is kept, and alike settings
@@ -107,27 +106,27 @@ Rule = Callable[[Gains, Gains | None], int]
 
 
 def best(value: Gains, _: Gains | None) -> int:
-    """The best value, whether or not it is more than chance."""
+    """Pick the best value, whether or not it is more than chance."""
     return value.ranking[0]
 
 
 def beyond(errors: float) -> Rule:
-    """The best value, if it gains more than some standard errors."""
+    """Make a rule: the best value, if it gains more than some standard errors."""
     return lambda value, _: value.best if value.above(errors)[value.best] else 0
 
 
 def sure(level: float) -> Rule:
-    """The best value, if p_max is at most a level."""
+    """Make a rule: the best value, if p_max is at most a level."""
     return lambda value, _: value.best if value.p_max <= level else 0
 
 
 def likely(rule: Rule) -> Rule:
-    """A rule, applied to the likelihood of the right choice."""
+    """Apply a rule to the likelihood of the right choice."""
     return lambda _, likelihood: 0 if likelihood is None else rule(likelihood, None)
 
 
 def backed(errors: float) -> Rule:
-    """The best value of the settings whose likelihood gains more than some standard errors."""
+    """Make a rule: the best of those whose likelihood gains more than some standard errors."""
 
     def rule(value: Gains, likelihood: Gains | None) -> int:
         if likelihood is None:
@@ -138,7 +137,7 @@ def backed(errors: float) -> Rule:
 
 
 def either(first: Rule, second: Rule) -> Rule:
-    """What the first rule picks, and where it picks nothing, what the second does."""
+    """Make a rule: what the first picks, and where it picks nothing, what the second does."""
     return lambda value, likelihood: first(value, likelihood) or second(value, likelihood)
 
 

@@ -126,7 +126,7 @@ def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Arm]) -> list[T
     Raises:
         UserError: for whatever the user can mend: too few documents, a fit that does not fit, …
     """
-    found: dict[int, TaskSteering] = {}
+    steering: dict[int, TaskSteering] = {}
     alike: dict[Options, list[int]] = {}
     for index, arm in enumerate(arms):
         if arm.is_unsteered:
@@ -137,13 +137,13 @@ def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Arm]) -> list[T
                 task_digest(task),
                 setting=arm.axes.named(arm.axes.unsteered),
             )
-            found[index] = TaskSteering(task, arm, [], lambda _: UNSTEERED, record)
+            steering[index] = TaskSteering(task, arm, [], lambda _: UNSTEERED, record)
         else:
             alike.setdefault(arm.options, []).append(index)
     for indices in alike.values():
         together = [_candidate(task, arms[index], model) for index in indices]
-        found |= zip(indices, _prepare(task, model, together), strict=True)
-    return [found[index] for index in range(len(arms))]
+        steering |= zip(indices, _prepare(task, model, together), strict=True)
+    return [steering[index] for index in range(len(arms))]
 
 
 def _candidate(task: RunTask, arm: Arm, model: SteerableModel) -> _Candidate:
@@ -272,7 +272,7 @@ def candidates_of(
 
 
 def _without_pairs_of(given: Fitted, plan: Plan, source: Source) -> Source:
-    """A source without the documents that a given fit was made from: to choose on others."""
+    """Give a source without the documents that a given fit was made from: to choose on others."""
     used = made_from(given.fit.card)
     return source._replace(
         allowed=lambda document: (

@@ -86,12 +86,12 @@ def choose_settings(
     def build(missing: list[str], kept: Path | None) -> dict[str, Choice]:
         return _tried(trial, {k: candidates[keys.index(k)] for k in missing}, model, kept, label)
 
-    found = get_or_build(folder, kind, keys, build, model.processes)
+    choices = get_or_build(folder, kind, keys, build, model.processes)
     if folder is not None and model.processes.is_first:
         for key in keys:
-            if found[key].file is not None:
+            if choices[key].file is not None:
                 remove_journals(folder, key)
-    return [found[key].value for key in keys]
+    return [choices[key].value for key in keys]
 
 
 def trial_identity(trial: Trial, model: SteerableModel) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _tried(
     folder: Path | None,
     label: str,
 ) -> dict[str, Choice]:
-    """The choices of methods by their keys; kept in the folder if there is one."""
+    """Make the choices of methods by their keys; kept in the folder if there is one."""
     rank = f".{model.processes.rank}" if model.processes.rank else ""
     journals = [
         Journal(None if folder is None else folder / f"{key}.tuning{rank}.jsonl")
@@ -141,7 +141,7 @@ def _tried(
     ]
     families = [each.edits for each in candidates.values()]
     columns = list(zip(*judge_settings(trial, families, model, journals, label), strict=True))
-    found = {}
+    choices = {}
     for (key, each), own in zip(candidates.items(), _columns(families), strict=True):
         mine = [columns[0], *columns[own]]
         outcomes = [
@@ -149,7 +149,7 @@ def _tried(
             for setting, column in zip([each.axes.unsteered, *each.settings], mine, strict=True)
         ]
         taken = pick(trial.rule, values(mine), likelihoods(mine), ranked(outcomes, each.edit_size))
-        found[key] = Choice(
+        choices[key] = Choice(
             outcomes,
             taken.column,
             len(trial.documents),
@@ -158,7 +158,7 @@ def _tried(
             trial.rule,
             taken.p_max,
         )
-    return found
+    return choices
 
 
 def remove_journals(folder: Path, key: str) -> None:
@@ -188,17 +188,17 @@ def judge_settings(
     Returns:
         of each document, of each setting.
     """
-    found = _known(journals, families, len(trial.documents))
+    judged = _known(journals, families, len(trial.documents))
     columns = _columns(families)
     requests, owner = [], []
     mine = model.processes.shard(trial.texts)
     for index, texts in mine:
-        if index not in found:
+        if index not in judged:
             requests += [model.continuation(*text) for text in texts]
             owner += [index] * len(texts)
     scores: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
     first = {index: number for number, index in reversed(list(enumerate(owner)))}
-    before = sum(index in found for index, _ in mine)
+    before = sum(index in judged for index, _ in mine)
     with tqdm(
         total=len(mine),
         initial=before,
@@ -215,18 +215,18 @@ def judge_settings(
                 of_document[number - first[index]] = values[:, column], greedy[:, column]
                 if len(of_document) < len(trial.texts[index]):
                     continue
-                found[index] = _judged(trial, index, of_document, requests[first[index] :])
+                judged[index] = _judged(trial, index, of_document, requests[first[index] :])
                 fresh.append(index)
                 del scores[index]
             for journal, own in zip(journals, columns, strict=True) if fresh else ():
-                journal.add(*(_line(i, [found[i][0], *found[i][own]]) for i in fresh))
+                journal.add(*(_line(i, [judged[i][0], *judged[i][own]]) for i in fresh))
             bar.update(len(fresh))
 
         if requests:
             model.engine.score_grid(requests, families, done)
-    for part in model.processes.all_gather(found):
-        found |= part
-    return [found[index] for index in range(len(trial.documents))]
+    for part in model.processes.all_gather(judged):
+        judged |= part
+    return [judged[index] for index in range(len(trial.documents))]
 
 
 def _judged(
@@ -252,7 +252,7 @@ def _judged(
 
 
 def _columns(families: Sequence[Edits]) -> list[slice]:
-    """Of each family the columns of its settings; column 0 is the unsteered model's."""
+    """Give of each family the columns of its settings; column 0 is the unsteered model's."""
     ends = accumulate((family.count for family in families), initial=1)
     return [slice(first, end) for first, end in pairwise(ends)]
 
@@ -260,7 +260,7 @@ def _columns(families: Sequence[Edits]) -> list[slice]:
 def _known(
     journals: Sequence[Journal], families: Sequence[Edits], documents: int
 ) -> dict[int, list[Judged]]:
-    """The documents that every journal knows, as :func:`judge_settings` returns them."""
+    """Give the documents that every journal knows, as :func:`judge_settings` returns them."""
     every: list[dict[int, list[Judged]]] = []
     for journal, family in zip(journals, families, strict=True):
         noted = [_noted(line, 1 + family.count) for line in journal.lines]
@@ -270,13 +270,13 @@ def _known(
 
 
 def _line(index: int, judged: Sequence[Judged]) -> dict[str, Any]:
-    """A journal's line; null stands for a score that is not finite."""
+    """Make a journal's line; null stands for a score that is not finite."""
     return {"document": index, "judged": [list(j) if math.isfinite(j.value) else None
                                           for j in judged]}  # fmt: skip
 
 
 def _noted(line: Any, count: int) -> tuple[int, list[Judged] | None]:
-    """The document of a journal's line and its judgements, or None where it is another's."""
+    """Read the document of a journal's line and its judgements, or None where it is another's."""
     try:
         rows = [Judged(math.nan, math.nan) if j is None else Judged(
             float(j[0]), float(j[1]), None if j[2] is None else float(j[2])
