@@ -150,8 +150,8 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         One that has scored no document of a task has none of its metrics either, which the harness
         does not expect.
         """
-        found = super().gather_object(obj, dst)
-        return found and [with_all_metrics(each) for each in found]
+        results = super().gather_object(obj, dst)
+        return results and [with_all_metrics(each) for each in results]
 
     def _get_backend(self, config: Any, **keywords: Any) -> None:
         """Refuse what is not a causal language model, and misspelt arguments, before loading."""

@@ -164,13 +164,13 @@ class SearchSpace:
 
     def within(self, size: Size | None) -> SearchSpace:
         """The space without the counts that go beyond a model; if all do, with the largest."""
-        found = self
+        space = self
         for axis, values in zip(self.axes, self.values, strict=True):
             most = None if size is None else axis.bound(size)
             if most is not None:
                 kept = [value for value in values if value <= most]
-                found = found.with_values(axis.name, *(kept or [most]))
-        return found
+                space = space.with_values(axis.name, *(kept or [most]))
+        return space
 
     def largest(self) -> dict[str, float]:
         """The largest value of each axis."""
@@ -273,7 +273,7 @@ def search_space_of(values: Sequence[Sequence[Any]], source: str, axes: Axes) ->
         UserError: naming every fault at once.
     """
     faults: list[str] = []
-    found: list[tuple[float, ...]] = []
+    allowed: list[tuple[float, ...]] = []
     for axis, given in zip(axes, values, strict=True):
         numbers = [(value, axis.read(value)) for value in given]
         faults += [
@@ -281,13 +281,13 @@ def search_space_of(values: Sequence[Sequence[Any]], source: str, axes: Axes) ->
             for value, number in numbers
             if number is None
         ]
-        found.append(tuple(dict.fromkeys(n for _, n in numbers if n is not None)))
+        allowed.append(tuple(dict.fromkeys(n for _, n in numbers if n is not None)))
     faults += [
         f"no {axis.short}" for axis, given in zip(axes, values, strict=True) if not len(given)
     ]
     if faults:
         raise UserError(f"{source}: {'; '.join(faults)}")
-    return SearchSpace(axes, tuple(found))
+    return SearchSpace(axes, tuple(allowed))
 
 
 def _number(value: object) -> float | None:

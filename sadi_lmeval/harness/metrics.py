@@ -44,7 +44,7 @@ def is_number(value: object) -> bool:
 def _is_mean(aggregate: Callable[[Sequence[float]], Any]) -> bool:
     """Whether it makes the mean of numbers; what takes something else fails, or gives another."""
     try:
-        found = float(aggregate(list(_TRIED)))
+        value = float(aggregate(list(_TRIED)))
     except Exception:
         return False
-    return math.isclose(found, float(np.mean(_TRIED)))
+    return math.isclose(value, float(np.mean(_TRIED)))

@@ -52,8 +52,8 @@ class ResponseCache:
         """The response to a request of a kind (``loglikelihood``, …), or None."""
         if self.database is None or not self.steering:
             return None
-        found = self.database.get(self.key(kind, arguments))
-        return found if _fits(kind, found) else None
+        response = self.database.get(self.key(kind, arguments))
+        return response if _fits(kind, response) else None
 
     def add_partial(self, attr: str, req: Iterable[Any], res: Any) -> None:
         """Keep a response; the name and the arguments are the harness's."""
@@ -64,10 +64,10 @@ class ResponseCache:
 def _response(value: Any) -> Any:
     """A response out of the database, or None where there is no JSON."""
     try:
-        found = json.loads(value)
+        response = json.loads(value)
     except (ValueError, TypeError, RecursionError):
         return None
-    return tuple(found) if isinstance(found, list) else found
+    return tuple(response) if isinstance(response, list) else response
 
 
 def _fits(kind: str, response: Any) -> bool:

@@ -100,8 +100,8 @@ class RunTask:
             raise UserError(f"task {self.name}: no split {split!r}; {nearest(split, dataset)}")
         process = self.task.config.process_docs
         # Not as a list: of a split of 400,000 documents a few hundred are read.
-        found: Sequence[Document] = process(dataset[split]) if process else dataset[split]
-        return found
+        documents: Sequence[Document] = process(dataset[split]) if process else dataset[split]
+        return documents
 
     def texts(self, document: Document, num_fewshot: int) -> list[Text]:
         """The (context, continuation) of every request for a document, as scoring writes them.

@@ -57,8 +57,8 @@ class RunTasks:
         if self._ended:
             self._tasks, self._ended = {}, False
         manager = getattr(task, _MANAGER, None)
-        found = limited(RunTask(task, settings, None, manager, self._tasks), self.limit)
-        self._tasks[found.name] = found
+        noted = limited(RunTask(task, settings, None, manager, self._tasks), self.limit)
+        self._tasks[noted.name] = noted
 
     def end(self) -> None:
         """Say that what is noted next belongs to another run."""
@@ -71,9 +71,9 @@ class RunRank(int):
     tasks: RunTasks
 
     def __new__(cls, rank: int, tasks: RunTasks) -> RunRank:
-        found = super().__new__(cls, rank)
-        found.tasks = tasks
-        return found
+        self = super().__new__(cls, rank)
+        self.tasks = tasks
+        return self
 
 
 def note_tasks() -> None:
@@ -104,11 +104,11 @@ def note_tasks() -> None:
 
     @functools.wraps(load)
     def load_tasks(self: TaskManager, *arguments: Any, **keywords: Any) -> Any:
-        found = load(self, *arguments, **keywords)
-        for task in found["tasks"].values():
+        loaded = load(self, *arguments, **keywords)
+        for task in loaded["tasks"].values():
             setattr(task, _MANAGER, self)
             setattr(task, _SHOTS, task.config.num_fewshot)
-        return found
+        return loaded
 
     build_all_requests._notes_tasks = True  # type: ignore[attr-defined]
     Task.build_all_requests = build_all_requests
@@ -147,8 +147,8 @@ def _has_no_document(task: Task, settings: dict[str, Any]) -> bool:
 def with_all_metrics(of_tasks: dict[str, Any]) -> dict[str, Any]:
     """A process's results by task, no values of a metric where it has none."""
     return {
-        name: defaultdict(list, found) if isinstance(found, dict) else found
-        for name, found in of_tasks.items()
+        name: defaultdict(list, results) if isinstance(results, dict) else results
+        for name, results in of_tasks.items()
     }
 
 

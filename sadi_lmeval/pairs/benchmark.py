@@ -51,14 +51,14 @@ def find_benchmark(task: str, folders: list[Path]) -> Benchmark:
     for folder in [*folders, task_configs()]:
         best: tuple[int, Benchmark | None] = 0, None
         for path in yaml_files(folder):
-            found = read_benchmark(path)
-            if found is None:
+            benchmark = read_benchmark(path)
+            if benchmark is None:
                 continue
-            if task in found.tasks:
-                return found
-            fitting = [len(each) for each in found.tasks if fnmatch.fnmatchcase(task, each)]
+            if task in benchmark.tasks:
+                return benchmark
+            fitting = [len(each) for each in benchmark.tasks if fnmatch.fnmatchcase(task, each)]
             if max(fitting, default=0) > best[0]:
-                best = max(fitting), found
+                best = max(fitting), benchmark
         if best[1] is not None:
             return best[1]
     return Benchmark(benchmark=task, tasks=(task,))

@@ -64,12 +64,12 @@ def contrasted_choices(
 
 def _gold_of_template(recipe: Recipe, template: str, document: Document) -> list[int]:
     name = f"recipe {recipe.recipe}: its gold template"
-    found = templates.value(template, document, name)
-    if isinstance(found, list):
-        return [index for index, label in enumerate(found) if label]
-    if isinstance(found, bool) or not isinstance(found, int):
-        raise UserError(f"{name} {template!r} gave {found!r}, but an index or a 0/1 list is needed")
-    return [found]
+    gold = templates.value(template, document, name)
+    if isinstance(gold, list):
+        return [index for index, label in enumerate(gold) if label]
+    if isinstance(gold, bool) or not isinstance(gold, int):
+        raise UserError(f"{name} {template!r} gave {gold!r}, but an index or a 0/1 list is needed")
+    return [gold]
 
 
 def answers(

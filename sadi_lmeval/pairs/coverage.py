@@ -66,13 +66,13 @@ def covered(folders: Iterable[Path]) -> list[Covered]:
     """
     folders = list(folders)
     manager = task_manager(folders)
-    found = []
+    rows = []
     for folder in [*folders, task_configs()]:
         for path in yaml_files(folder):
             benchmark = read_benchmark(path)
             if benchmark is not None:
-                found += [_covered(benchmark, named, manager) for named in benchmark.tasks]
-    return found
+                rows += [_covered(benchmark, named, manager) for named in benchmark.tasks]
+    return rows
 
 
 def _covered(benchmark: Benchmark, named: str, manager: TaskManager) -> Covered:

@@ -56,12 +56,12 @@ def balance(pairs: Sequence[Pair]) -> Balance:
 
 def warnings(pairs: Sequence[Pair]) -> Iterator[str]:
     """What may make the difference between the sides something else than right and wrong."""
-    found = balance(pairs)
+    sides = balance(pairs)
     if len({pair.positive[1] for pair in pairs}) == 1 and len(pairs) > 1:
         yield f"every positive answer is the same: {pairs[0].positive[1].strip()!r}"
     if len({pair.negative[1] for pair in pairs}) == 1 and len(pairs) > 1:
         yield f"every negative answer is the same: {pairs[0].negative[1].strip()!r}"
-    for side, share in (("positive", found.positive_longer), ("negative", found.negative_longer)):
+    for side, share in (("positive", sides.positive_longer), ("negative", sides.negative_longer)):
         if share >= _LOPSIDED:
             yield f"the {side} answer is the longer one in {share:.0%} of the pairs"
     apart = sum(pair.positive[0] != pair.negative[0] for pair in pairs)

@@ -82,9 +82,9 @@ def build_pairs(
                 made.append(_Made(document, known_as, None))
                 count += len(wrong) if negative == "all" else 1
             continue
-        found = answers(task, recipe, documents, index, allowed, random)
-        if found is not None and task.fits(document, *found):
-            made.append(_Made(document, known_as, found))
+        both = answers(task, recipe, documents, index, allowed, random)
+        if both is not None and task.fits(document, *both):
+            made.append(_Made(document, known_as, both))
             count += 1
     with task.few_shot_pool(examples, seed):
         texts = [task.texts(each.document, num_fewshot) for each in made]
@@ -209,12 +209,12 @@ def scored_texts(
     """
     examples = [] if allowed is None else few_shot_examples(task, allowed, num_fewshot, seed)
     with task.few_shot_pool(examples, seed):
-        found = [task.texts(document, num_fewshot) for document in documents]
+        texts = [task.texts(document, num_fewshot) for document in documents]
     if task.output_type != "generate_until":
-        return found
+        return texts
     return [
         [(context, task.answer_delimiter() + right_answer(task, recipe, document))]
-        for [(context, _)], document in zip(found, documents, strict=True)
+        for [(context, _)], document in zip(texts, documents, strict=True)
     ]
 
 

@@ -210,8 +210,8 @@ def examples(plan: Plan, source: Source, options: Options) -> list[Identity]:
     if plan.is_static:
         return []
     task, shots = plan.source_task, num_fewshot(plan, options)
-    found = few_shot_examples(task, source.allowed, shots, options.seed)
-    return [identity(task, document) for document in found]
+    shown = few_shot_examples(task, source.allowed, shots, options.seed)
+    return [identity(task, document) for document in shown]
 
 
 def _check_pairs(plan: Plan, source: Source, options: Options, made: int, target: int) -> None:

@@ -146,9 +146,9 @@ def _beside(recipe: Path, name: str) -> tuple[str, str]:
     """The path of a file in the recipe's own folder, and what is wrong with it."""
     folder = recipe.resolve().parent
     try:
-        found = (folder / name).resolve()
+        path = (folder / name).resolve()
     except (OSError, ValueError, RuntimeError) as error:
         return "", f"pairs: no such file ({first_line(error)})"
-    if found.parent != folder:
+    if path.parent != folder:
         return "", "pairs must be a file in the recipe's own folder"
-    return str(found), "" if _is_file(found) else f"pairs: no such file ({found})"
+    return str(path), "" if _is_file(path) else f"pairs: no such file ({path})"

@@ -95,10 +95,10 @@ def texts(template: str, document: dict[str, Any], name: str) -> list[str]:
         UserError: as in :func:`rendered`.
     """
     text = rendered(template, document, name)
-    found: Any = [text]
+    entries: Any = [text]
     if text.startswith("["):
         try:
-            found = ast.literal_eval(text)
+            entries = ast.literal_eval(text)
         except _FAULTS:
-            found = [text]  # a text that begins with a bracket
-    return [str(each) for each in found if str(each).strip()]
+            entries = [text]  # a text that begins with a bracket
+    return [str(each) for each in entries if str(each).strip()]

@@ -47,10 +47,10 @@ def with_wrong_number(text: str, random: Random) -> str | None:
 
 def _boxed(text: str) -> tuple[int, int]:
     """Where the content of the last box begins and ends; of a text without one, the whole text."""
-    found = text.rfind(_BOX)
-    if found < 0:
+    box = text.rfind(_BOX)
+    if box < 0:
         return 0, len(text)
-    begin, open_braces = found + len(_BOX), 1
+    begin, open_braces = box + len(_BOX), 1
     for end in range(begin, len(text)):
         open_braces += {"{": 1, "}": -1}.get(text[end], 0)
         if not open_braces:
