@@ -219,7 +219,7 @@ def _print_best(lines: list[dict[str, Any]], arms: Mapping[str, Arm], split: str
         of_method = arms[method].method if method in arms else None
 
         def rank(line: dict[str, Any], of: Any = of_method) -> tuple[float, float, float]:
-            """Ties go to the larger margin, then to the smaller edit, as where one is chosen."""
+            """Give ties to the larger margin, then to the smaller edit, as where one is chosen."""
             size = of.edit_size(Setting(*(line[n] for n in of.axes.names))) if of else 0.0
             return round(line["score"], 9), round(line["margin"], 9), -size
 

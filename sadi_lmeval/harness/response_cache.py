@@ -49,7 +49,7 @@ class ResponseCache:
         return _OURS + hashlib.sha256(content.encode()).hexdigest()
 
     def get(self, kind: str, arguments: Iterable[Any]) -> Any | None:
-        """The response to a request of a kind (``loglikelihood``, …), or None."""
+        """Give the response to a request of a kind (``loglikelihood``, …), or None."""
         if self.database is None or not self.steering:
             return None
         response = self.database.get(self.key(kind, arguments))
@@ -62,7 +62,7 @@ class ResponseCache:
 
 
 def _response(value: Any) -> Any:
-    """A response out of the database, or None where there is no JSON."""
+    """Read a response out of the database; None where there is no JSON."""
     try:
         response = json.loads(value)
     except (ValueError, TypeError, RecursionError):
@@ -71,7 +71,7 @@ def _response(value: Any) -> Any:
 
 
 def _fits(kind: str, response: Any) -> bool:
-    """Whether it is an answer to such a request: a text, or a log-likelihood and a flag."""
+    """Return whether it is an answer to such a request: a text, or a log-likelihood and a flag."""
     if kind == "generate_until":
         return isinstance(response, str)
     return isinstance(response, tuple) and list(map(type, response)) == [float, bool]

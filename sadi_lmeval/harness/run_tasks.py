@@ -116,7 +116,7 @@ def note_tasks() -> None:
 
 
 def limited(task: RunTask, limit: LengthLimit | None) -> RunTask:
-    """A task without the documents over a limit: the harness scores none of them any more."""
+    """Leave out a task's documents over a limit: the harness scores none of them any more."""
     if limit is None:
         return task
     task = replace(task, limit=limit)
@@ -138,14 +138,14 @@ def limited(task: RunTask, limit: LengthLimit | None) -> RunTask:
 
 
 def _has_no_document(task: Task, settings: dict[str, Any]) -> bool:
-    """Whether the harness gives this process none of a task's documents to score."""
+    """Return whether the harness gives this process none of a task's documents to score."""
     samples, documents = settings.get("samples"), len(task.eval_docs)
     count = len(samples) if samples else min(int(settings.get("limit") or documents), documents)
     return int(settings.get("rank", 0)) >= count
 
 
 def with_all_metrics(of_tasks: dict[str, Any]) -> dict[str, Any]:
-    """A process's results by task, no values of a metric where it has none."""
+    """Complete a process's results by task: no values of a metric where it has none."""
     return {
         name: defaultdict(list, results) if isinstance(results, dict) else results
         for name, results in of_tasks.items()
@@ -162,12 +162,12 @@ def _compile_templates_once() -> None:
 
 
 def task_manager(folders: Iterable[Path]) -> TaskManager:
-    """The harness's tasks, and those in folders of the user's."""
+    """Index the harness's tasks, and those in folders of the user's."""
     return TaskManager(include_path=[str(folder) for folder in folders] or None)
 
 
 def load_task(name: str, folders: list[Path], like: RunTask | None) -> RunTask:
-    """A task that is not part of the run, rendered with the settings of one that is, if any.
+    """Load a task that is not part of the run, rendered with the settings of one that is, if any.
 
     Raises:
         UserError: the harness knows no such task, or it is a group, or its data is not available.
@@ -194,7 +194,7 @@ def load_task(name: str, folders: list[Path], like: RunTask | None) -> RunTask:
 
 
 def _shots_of_the_run(like: RunTask) -> int | None:
-    """What the run gives as ``--num_fewshot``; None where no task of it shows that it gives one.
+    """Find the run's ``--num_fewshot``; None where no task of it shows that it gives one.
 
     The harness puts it in place of what a task says, unless that is 0.
     """
@@ -212,7 +212,7 @@ def load_tasks(
     settings: dict[str, Any],
     manager: TaskManager | None = None,
 ) -> list[RunTask]:
-    """Tasks, and those of groups and tags, as the harness's command would run them.
+    """Load tasks, and those of groups and tags, as the harness's command would run them.
 
     Args:
         names: of tasks, groups or tags.

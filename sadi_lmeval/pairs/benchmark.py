@@ -40,7 +40,7 @@ class Benchmark:
 
 
 def find_benchmark(task: str, folders: list[Path]) -> Benchmark:
-    """The first benchmark that names ``task``, the user's folders before ours.
+    """Find the first benchmark that names ``task``, the user's folders before ours.
 
     A name counts more than a pattern, a longer pattern more than a shorter one. A task that no file
     names gets the defaults.
@@ -65,7 +65,7 @@ def find_benchmark(task: str, folders: list[Path]) -> Benchmark:
 
 
 def read_benchmark(path: Path) -> Benchmark | None:
-    """The benchmark in a YAML file, or None where the file is something else.
+    """Read the benchmark in a YAML file; None where the file is something else.
 
     Raises:
         UserError: the file has the key ``benchmark`` but is faulty.
@@ -105,7 +105,7 @@ def _faults(content: dict[str, Any]) -> list[str]:
 
 
 def _of_settings(given: object) -> list[str]:
-    """What is wrong with numbers by arm."""
+    """List what is wrong with numbers by arm."""
     if not isinstance(given, dict) or not all(isinstance(v, dict) for v in given.values()):
         return ["settings must map arms to numbers by name, as {sadi-head: {top_k: 6}}"]
     faults = []

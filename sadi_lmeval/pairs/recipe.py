@@ -78,7 +78,7 @@ class Recipe:
 
 
 def load_recipe(name: str, folders: list[Path]) -> Recipe:
-    """The recipe called ``name``, or in the YAML file ``name``.
+    """Load the recipe called ``name``, or in the YAML file ``name``.
 
     Args:
         name: a recipe's name or a path that ends in ``.yaml``.
@@ -143,7 +143,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _beside(recipe: Path, name: str) -> tuple[str, str]:
-    """The path of a file in the recipe's own folder, and what is wrong with it."""
+    """Give the path of a file in the recipe's own folder, and what is wrong with it."""
     folder = recipe.resolve().parent
     try:
         path = (folder / name).resolve()

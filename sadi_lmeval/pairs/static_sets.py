@@ -19,7 +19,7 @@ _LARGEST = 64 * 1024 * 1024
 
 
 def read_static_set(path: Path) -> list[dict[str, str]]:
-    """The pairs in a JSONL file, each with the texts ``prompt``, ``positive`` and ``negative``.
+    """Read the pairs in a JSONL file, each of the texts ``prompt``, ``positive`` and ``negative``.
 
     Raises:
         UserError: naming the first line that is none.

@@ -12,7 +12,7 @@ _BOX = "\\boxed{"
 
 
 def with_wrong_number(text: str, random: Random) -> str | None:
-    """``text`` with its last number replaced by a near, different one; None if it has none.
+    """Replace the last number of ``text`` by a near, different one; None if it has none.
 
     The number keeps its form: sign, thousands separators and decimal places. Where the text has
     a ``\\boxed{…}``, as worked solutions of MATH do, its answer stands in the last of them.
@@ -46,7 +46,7 @@ def with_wrong_number(text: str, random: Random) -> str | None:
 
 
 def _boxed(text: str) -> tuple[int, int]:
-    """Where the content of the last box begins and ends; of a text without one, the whole text."""
+    """Find where the last box's content begins and ends; of a text without one, the whole text."""
     box = text.rfind(_BOX)
     if box < 0:
         return 0, len(text)
