@@ -135,7 +135,7 @@ def folder(doc: str, *, shown: str | None = None) -> Any:
 
 
 def declared(kind: Any) -> dict[str, Argument]:
-    """The arguments of a dataclass by name, in their order."""
+    """Give the arguments of a dataclass by name, in their order."""
     return {f.name: f.metadata[_KEY] for f in dataclasses.fields(kind) if _KEY in f.metadata}
 
 

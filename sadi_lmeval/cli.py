@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
-    """``--delta -2,9`` as ``--delta=-2,9``: a list may begin with a negative number."""
+    """Write ``--delta -2,9`` as ``--delta=-2,9``: a list may begin with a negative number."""
     joined: list[str] = []
     for argument in arguments:
         negative = argument[:1] == "-" and argument[1:2] in set("0123456789.")

@@ -13,12 +13,12 @@ class UserError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its kind where it says nothing."""
+    """Give what an error says, in one line; its kind where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def nearest(name: str, allowed: Iterable[str], limit: int = 3) -> str:
-    """The allowed names, the most similar to ``name`` first if any are similar."""
+    """List the allowed names, the most similar to ``name`` first if any are similar."""
     allowed = sorted(allowed)
     close = difflib.get_close_matches(name.lower(), allowed, n=limit, cutoff=0.6)
     if close:

@@ -8,12 +8,12 @@ _PACKAGE = Path(__file__).parent
 
 
 def task_configs() -> Path:
-    """The folder that says which recipe goes with which benchmark."""
+    """Find the folder that says which recipe goes with which benchmark."""
     return _folder("task_configs")
 
 
 def contrastive_sets() -> Path:
-    """The folder of recipes and of hand-written pair sets."""
+    """Find the folder of recipes and of hand-written pair sets."""
     return _folder("contrastive_sets")
 
 

@@ -130,7 +130,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
     # ------------------------------------------------------------------ loading
 
     def _join_processes(self) -> Processes:
-        """The processes of the run, where there are several.
+        """Join the processes of the run, where there are several.
 
         The harness divides documents only over several GPUs, by the index within a node; here they
         are divided over whatever processes there are, on all nodes.
@@ -145,13 +145,13 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         return Processes(self._rank, self._world_size, accelerator.device)
 
     def gather_object(self, obj: Any, dst: int = 0) -> Any:
-        """The harness's results of every process.
+        """Gather the harness's results of every process.
 
         One that has scored no document of a task has none of its metrics either, which the harness
         does not expect.
         """
-        found = super().gather_object(obj, dst)
-        return found and [with_all_metrics(each) for each in found]
+        results = super().gather_object(obj, dst)
+        return results and [with_all_metrics(each) for each in results]
 
     def _get_backend(self, config: Any, **keywords: Any) -> None:
         """Refuse what is not a causal language model, and misspelt arguments, before loading."""
@@ -268,7 +268,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         )
 
     def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
-        """Rows a batch for ``--batch_size auto`` in generation.
+        """Find the rows of a batch for ``--batch_size auto`` in generation.
 
         On a CPU, trying ever smaller batches of the model's longest input takes longer than the
         run, and gains nothing.
@@ -291,7 +291,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
     # ------------------------------------------------------------------ fits
 
     def encode(self, context: str, continuation: str) -> list[int]:
-        """Prompt and answer as scoring sees them, cut from the left to the model's length."""
+        """Encode prompt and answer as scored: together, cut from the left to the model's length."""
         before, after = self._encode(context, continuation)
         return (before + after)[-self.max_length :]
 
@@ -305,11 +305,11 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         return [self.prefix_token_id], tokens
 
     def continuation(self, context: str, continuation: str) -> Continuation:
-        """A request as it is scored: tokenized, and cut from the left to the model's length."""
+        """Tokenize a request as it is scored, cut from the left to the model's length."""
         return Continuation(*truncated(*self._encode(context, continuation), self.max_length))
 
     def asked_of(self, request: Instance) -> Continuation:
-        """The continuation of the harness's request.
+        """Make the continuation of the harness's request.
 
         Raises:
             UserError: it is longer than the model's length; ``hf`` asserts that none is.
@@ -386,7 +386,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         return hashlib.sha256(repr((self._answers_by, steering)).encode()).hexdigest()
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The harness's template; say where it leaves the model a thought to write first."""
+        """Give the harness's template; say where it leaves the model a thought to write first."""
         template: str | None = super().chat_template(chat_template)
         steers = any(not arm.is_unsteered for arm in self.arms.values())
         if template and steers and self._may_think(template):
@@ -401,7 +401,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         return template
 
     def _may_think(self, template: str) -> bool:
-        """Whether a prompt leaves the model a thought to write before its answer."""
+        """Return whether a prompt leaves the model a thought to write before its answer."""
         if (
             "enable_thinking" in template
             and self.chat_template_args.get("enable_thinking") is False
@@ -419,7 +419,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         self.cache_hook = ResponseCache(cache_hook.dbdict)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Score]:
-        """Log-likelihood of each continuation, steered from its prompt's last token.
+        """Give the log-likelihood of each continuation, steered from its prompt's last token.
 
         Requests of several tasks and folds may be mixed; each gets its own mask.
         """
@@ -505,7 +505,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Refused: a rolling log-likelihood has no prompt whose last token could be steered."""
+        """Refuse to steer: a rolling log-likelihood has no prompt whose last token could be."""
         if self.arm.method is not None:
             _refuse_rolling(str(requests[0].task_name if requests else ""))
         return super().loglikelihood_rolling(requests, disable_tqdm)  # type: ignore[no-any-return]
@@ -583,7 +583,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
     # ------------------------------------------------------------------ results
 
     def get_model_info(self) -> dict[str, Any]:
-        """The harness's facts about the model, and how each task was steered."""
+        """Give the harness's facts about the model, and how each task was steered."""
         info: dict[str, Any] = super().get_model_info()
         info["sadi"] = {
             name: steering.record.with_counts(
@@ -647,7 +647,7 @@ def model_class(method: str) -> type[SteeredModel]:
 
 
 def __getattr__(name: str) -> type[SteeredModel]:
-    """The model of a method by the method's name: where the harness looks for ``hf-NAME``."""
+    """Give the model of a method by the method's name: where the harness looks for ``hf-NAME``."""
     if name in method_names():
         return model_class(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -662,7 +662,7 @@ def _has_one_text(config: Any) -> bool:
 
 
 def _predicts_tokens(model: Any) -> bool:
-    """Whether a model gives logits of the next token: a vision-language model does so, too."""
+    """Return whether a model gives logits of the next token: a vision-language model does, too."""
     decodes = not getattr(model.config, "is_encoder_decoder", False)
     return decodes and model.get_output_embeddings() is not None
 

@@ -86,7 +86,7 @@ class AfterImport:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec that the other finders give for a module we wait for, with its loader wrapped.
+        """Find the spec that the other finders give for a module we wait for, and wrap its loader.
 
         None for any other module, which makes the import system ask on.
         """

@@ -49,7 +49,7 @@ class Axis:
         return " ".join([kind, " and ".join(bounds)]).strip()
 
     def read(self, value: object) -> float | None:
-        """The number, whole if the axis is; None where it is not allowed."""
+        """Read the number, whole if the axis is; None where it is not allowed."""
         number = _number(value)
         if (
             number is None
@@ -61,7 +61,7 @@ class Axis:
         return int(number) if self.whole else number
 
     def bound(self, size: Size) -> int | None:
-        """The largest value that a model of a size has; None where nothing bounds it."""
+        """Give the largest value that a model of a size has; None where nothing bounds it."""
         if self.counts == "layer":
             return size.layers - 1
         if self.counts == "entries":
@@ -104,14 +104,14 @@ class Axes(tuple[Axis, ...]):
         return Setting(*(0 if axis.whole else 0.0 for axis in self))
 
     def steers(self, setting: Setting) -> bool:
-        """Whether a setting is another one than the unsteered model; a strength of 0 is not."""
+        """Return whether a setting is not the unsteered model; with a strength of 0 it is."""
         if setting == self.unsteered:
             return False
         strengths = [n for axis, n in zip(self, setting, strict=True) if axis.strength]
         return all(strengths)
 
     def named(self, setting: Setting) -> dict[str, Any]:
-        """The numbers under the method's own names, for files and messages."""
+        """Give the numbers under the method's own names, for files and messages."""
         return dict(zip(self.names, setting, strict=True))
 
     def check(self, values: Mapping[str, float], size: Size, element: str) -> None:
@@ -158,26 +158,26 @@ class SearchSpace:
         return [setting for setting in every if self.axes.steers(setting)]
 
     def with_values(self, name: str, *values: float) -> SearchSpace:
-        """The space with other values of an axis."""
+        """Give the space with other values of an axis."""
         place = self.axes.names.index(name)
         return replace(self, values=(*self.values[:place], values, *self.values[place + 1 :]))
 
     def within(self, size: Size | None) -> SearchSpace:
-        """The space without the counts that go beyond a model; if all do, with the largest."""
-        found = self
+        """Give the space without the counts that go beyond a model; if all do, with the largest."""
+        space = self
         for axis, values in zip(self.axes, self.values, strict=True):
             most = None if size is None else axis.bound(size)
             if most is not None:
                 kept = [value for value in values if value <= most]
-                found = found.with_values(axis.name, *(kept or [most]))
-        return found
+                space = space.with_values(axis.name, *(kept or [most]))
+        return space
 
     def largest(self) -> dict[str, float]:
-        """The largest value of each axis."""
+        """Give the largest value of each axis."""
         return {a.name: max(v) for a, v in zip(self.axes, self.values, strict=True)}
 
     def thinned(self, most: int) -> SearchSpace:
-        """At most ``most`` settings of it, evenly spread over all axes, their ends included.
+        """Keep at most ``most`` settings of it, evenly spread over all axes, their ends included.
 
         The same number of settings for every method is what makes a comparison fair.
         """
@@ -190,7 +190,7 @@ class SearchSpace:
             return self
 
         def worth(sizes: Sequence[int]) -> tuple[bool, int, float]:
-            """All axes are there; then the most settings; then about their own proportion."""
+            """Prefer all axes there; then the most settings; then about their own proportion."""
             there = [n > 1 or length == 1 for n, length in zip(sizes, lengths, strict=True)]
             shares = [math.log(n / length) for n, length in zip(sizes, lengths, strict=True)]
             return all(there), math.prod(sizes), min(shares) - max(shares)
@@ -201,7 +201,7 @@ class SearchSpace:
 
 
 def _sizes(lengths: Sequence[int], most: int) -> list[tuple[int, ...]]:
-    """How many values of each axis may be kept, so that there are at most ``most`` settings."""
+    """List how many values of each axis may be kept for there to be at most ``most`` settings."""
     if len(lengths) == 1:
         return [(min(lengths[0], most),)]
     return [
@@ -212,7 +212,7 @@ def _sizes(lengths: Sequence[int], most: int) -> list[tuple[int, ...]]:
 
 
 def _spread(values: tuple[float, ...], count: int) -> tuple[float, ...]:
-    """``count`` of some values, evenly spaced; of one, the middle."""
+    """Take ``count`` of some values, evenly spaced; of one, the middle."""
     if count == 1:
         return (values[len(values) // 2],)
     return tuple(values[round(i * (len(values) - 1) / (count - 1))] for i in range(count))
@@ -273,7 +273,7 @@ def search_space_of(values: Sequence[Sequence[Any]], source: str, axes: Axes) ->
         UserError: naming every fault at once.
     """
     faults: list[str] = []
-    found: list[tuple[float, ...]] = []
+    allowed: list[tuple[float, ...]] = []
     for axis, given in zip(axes, values, strict=True):
         numbers = [(value, axis.read(value)) for value in given]
         faults += [
@@ -281,17 +281,17 @@ def search_space_of(values: Sequence[Sequence[Any]], source: str, axes: Axes) ->
             for value, number in numbers
             if number is None
         ]
-        found.append(tuple(dict.fromkeys(n for _, n in numbers if n is not None)))
+        allowed.append(tuple(dict.fromkeys(n for _, n in numbers if n is not None)))
     faults += [
         f"no {axis.short}" for axis, given in zip(axes, values, strict=True) if not len(given)
     ]
     if faults:
         raise UserError(f"{source}: {'; '.join(faults)}")
-    return SearchSpace(axes, tuple(found))
+    return SearchSpace(axes, tuple(allowed))
 
 
 def _number(value: object) -> float | None:
-    """A finite number, or None."""
+    """Read a finite number; None where it is none."""
     if isinstance(value, bool):
         return None
     try:

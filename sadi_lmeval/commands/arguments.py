@@ -12,7 +12,7 @@ from sadi_lmeval.errors import UserError, first_line
 
 
 def add_host_options(parser: argparse.ArgumentParser) -> None:
-    """Options that are called and mean what they do in ``lm_eval``."""
+    """Add the options that are called and mean what they do in ``lm_eval``."""
     host = parser.add_argument_group("as in lm_eval")
     host.add_argument("--model_args", "-a", required=True, help="pretrained=…, as for hf-sadi")
     host.add_argument("--tasks", "-t", required=True, help="comma-separated tasks or groups")

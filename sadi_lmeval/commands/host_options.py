@@ -81,22 +81,22 @@ class HostOptions:
             if name not in self._manager.all_tasks:
                 raise UserError(f"unknown task {name!r}: {nearest(name, self._manager.all_tasks)}")
         shots = self.evaluation["num_fewshot"]
-        found = load_tasks(list(named), [], shots, {}, self._manager)
-        rolling = [task.name for task in found if task.output_type == "loglikelihood_rolling"]
+        tasks = load_tasks(list(named), [], shots, {}, self._manager)
+        rolling = [task.name for task in tasks if task.output_type == "loglikelihood_rolling"]
         if rolling:
             raise UserError(
                 f"task {rolling[0]} asks for loglikelihood_rolling, which has no prompt whose last "
                 "token could be steered; leave it out"
             )
-        self._refuse_changed([task for task in found if task.name not in named])
-        return found
+        self._refuse_changed([task for task in tasks if task.name not in named])
+        return tasks
 
     def _refuse_changed(self, tasks: list[RunTask]) -> None:
         """Refuse tasks that are not what they are without the group that they are from."""
         names = [task.name for task in tasks if task.name in self._manager.all_tasks]
         shots = self.evaluation["num_fewshot"]
-        found = load_tasks(names, [], shots, {}, self._manager) if names else []
-        alone = {task.name: task_digest(task) for task in found}
+        ungrouped = load_tasks(names, [], shots, {}, self._manager) if names else []
+        alone = {task.name: task_digest(task) for task in ungrouped}
         for task in tasks:
             if alone.get(task.name) != task_digest(task):
                 raise UserError(
@@ -123,11 +123,11 @@ def host_options(arguments: Sequence[str]) -> HostOptions:
         raise UserError(f"--limit {given.limit:g}: must be above 0")
     try:
         config = EvaluatorConfig.from_cli(given)
-        found = HostOptions(config, given)
+        options = HostOptions(config, given)
     except UserError:
         raise
     except (ValueError, OSError, TypeError) as error:
         reason = first_line(error)
         raise UserError(f"options of lm_eval: {reason}") from None
-    found.log_samples = bool(log_samples)
-    return found
+    options.log_samples = bool(log_samples)
+    return options

@@ -158,17 +158,17 @@ def _shown(plan: Any, source: Any, drawn: Any, examples: int) -> list[dict[str, 
     from sadi_lmeval.pairs.pair_report import balance, line_of, marked, warnings
 
     origin = plan.pairs_from(source)
-    found = balance(drawn.pairs)
+    sides = balance(drawn.pairs)
     held_out = f", {len(drawn.held_out)} held-out documents to tune on" if drawn.held_out else ""
-    print(f"\n{origin}: {found.pairs} pairs{held_out}")
+    print(f"\n{origin}: {sides.pairs} pairs{held_out}")
     print(
-        f"answers: {found.positive_length:.1f} characters positive, {found.negative_length:.1f} "
-        f"negative; the positive is longer in {found.positive_longer:.0%}, the negative in "
-        f"{found.negative_longer:.0%}"
+        f"answers: {sides.positive_length:.1f} characters positive, {sides.negative_length:.1f} "
+        f"negative; the positive is longer in {sides.positive_longer:.0%}, the negative in "
+        f"{sides.negative_longer:.0%}"
     )
-    for side, labels in (("positive", found.positive_labels), ("negative", found.negative_labels)):
+    for side, labels in (("positive", sides.positive_labels), ("negative", sides.negative_labels)):
         if labels:
-            shares = (f"{label!r} {count / found.pairs:.0%}" for label, count in labels.items())
+            shares = (f"{label!r} {count / sides.pairs:.0%}" for label, count in labels.items())
             print(f"{side} labels: {', '.join(shares)}")
     for warning in warnings(drawn.pairs):
         print(f"warning: {warning}")

@@ -111,10 +111,10 @@ def _of_axes(rest: Sequence[str], arms: Mapping[str, Arm]) -> dict[str, str]:
     parser = argparse.ArgumentParser(prog="sadi-lmeval sweep", add_help=False, allow_abbrev=False)
     for name in _axis_names(arms):
         parser.add_argument(f"--{name}")
-    found, unknown = parser.parse_known_args(rest)
+    options, unknown = parser.parse_known_args(rest)
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    return {name: text for name, text in vars(found).items() if text is not None}
+    return {name: text for name, text in vars(options).items() if text is not None}
 
 
 def _spaces(
@@ -139,12 +139,12 @@ def _spaces(
     if len(arms) > 1 and len(by_axis) < len(next(iter(names.values()))):
         raise UserError(f"{options}: with several methods give all of them, or none")
     lists = {name: listed(name, text) for name, text in by_axis.items()}
-    found = {}
+    spaces = {}
     for name, arm in arms.items():
         own = arm.search_space()
         values = zip(arm.axes.names, own.values, strict=True)
-        found[name] = search_space_of([lists.get(n, v) for n, v in values], "grid", arm.axes)
-    return found
+        spaces[name] = search_space_of([lists.get(n, v) for n, v in values], "grid", arm.axes)
+    return spaces
 
 
 def _load(
@@ -219,7 +219,7 @@ def _print_best(lines: list[dict[str, Any]], arms: Mapping[str, Arm], split: str
         of_method = arms[method].method if method in arms else None
 
         def rank(line: dict[str, Any], of: Any = of_method) -> tuple[float, float, float]:
-            """Ties go to the larger margin, then to the smaller edit, as where one is chosen."""
+            """Give ties to the larger margin, then to the smaller edit, as where one is chosen."""
             size = of.edit_size(Setting(*(line[n] for n in of.axes.names))) if of else 0.0
             return round(line["score"], 9), round(line["margin"], 9), -size
 

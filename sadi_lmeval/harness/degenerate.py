@@ -9,6 +9,6 @@ _REPEATED = re.compile(r"(.{1,24}?)\1{7,}.{0,24}", re.DOTALL)
 
 
 def is_degenerate(text: str) -> bool:
-    """Whether a text is empty, or one short piece over and over."""
+    """Return whether a text is empty, or one short piece over and over."""
     stripped = text.strip()
     return not stripped or _REPEATED.fullmatch(stripped) is not None

@@ -34,7 +34,7 @@ def numbers_of(samples: Sequence[Mapping[str, Any]], name: str) -> list[float] |
 
 
 def is_number(value: object) -> bool:
-    """Whether it is one number, of Python or of an array."""
+    """Return whether it is one number, of Python or of an array."""
     return isinstance(value, (bool, int, float)) or (
         hasattr(value, "item") and getattr(value, "size", 1) == 1
     )
@@ -42,9 +42,9 @@ def is_number(value: object) -> bool:
 
 @cache
 def _is_mean(aggregate: Callable[[Sequence[float]], Any]) -> bool:
-    """Whether it makes the mean of numbers; what takes something else fails, or gives another."""
+    """Return whether it makes the mean of numbers; what takes something else fails or differs."""
     try:
-        found = float(aggregate(list(_TRIED)))
+        value = float(aggregate(list(_TRIED)))
     except Exception:
         return False
-    return math.isclose(found, float(np.mean(_TRIED)))
+    return math.isclose(value, float(np.mean(_TRIED)))

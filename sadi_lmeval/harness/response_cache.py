@@ -49,11 +49,11 @@ class ResponseCache:
         return _OURS + hashlib.sha256(content.encode()).hexdigest()
 
     def get(self, kind: str, arguments: Iterable[Any]) -> Any | None:
-        """The response to a request of a kind (``loglikelihood``, …), or None."""
+        """Give the response to a request of a kind (``loglikelihood``, …), or None."""
         if self.database is None or not self.steering:
             return None
-        found = self.database.get(self.key(kind, arguments))
-        return found if _fits(kind, found) else None
+        response = self.database.get(self.key(kind, arguments))
+        return response if _fits(kind, response) else None
 
     def add_partial(self, attr: str, req: Iterable[Any], res: Any) -> None:
         """Keep a response; the name and the arguments are the harness's."""
@@ -62,16 +62,16 @@ class ResponseCache:
 
 
 def _response(value: Any) -> Any:
-    """A response out of the database, or None where there is no JSON."""
+    """Read a response out of the database; None where there is no JSON."""
     try:
-        found = json.loads(value)
+        response = json.loads(value)
     except (ValueError, TypeError, RecursionError):
         return None
-    return tuple(found) if isinstance(found, list) else found
+    return tuple(response) if isinstance(response, list) else response
 
 
 def _fits(kind: str, response: Any) -> bool:
-    """Whether it is an answer to such a request: a text, or a log-likelihood and a flag."""
+    """Return whether it is an answer to such a request: a text, or a log-likelihood and a flag."""
     if kind == "generate_until":
         return isinstance(response, str)
     return isinstance(response, tuple) and list(map(type, response)) == [float, bool]

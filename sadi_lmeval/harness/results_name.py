@@ -29,7 +29,7 @@ def name_results_by_the_model() -> None:
 
 
 def _host_arguments(given: Any) -> Any:
-    """The arguments as ``hf`` calls them, without our ``delta``."""
+    """Name the arguments as ``hf`` calls them, without our ``delta``."""
     arguments = simple_parse_args_string(given) if isinstance(given, str) else given
     if not isinstance(arguments, dict):
         return given

@@ -65,13 +65,13 @@ class RunTask:
         return int(self.task.config.num_fewshot or 0)
 
     def included_folders(self) -> list[Path]:
-        """The folders of the run's ``--include_path``: benchmark and recipe files may be there."""
+        """List the folders of the run's ``--include_path``, where benchmarks and recipes may be."""
         included = getattr(self.manager, "include_path", None)
         paths = included if isinstance(included, (list, tuple)) else [included] if included else []
         return [Path(path) for path in paths]
 
     def evaluated(self) -> list[Document]:
-        """Every document of the split that the harness scores, whatever ``--limit`` says.
+        """List every document of the split that the harness scores, whatever ``--limit`` says.
 
         Those that the run has made requests of are as they stand there: what a task does to its
         documents may come out otherwise each time.
@@ -90,7 +90,7 @@ class RunTask:
         return split
 
     def documents(self, split: str) -> Sequence[Document]:
-        """The documents of a dataset split, processed as the task processes its own.
+        """Give the documents of a dataset split, processed as the task processes its own.
 
         Raises:
             UserError: the dataset has no such split.
@@ -100,11 +100,11 @@ class RunTask:
             raise UserError(f"task {self.name}: no split {split!r}; {nearest(split, dataset)}")
         process = self.task.config.process_docs
         # Not as a list: of a split of 400,000 documents a few hundred are read.
-        found: Sequence[Document] = process(dataset[split]) if process else dataset[split]
-        return found
+        documents: Sequence[Document] = process(dataset[split]) if process else dataset[split]
+        return documents
 
     def texts(self, document: Document, num_fewshot: int) -> list[Text]:
-        """The (context, continuation) of every request for a document, as scoring writes them.
+        """Give the (context, continuation) of every request for a document, as scoring writes them.
 
         For a ``generate_until`` task the continuation is empty.
         """
@@ -134,7 +134,7 @@ class RunTask:
         return [(request.args[0], request.args[1]) for request in requests]
 
     def prompt(self, text: str) -> Text:
-        """A prompt of no document as this run would write it, and what its answer begins with."""
+        """Write a prompt of no document as this run would, and give what its answer begins with."""
         system = self.settings.get("system_instruction")
         messages = [Message("system", system)] if system else []
         messages.append(Message("user", text))
@@ -143,7 +143,7 @@ class RunTask:
         return self.settings["chat_template"]([each.to_dict() for each in messages]), ""
 
     def fits(self, document: Document, *answers: str) -> bool:
-        """Whether all texts of a document, without few-shot examples, are within the limit.
+        """Return whether all texts of a document, without few-shot examples, are within the limit.
 
         Args:
             document: of the task.
@@ -160,7 +160,7 @@ class RunTask:
         return all(count(text) <= self.limit.tokens for text in texts)
 
     def answer_delimiter(self) -> str:
-        """What stands between a prompt and its answer as text in this run."""
+        """Give what stands between a prompt and its answer as text in this run."""
         if self.output_type == "loglikelihood":
             return ""
         config = self.task.config
@@ -170,20 +170,20 @@ class RunTask:
         return str(config.target_delimiter)
 
     def question(self, document: Document) -> str:
-        """The document's own part of the prompt: no few-shot examples, no chat template."""
+        """Give the document's own part of the prompt: no few-shot examples, no chat template."""
         text = self.task.doc_to_text(document)
         if isinstance(text, str):
             return text
         return "\n".join(map(str, self.task.doc_to_choice(document)))
 
     def choices(self, document: Document) -> list[str]:
-        """The document's choices; none where it has none."""
+        """List the document's choices; none where it has none."""
         if self.task.config.doc_to_choice is None:
             return []
         return [str(choice) for choice in self.task.doc_to_choice(document)]
 
     def few_shot_documents(self) -> list[Document]:
-        """What the harness draws the few-shot examples of this task from."""
+        """List what the harness draws the few-shot examples of this task from."""
         sampler = getattr(self.task, "sampler", None)
         return [] if sampler is None else list(sampler.fewshot_docs())
 
@@ -224,6 +224,6 @@ class _Repeating(Random):
 
 
 def digest(document: Document) -> str:
-    """A document's identity: sha256 of its content, the first 32 hexadecimal digits."""
+    """Make a document's identity: sha256 of its content, the first 32 hexadecimal digits."""
     content = json.dumps(document, sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()[:32]

@@ -57,8 +57,8 @@ class RunTasks:
         if self._ended:
             self._tasks, self._ended = {}, False
         manager = getattr(task, _MANAGER, None)
-        found = limited(RunTask(task, settings, None, manager, self._tasks), self.limit)
-        self._tasks[found.name] = found
+        noted = limited(RunTask(task, settings, None, manager, self._tasks), self.limit)
+        self._tasks[noted.name] = noted
 
     def end(self) -> None:
         """Say that what is noted next belongs to another run."""
@@ -71,9 +71,9 @@ class RunRank(int):
     tasks: RunTasks
 
     def __new__(cls, rank: int, tasks: RunTasks) -> RunRank:
-        found = super().__new__(cls, rank)
-        found.tasks = tasks
-        return found
+        self = super().__new__(cls, rank)
+        self.tasks = tasks
+        return self
 
 
 def note_tasks() -> None:
@@ -104,11 +104,11 @@ def note_tasks() -> None:
 
     @functools.wraps(load)
     def load_tasks(self: TaskManager, *arguments: Any, **keywords: Any) -> Any:
-        found = load(self, *arguments, **keywords)
-        for task in found["tasks"].values():
+        loaded = load(self, *arguments, **keywords)
+        for task in loaded["tasks"].values():
             setattr(task, _MANAGER, self)
             setattr(task, _SHOTS, task.config.num_fewshot)
-        return found
+        return loaded
 
     build_all_requests._notes_tasks = True  # type: ignore[attr-defined]
     Task.build_all_requests = build_all_requests
@@ -116,7 +116,7 @@ def note_tasks() -> None:
 
 
 def limited(task: RunTask, limit: LengthLimit | None) -> RunTask:
-    """A task without the documents over a limit: the harness scores none of them any more."""
+    """Leave out a task's documents over a limit: the harness scores none of them any more."""
     if limit is None:
         return task
     task = replace(task, limit=limit)
@@ -138,17 +138,17 @@ def limited(task: RunTask, limit: LengthLimit | None) -> RunTask:
 
 
 def _has_no_document(task: Task, settings: dict[str, Any]) -> bool:
-    """Whether the harness gives this process none of a task's documents to score."""
+    """Return whether the harness gives this process none of a task's documents to score."""
     samples, documents = settings.get("samples"), len(task.eval_docs)
     count = len(samples) if samples else min(int(settings.get("limit") or documents), documents)
     return int(settings.get("rank", 0)) >= count
 
 
 def with_all_metrics(of_tasks: dict[str, Any]) -> dict[str, Any]:
-    """A process's results by task, no values of a metric where it has none."""
+    """Complete a process's results by task: no values of a metric where it has none."""
     return {
-        name: defaultdict(list, found) if isinstance(found, dict) else found
-        for name, found in of_tasks.items()
+        name: defaultdict(list, results) if isinstance(results, dict) else results
+        for name, results in of_tasks.items()
     }
 
 
@@ -162,12 +162,12 @@ def _compile_templates_once() -> None:
 
 
 def task_manager(folders: Iterable[Path]) -> TaskManager:
-    """The harness's tasks, and those in folders of the user's."""
+    """Index the harness's tasks, and those in folders of the user's."""
     return TaskManager(include_path=[str(folder) for folder in folders] or None)
 
 
 def load_task(name: str, folders: list[Path], like: RunTask | None) -> RunTask:
-    """A task that is not part of the run, rendered with the settings of one that is, if any.
+    """Load a task that is not part of the run, rendered with the settings of one that is, if any.
 
     Raises:
         UserError: the harness knows no such task, or it is a group, or its data is not available.
@@ -194,7 +194,7 @@ def load_task(name: str, folders: list[Path], like: RunTask | None) -> RunTask:
 
 
 def _shots_of_the_run(like: RunTask) -> int | None:
-    """What the run gives as ``--num_fewshot``; None where no task of it shows that it gives one.
+    """Find the run's ``--num_fewshot``; None where no task of it shows that it gives one.
 
     The harness puts it in place of what a task says, unless that is 0.
     """
@@ -212,7 +212,7 @@ def load_tasks(
     settings: dict[str, Any],
     manager: TaskManager | None = None,
 ) -> list[RunTask]:
-    """Tasks, and those of groups and tags, as the harness's command would run them.
+    """Load tasks, and those of groups and tags, as the harness's command would run them.
 
     Args:
         names: of tasks, groups or tags.

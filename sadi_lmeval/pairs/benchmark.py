@@ -40,7 +40,7 @@ class Benchmark:
 
 
 def find_benchmark(task: str, folders: list[Path]) -> Benchmark:
-    """The first benchmark that names ``task``, the user's folders before ours.
+    """Find the first benchmark that names ``task``, the user's folders before ours.
 
     A name counts more than a pattern, a longer pattern more than a shorter one. A task that no file
     names gets the defaults.
@@ -51,21 +51,21 @@ def find_benchmark(task: str, folders: list[Path]) -> Benchmark:
     for folder in [*folders, task_configs()]:
         best: tuple[int, Benchmark | None] = 0, None
         for path in yaml_files(folder):
-            found = read_benchmark(path)
-            if found is None:
+            benchmark = read_benchmark(path)
+            if benchmark is None:
                 continue
-            if task in found.tasks:
-                return found
-            fitting = [len(each) for each in found.tasks if fnmatch.fnmatchcase(task, each)]
+            if task in benchmark.tasks:
+                return benchmark
+            fitting = [len(each) for each in benchmark.tasks if fnmatch.fnmatchcase(task, each)]
             if max(fitting, default=0) > best[0]:
-                best = max(fitting), found
+                best = max(fitting), benchmark
         if best[1] is not None:
             return best[1]
     return Benchmark(benchmark=task, tasks=(task,))
 
 
 def read_benchmark(path: Path) -> Benchmark | None:
-    """The benchmark in a YAML file, or None where the file is something else.
+    """Read the benchmark in a YAML file; None where the file is something else.
 
     Raises:
         UserError: the file has the key ``benchmark`` but is faulty.
@@ -105,7 +105,7 @@ def _faults(content: dict[str, Any]) -> list[str]:
 
 
 def _of_settings(given: object) -> list[str]:
-    """What is wrong with numbers by arm."""
+    """List what is wrong with numbers by arm."""
     if not isinstance(given, dict) or not all(isinstance(v, dict) for v in given.values()):
         return ["settings must map arms to numbers by name, as {sadi-head: {top_k: 6}}"]
     faults = []

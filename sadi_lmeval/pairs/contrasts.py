@@ -16,7 +16,7 @@ from sadi_lmeval.pairs.wrong_numbers import with_wrong_number
 def gold_and_wrong(
     task: RunTask, recipe: Recipe, document: Document
 ) -> tuple[list[int], list[int]]:
-    """Indices of the right and of the wrong choices of a document.
+    """List the indices of the right and of the wrong choices of a document.
 
     Raises:
         UserError: the task has no choices.
@@ -45,7 +45,7 @@ def gold_and_wrong(
 def contrasted_choices(
     task: RunTask, recipe: Recipe, document: Document
 ) -> tuple[list[int], list[int]]:
-    """Indices of the right choices and of those of the wrong ones that the recipe contrasts with.
+    """List the indices of the right choices, and of the wrong ones that the recipe contrasts with.
 
     Raises:
         UserError: the task has no choices, or the recipe names one that there is not.
@@ -64,12 +64,12 @@ def contrasted_choices(
 
 def _gold_of_template(recipe: Recipe, template: str, document: Document) -> list[int]:
     name = f"recipe {recipe.recipe}: its gold template"
-    found = templates.value(template, document, name)
-    if isinstance(found, list):
-        return [index for index, label in enumerate(found) if label]
-    if isinstance(found, bool) or not isinstance(found, int):
-        raise UserError(f"{name} {template!r} gave {found!r}, but an index or a 0/1 list is needed")
-    return [found]
+    gold = templates.value(template, document, name)
+    if isinstance(gold, list):
+        return [index for index, label in enumerate(gold) if label]
+    if isinstance(gold, bool) or not isinstance(gold, int):
+        raise UserError(f"{name} {template!r} gave {gold!r}, but an index or a 0/1 list is needed")
+    return [gold]
 
 
 def answers(
@@ -80,7 +80,7 @@ def answers(
     allowed: Callable[[Document], bool],
     random: Random,
 ) -> tuple[str, str] | None:
-    """A right and a wrong answer to a document as texts, or None where it makes no pair.
+    """Give a right and a wrong answer to a document as texts, or None where it makes no pair.
 
     Args:
         task: of the documents.
@@ -104,7 +104,7 @@ def answers(
 
 
 def right_answer(task: RunTask, recipe: Recipe, document: Document) -> str:
-    """The one right answer to a document that a generation task is tuned on; blank: there is none.
+    """Give the right answer to a document that a generation task is tuned on; blank: there is none.
 
     What the recipe says, or the task's target.
     """
@@ -116,7 +116,7 @@ def right_answer(task: RunTask, recipe: Recipe, document: Document) -> str:
 
 
 def right_texts(recipe: Recipe, document: Document) -> list[str]:
-    """All right answers to a document of a recipe that lists them."""
+    """List all right answers to a document of a recipe that lists them."""
     return _texts(recipe, "right", document)
 
 
@@ -125,7 +125,7 @@ def _texts(recipe: Recipe, key: str, document: Document) -> list[str]:
 
 
 def target(task: RunTask, document: Document) -> str:
-    """The document's answer as text: the first where there are several."""
+    """Give the document's answer as text: the first where there are several."""
     answer = task.task.doc_to_target(document)
     if isinstance(answer, list):
         answer = answer[0] if answer else ""
@@ -142,7 +142,7 @@ def _other_answer(
     allowed: Callable[[Document], bool],
     random: Random,
 ) -> str | None:
-    """Another document's answer; none of its answers is one of this document's."""
+    """Draw another document's answer; none of its answers is one of this document's."""
     own = _right(task, recipe, documents[index])
     for other in random.sample(range(len(documents)), min(20, len(documents))):
         answer = right_answer(task, recipe, documents[other])
@@ -153,7 +153,7 @@ def _other_answer(
 
 
 def _right(task: RunTask, recipe: Recipe, document: Document) -> set[str]:
-    """All that the task and the recipe count as right, without regard to case and spaces."""
+    """Give all that the task and the recipe count as right, without regard to case and spaces."""
     answer = task.task.doc_to_target(document)
     every = answer if isinstance(answer, list) else [target(task, document)]
     every = [*every, right_answer(task, recipe, document)]
@@ -161,5 +161,5 @@ def _right(task: RunTask, recipe: Recipe, document: Document) -> set[str]:
 
 
 def normalized(text: str) -> str:
-    """A text without regard to case and spacing."""
+    """Write a text without regard to case and spacing."""
     return " ".join(text.split()).lower()

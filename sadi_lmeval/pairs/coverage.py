@@ -56,7 +56,7 @@ class Covered(NamedTuple):
 
 
 def covered(folders: Iterable[Path]) -> list[Covered]:
-    """What the benchmark files cover, the user's folders before ours.
+    """List what the benchmark files cover, the user's folders before ours.
 
     Args:
         folders: the user's, with benchmark and task files.
@@ -66,13 +66,13 @@ def covered(folders: Iterable[Path]) -> list[Covered]:
     """
     folders = list(folders)
     manager = task_manager(folders)
-    found = []
+    rows = []
     for folder in [*folders, task_configs()]:
         for path in yaml_files(folder):
             benchmark = read_benchmark(path)
             if benchmark is not None:
-                found += [_covered(benchmark, named, manager) for named in benchmark.tasks]
-    return found
+                rows += [_covered(benchmark, named, manager) for named in benchmark.tasks]
+    return rows
 
 
 def _covered(benchmark: Benchmark, named: str, manager: TaskManager) -> Covered:
@@ -98,13 +98,13 @@ def _covered(benchmark: Benchmark, named: str, manager: TaskManager) -> Covered:
 
 
 def data_set(settings: Mapping[str, Any]) -> DataSet:
-    """The data set that the settings of a harness task name."""
+    """Give the data set that the settings of a harness task name."""
     files = (settings.get("dataset_kwargs") or {}).get("data_files")
     return DataSet(str(settings["dataset_path"]), settings.get("dataset_name"), json.dumps(files))
 
 
 def reach(dataset: DataSet) -> str:
-    """Why a data set is not available now, in one line; empty where it can."""
+    """Say why a data set is not available now, in one line; empty where it is."""
     files = json.loads(dataset.data_files)
     try:
         datasets.load_dataset_builder(dataset.path, dataset.name, data_files=files)
@@ -114,7 +114,7 @@ def reach(dataset: DataSet) -> str:
 
 
 def without_network(seconds: float = 5.0) -> bool:
-    """Whether the hub does not answer at all; then each data set would be waited for in vain."""
+    """Return whether the hub does not answer at all; each data set would be waited for in vain."""
     try:
         get_session().head(constants.ENDPOINT, timeout=seconds)
     except Exception:  # of whichever client the hub's library uses
@@ -131,7 +131,7 @@ def stay_offline() -> None:
 def reached(
     rows: Iterable[Covered], progress: Callable[[list[Any]], Iterable[Any]]
 ) -> dict[DataSet, str]:
-    """Of each data set, why it is not available now, or an empty text.
+    """Say of each data set why it is not available now; an empty text where it is.
 
     Args:
         rows: that name the data sets.

@@ -35,21 +35,21 @@ def hardest(model: SteerableModel, folder: Path | None) -> Likes:
         )
 
         def load(path: Path, key: str) -> list[int]:
-            found = read_kept(path, key)
+            indices = read_kept(path, key)
             if not (
-                isinstance(found, list)
-                and len(found) == len(sizes)
-                and all(type(i) is int and 0 <= i < n for i, n in zip(found, sizes, strict=True))
+                isinstance(indices, list)
+                and len(indices) == len(sizes)
+                and all(type(i) is int and 0 <= i < n for i, n in zip(indices, sizes, strict=True))
             ):
                 raise ValueError("it is of other documents")
-            return [int(index) for index in found]
+            return [int(index) for index in indices]
 
         kind: Kind[list[int]] = Kind("hardest wrong choices", ".hardest.json", load, write_kept)
-        found = get_or_build(
+        stored = get_or_build(
             folder, kind, [key], lambda keys, _: {keys[0]: _likeliest(model, wrongs)},
             model.processes,
         )  # fmt: skip
-        return found[key].value
+        return stored[key].value
 
     return likes
 
@@ -63,14 +63,14 @@ def _likeliest(model: SteerableModel, wrongs: Sequence[Sequence[Text]]) -> list[
     shown = bool(asked) and model.processes.is_first
     with tqdm(total=len(asked), desc="Hardest wrong choices", disable=not shown) as bar:
 
-        def done(found: list[tuple[int, Score]]) -> None:
-            for position, (value, _) in found:
+        def done(scored: list[tuple[int, Score]]) -> None:
+            for position, (value, _) in scored:
                 document, index = asked[position]
                 values[document][index] = value
-            bar.update(len(found))
+            bar.update(len(scored))
 
         model.engine.score(continuations, None, done)
-    found = {document: values[document].index(max(values[document])) for document, _ in mine}
-    for part in model.processes.all_gather(found):
-        found |= part
-    return [found[document] for document in range(len(wrongs))]
+    best = {document: values[document].index(max(values[document])) for document, _ in mine}
+    for part in model.processes.all_gather(best):
+        best |= part
+    return [best[document] for document in range(len(wrongs))]

@@ -39,7 +39,7 @@ class Balance(NamedTuple):
 
 
 def balance(pairs: Sequence[Pair]) -> Balance:
-    """Lengths and labels of the sides of pairs; there is at least one."""
+    """Measure lengths and labels of the sides of pairs; there is at least one."""
     answers = [(pair.positive[1].strip(), pair.negative[1].strip()) for pair in pairs]
     labels = [Counter(each) for each in zip(*answers, strict=True)]
     few = len(labels[0] | labels[1]) <= _FEW_LABELS
@@ -55,13 +55,13 @@ def balance(pairs: Sequence[Pair]) -> Balance:
 
 
 def warnings(pairs: Sequence[Pair]) -> Iterator[str]:
-    """What may make the difference between the sides something else than right and wrong."""
-    found = balance(pairs)
+    """Tell what may make the difference between the sides something else than right and wrong."""
+    sides = balance(pairs)
     if len({pair.positive[1] for pair in pairs}) == 1 and len(pairs) > 1:
         yield f"every positive answer is the same: {pairs[0].positive[1].strip()!r}"
     if len({pair.negative[1] for pair in pairs}) == 1 and len(pairs) > 1:
         yield f"every negative answer is the same: {pairs[0].negative[1].strip()!r}"
-    for side, share in (("positive", found.positive_longer), ("negative", found.negative_longer)):
+    for side, share in (("positive", sides.positive_longer), ("negative", sides.negative_longer)):
         if share >= _LOPSIDED:
             yield f"the {side} answer is the longer one in {share:.0%} of the pairs"
     apart = sum(pair.positive[0] != pair.negative[0] for pair in pairs)
@@ -73,7 +73,7 @@ def warnings(pairs: Sequence[Pair]) -> Iterator[str]:
 
 
 def marked(positive: Text, negative: Text) -> tuple[str, str]:
-    """Both answers, the words that differ between them in «guillemets»."""
+    """Give both answers, the words that differ between them in «guillemets»."""
     one, other = (re.findall(r"\s*\S+", text) for text in (positive[1], negative[1]))
     begin = shared_length(one, other)
     end = shared_length(one[begin:][::-1], other[begin:][::-1])
@@ -89,7 +89,7 @@ def _marked(words: Sequence[str], begin: int, end: int) -> str:
 
 
 def line_of(pair: Pair, task: str, origin: str) -> dict[str, Any]:
-    """A pair as a JSON object."""
+    """Write a pair as a JSON object."""
     return {
         "task": task,
         "pairs_from": origin,

@@ -82,9 +82,9 @@ def build_pairs(
                 made.append(_Made(document, known_as, None))
                 count += len(wrong) if negative == "all" else 1
             continue
-        found = answers(task, recipe, documents, index, allowed, random)
-        if found is not None and task.fits(document, *found):
-            made.append(_Made(document, known_as, found))
+        both = answers(task, recipe, documents, index, allowed, random)
+        if both is not None and task.fits(document, *both):
+            made.append(_Made(document, known_as, both))
             count += 1
     with task.few_shot_pool(examples, seed):
         texts = [task.texts(each.document, num_fewshot) for each in made]
@@ -114,7 +114,7 @@ def _of_choices(
     likes: Likes | None,
     random: Random,
 ) -> list[Pair]:
-    """The pairs of documents with choices."""
+    """Make the pairs of documents with choices."""
     chosen: list[tuple[Text, list[Text]]] = []
     for each, choices in zip(made, texts, strict=True):
         gold, wrong = contrasted_choices(task, recipe, each.document)
@@ -134,7 +134,7 @@ def _of_choices(
 
 
 def _with_one_prompt(positive: Text, negative: Text) -> tuple[Text, Text]:
-    """Two texts whose prompts are the same, byte for byte.
+    """Divide two texts so that their prompts are the same, byte for byte.
 
     Where the options stand in the prompts (WinoGrande), the prompt ends before them, at the last
     space or line end that both have; the texts as a whole stay what they are.
@@ -155,7 +155,7 @@ def usable_documents(
     num_fewshot: int,
     seed: int,
 ) -> Iterator[Document]:
-    """Documents with a right answer, each once, in the order of the draw."""
+    """Yield documents with a right answer, each once, in the order of the draw."""
     examples = few_shot_examples(task, allowed, num_fewshot, seed)
     order = Random(seed).sample(range(len(documents)), len(documents))
     for index, _ in _candidates(task, documents, allowed, examples, order):
@@ -176,7 +176,7 @@ def _candidates(
     examples: Sequence[Document],
     order: Sequence[int],
 ) -> Iterator[tuple[int, Identity]]:
-    """Documents that may be used, each once, in an order: allowed, and none of the examples."""
+    """Yield documents that may be used, each once, in an order: allowed, none of the examples."""
     reserved = Known.of(identity(task, document) for document in examples)
     seen: set[str] = set()
     for index in order:
@@ -196,7 +196,7 @@ def scored_texts(
     num_fewshot: int,
     seed: int,
 ) -> list[list[Text]]:
-    """What the harness would score for documents; of a generation task its answer, forced.
+    """Give what the harness would score for documents; of a generation task its answer, forced.
 
     Args:
         task: renders the texts.
@@ -209,19 +209,19 @@ def scored_texts(
     """
     examples = [] if allowed is None else few_shot_examples(task, allowed, num_fewshot, seed)
     with task.few_shot_pool(examples, seed):
-        found = [task.texts(document, num_fewshot) for document in documents]
+        texts = [task.texts(document, num_fewshot) for document in documents]
     if task.output_type != "generate_until":
-        return found
+        return texts
     return [
         [(context, task.answer_delimiter() + right_answer(task, recipe, document))]
-        for [(context, _)], document in zip(found, documents, strict=True)
+        for [(context, _)], document in zip(texts, documents, strict=True)
     ]
 
 
 def few_shot_examples(
     task: RunTask, allowed: Callable[[Document], bool], num_fewshot: int, seed: int
 ) -> list[Document]:
-    """The documents that every prompt of the pairs shows as examples, and one to spare.
+    """Draw the documents that every prompt of the pairs shows as examples, and one to spare.
 
     An example shows its answer and so helps to make the mask: like a pair's document it must be
     none that the mask will score.

@@ -60,7 +60,7 @@ class Plan(NamedTuple):
         return self.recipe.contrast == "static"
 
     def pairs_from(self, source: Source) -> str:
-        """Where the pairs of a mask come from, for people."""
+        """Say where the pairs of a mask come from, for people."""
         return f"recipe {self.recipe.recipe}" if self.is_static else source.label
 
 
@@ -101,7 +101,7 @@ def find_plan(task: RunTask, options: Options) -> Plan:
 
 
 def recipe_of(task: RunTask, options: Options, static: bool = True) -> Recipe:
-    """The recipe for a task's documents: the user's, the benchmark's, or that of its kind.
+    """Find the recipe for a task's documents: the user's, the benchmark's, or that of its kind.
 
     Args:
         task: of the documents.
@@ -120,7 +120,7 @@ def recipe_of(task: RunTask, options: Options, static: bool = True) -> Recipe:
 
 
 def user_folders(options: Options, task: RunTask | None) -> list[Path]:
-    """Where the user's own benchmark and recipe files are, searched before ours.
+    """Say where the user's own benchmark and recipe files are, searched before ours.
 
     Args:
         task: of the run; the run's ``--include_path`` is where it was loaded from.
@@ -130,7 +130,7 @@ def user_folders(options: Options, task: RunTask | None) -> list[Path]:
 
 
 def num_fewshot(plan: Plan, options: Options) -> int:
-    """Few-shot examples in the prompts of pairs and of held-out documents."""
+    """Say how many few-shot examples the prompts of pairs and of held-out documents have."""
     if options.pairs_num_fewshot is not None:
         return options.pairs_num_fewshot
     return plan.source_task.num_fewshot
@@ -210,8 +210,8 @@ def examples(plan: Plan, source: Source, options: Options) -> list[Identity]:
     if plan.is_static:
         return []
     task, shots = plan.source_task, num_fewshot(plan, options)
-    found = few_shot_examples(task, source.allowed, shots, options.seed)
-    return [identity(task, document) for document in found]
+    shown = few_shot_examples(task, source.allowed, shots, options.seed)
+    return [identity(task, document) for document in shown]
 
 
 def _check_pairs(plan: Plan, source: Source, options: Options, made: int, target: int) -> None:

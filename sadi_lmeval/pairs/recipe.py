@@ -78,7 +78,7 @@ class Recipe:
 
 
 def load_recipe(name: str, folders: list[Path]) -> Recipe:
-    """The recipe called ``name``, or in the YAML file ``name``.
+    """Load the recipe called ``name``, or in the YAML file ``name``.
 
     Args:
         name: a recipe's name or a path that ends in ``.yaml``.
@@ -143,12 +143,12 @@ def _is_file(path: Path) -> bool:
 
 
 def _beside(recipe: Path, name: str) -> tuple[str, str]:
-    """The path of a file in the recipe's own folder, and what is wrong with it."""
+    """Give the path of a file in the recipe's own folder, and what is wrong with it."""
     folder = recipe.resolve().parent
     try:
-        found = (folder / name).resolve()
+        path = (folder / name).resolve()
     except (OSError, ValueError, RuntimeError) as error:
         return "", f"pairs: no such file ({first_line(error)})"
-    if found.parent != folder:
+    if path.parent != folder:
         return "", "pairs must be a file in the recipe's own folder"
-    return str(found), "" if _is_file(found) else f"pairs: no such file ({found})"
+    return str(path), "" if _is_file(path) else f"pairs: no such file ({path})"

@@ -40,14 +40,14 @@ _identities: WeakKeyDictionary[Any, dict[str, Identity]] = WeakKeyDictionary()
 
 @cache
 def _spaces() -> dict[int, str]:
-    """A space in place of every sign that is no part of a word."""
+    """Map every sign that is no part of a word to a space."""
     signs = map(chr, range(sys.maxunicode + 1))
     kinds = ((ord(sign), unicodedata.category(sign)) for sign in signs)
     return {sign: " " for sign, kind in kinds if kind[0] in "PSZ" or kind in ("Cc", "Cf")}
 
 
 def words(text: str) -> str:
-    """The letters and digits of a text, a space between words, whatever its case and signs."""
+    """Keep the letters and digits of a text, a space between words, whatever its case and signs."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(_spaces()).split())
 
 
@@ -64,7 +64,7 @@ def identity(task: RunTask, document: Document) -> Identity:
 
 
 def question_digest(asked: str) -> str:
-    """Of a question's words, however they are set apart."""
+    """Digest a question's words, however they are set apart."""
     return digest({"question": asked.replace(" ", "")})
 
 
@@ -123,7 +123,7 @@ class Sources(NamedTuple):
 def splits_of_pairs(
     benchmark: Benchmark, training: str | None, validation: str | None, test: str | None
 ) -> tuple[str, ...]:
-    """The dataset splits that pairs come from, of a task with these splits; none: cross-fitted."""
+    """Name the splits that pairs come from, of a task with these splits; none: cross-fitted."""
     if benchmark.pairs_from:
         return benchmark.pairs_from
     if training:
@@ -134,7 +134,7 @@ def splits_of_pairs(
 def find_sources(
     evaluated: RunTask, source: RunTask, benchmark: Benchmark, folds: int | None
 ) -> Sources:
-    """Where the pairs that steer ``evaluated`` come from.
+    """Find where the pairs that steer ``evaluated`` come from.
 
     The benchmark's ``pairs_from`` decides; without it the training split of ``source``, else its
     validation split if its test split is scored; else ``source`` is cross-fitted: contiguous
@@ -191,7 +191,7 @@ def _cross_fitted(evaluated: RunTask, source: RunTask, folds: int) -> Sources:
             fold_of_question.setdefault(known_as.question, fold)
 
     def fit_of(document: Document) -> int:
-        """One of another task, none of ``source``'s, may have any fit: it gets the first."""
+        """Find the fit; one of another task, none of ``source``'s, may have any: the first."""
         fold = fold_of.get(digest(document))
         if fold is None and fold_of_question:
             fold = fold_of_question.get(identity(evaluated, document).question)
@@ -228,7 +228,7 @@ def _cross_fitted(evaluated: RunTask, source: RunTask, folds: int) -> Sources:
 def refuse_scored_documents(
     evaluated: RunTask, documents: Iterable[Document], card: dict[str, object], source: str
 ) -> None:
-    """The guard: no document is scored with a fit that its own pair helped to make.
+    """Guard against scoring a document with a fit that its own pair helped to make.
 
     Args:
         evaluated: the task that is scored.
@@ -257,13 +257,13 @@ def refuse_scored_documents(
 
 
 def _earlier_identity(task: RunTask, document: Document) -> Identity:
-    """What earlier releases, which kept signs, wrote on a fit's card."""
+    """Give what earlier releases, which kept signs, wrote on a fit's card."""
     text = " ".join(task.question(document).split()).lower()
     return Identity(digest(document), digest({"question": text}) if text else "")
 
 
 def made_from(card: dict[str, object]) -> Known:
-    """The documents that a fit was made from, as its card tells."""
+    """Give the documents that a fit was made from, as its card tells."""
     return Known(frozenset(_texts(card, "documents")), frozenset(_texts(card, "questions")))
 
 

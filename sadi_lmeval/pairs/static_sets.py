@@ -19,7 +19,7 @@ _LARGEST = 64 * 1024 * 1024
 
 
 def read_static_set(path: Path) -> list[dict[str, str]]:
-    """The pairs in a JSONL file, each with the texts ``prompt``, ``positive`` and ``negative``.
+    """Read the pairs in a JSONL file, each of the texts ``prompt``, ``positive`` and ``negative``.
 
     Raises:
         UserError: naming the first line that is none.
@@ -31,7 +31,7 @@ def read_static_set(path: Path) -> list[dict[str, str]]:
             lines = list(file)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"pairs {path}: cannot be read ({error})") from None
-    found = []
+    pairs = []
     for number, line in enumerate(lines, 1):
         try:
             pair = json.loads(line)
@@ -48,10 +48,10 @@ def read_static_set(path: Path) -> list[dict[str, str]]:
                 f"pairs {path}, line {number}: must be a JSON object with the texts "
                 f"{', '.join(_KEYS)}, the last two different"
             )
-        found.append(pair)
-    if not found:
+        pairs.append(pair)
+    if not pairs:
         raise UserError(f"pairs {path}: is empty")
-    return found
+    return pairs
 
 
 def static_pairs(

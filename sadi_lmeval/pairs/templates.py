@@ -55,7 +55,7 @@ def _compiled(template: str) -> Template:
 
 
 def rendered(template: str, document: dict[str, Any], name: str) -> str:
-    """What a template says of a document.
+    """Render what a template says of a document.
 
     Args:
         template: jinja2; it reads the document's fields and can do nothing else.
@@ -72,7 +72,7 @@ def rendered(template: str, document: dict[str, Any], name: str) -> str:
 
 
 def value(template: str, document: dict[str, Any], name: str) -> Any:
-    """What a template says of a document, read as a number or list.
+    """Read what a template says of a document as a number or list.
 
     Raises:
         UserError: it is neither, or as in :func:`rendered`.
@@ -87,7 +87,7 @@ def value(template: str, document: dict[str, Any], name: str) -> Any:
 
 
 def texts(template: str, document: dict[str, Any], name: str) -> list[str]:
-    """What a template says of a document, as texts: the entries of a list, or one text.
+    """Read what a template says of a document as texts: the entries of a list, or one text.
 
     Texts that are empty or blank are left out.
 
@@ -95,10 +95,10 @@ def texts(template: str, document: dict[str, Any], name: str) -> list[str]:
         UserError: as in :func:`rendered`.
     """
     text = rendered(template, document, name)
-    found: Any = [text]
+    entries: Any = [text]
     if text.startswith("["):
         try:
-            found = ast.literal_eval(text)
+            entries = ast.literal_eval(text)
         except _FAULTS:
-            found = [text]  # a text that begins with a bracket
-    return [str(each) for each in found if str(each).strip()]
+            entries = [text]  # a text that begins with a bracket
+    return [str(each) for each in entries if str(each).strip()]

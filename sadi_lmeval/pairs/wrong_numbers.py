@@ -12,7 +12,7 @@ _BOX = "\\boxed{"
 
 
 def with_wrong_number(text: str, random: Random) -> str | None:
-    """``text`` with its last number replaced by a near, different one; None if it has none.
+    """Replace the last number of ``text`` by a near, different one; None if it has none.
 
     The number keeps its form: sign, thousands separators and decimal places. Where the text has
     a ``\\boxed{…}``, as worked solutions of MATH do, its answer stands in the last of them.
@@ -46,11 +46,11 @@ def with_wrong_number(text: str, random: Random) -> str | None:
 
 
 def _boxed(text: str) -> tuple[int, int]:
-    """Where the content of the last box begins and ends; of a text without one, the whole text."""
-    found = text.rfind(_BOX)
-    if found < 0:
+    """Find where the last box's content begins and ends; of a text without one, the whole text."""
+    box = text.rfind(_BOX)
+    if box < 0:
         return 0, len(text)
-    begin, open_braces = found + len(_BOX), 1
+    begin, open_braces = box + len(_BOX), 1
     for end in range(begin, len(text)):
         open_braces += {"{": 1, "}": -1}.get(text[end], 0)
         if not open_braces:
