@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from transformers import PreTrainedModel
 
 from helpers.architectures import CASES, MIXED, PROMPTS, edits_of, logits_at, made
-from helpers.every_type import LAYERS, PLACES, TYPES, refusal, tiny_config, tiny_model, wrong
+from helpers.every_type import LAYERS, PLACES, TYPES, refusal, tiny_config, wrong
+from helpers.models import random_model
 from sadi_lmeval.architecture.sites import find_site, register_architecture
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.passes.branching import can_resume, longest_branching_path
@@ -79,7 +80,7 @@ def tried(kind: str) -> tuple[str, ...]:
     try:
         config = tiny_config(kind)
         said = [refusal(config, where) for where in PLACES]
-        model = None if all(said) else tiny_model(config)
+        model = None if all(said) else random_model(config)
     except Exception as error:  # what such a small one lacks, each type says in its own way
         return f"`{kind}`", *"????", f"not built here: {' '.join(str(error).split())[:60]} …"
     cells = []

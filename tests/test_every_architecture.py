@@ -5,12 +5,8 @@ That what is shared and skipped changes no score is ``test_architectures.py``'s.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-import transformers
 
 from helpers.architectures import (
     CASES,
@@ -42,6 +38,7 @@ from helpers.architectures import (
 )
 from helpers.every_type import wrong
 from helpers.models import tiny
+from helpers.tables import architectures_bench, documented
 from sadi_lmeval.architecture import sites
 from sadi_lmeval.architecture.sites import (
     ARCHITECTURES,
@@ -277,13 +274,7 @@ def test_a_head_of_latent_attention_has_the_width_of_its_values() -> None:
 def test_the_table_in_the_documentation_is_what_trying_gives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = Path(__file__).parents[1]
-    release = f"transformers=={transformers.__version__}\n"
-    if release not in (folder / "constraints.txt").read_text():
-        pytest.skip("the table is of the release of transformers in constraints.txt")
-    monkeypatch.syspath_prepend(str(folder / "bench"))
-    monkeypatch.delitem(sys.modules, "architectures", raising=False)
-    from architectures import table
-
-    text = (folder / "docs" / "architectures.md").read_text(encoding="utf-8")
-    assert table() in text, "python bench/architectures.py prints the table that belongs there"
+    table = architectures_bench(monkeypatch).table()
+    assert table in documented(), (
+        "python bench/architectures.py prints the table that belongs there"
+    )

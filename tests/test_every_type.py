@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-import transformers
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import (
@@ -20,7 +16,9 @@ from transformers import (
 )
 
 from helpers.architectures import LlamaLikeConfig
-from helpers.every_type import LAYERS, PLACES, refusal, tiny_config, tiny_model, wrong
+from helpers.every_type import LAYERS, PLACES, refusal, tiny_config, wrong
+from helpers.models import random_model
+from helpers.tables import architectures_bench, documented
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.model import model_class
@@ -61,7 +59,7 @@ def test_a_type_is_steered_as_by_plain_hooks_or_refused_before_its_weights_are_l
     assert not any("\n" in each for each in said.values())
     if not FOUND[kind]:
         return
-    model = tiny_model(config)
+    model = random_model(config)
     for where, layers in FOUND[kind].items():
         site = find_site(model, *PLACES[where])
         assert site.blocks == layers, where
@@ -129,14 +127,6 @@ def test_a_type_that_is_registered_with_transformers_is_taken() -> None:
 def test_the_table_of_all_types_in_the_documentation_is_what_trying_gives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = Path(__file__).parents[1]
-    release = f"transformers=={transformers.__version__}\n"
-    if release not in (folder / "constraints.txt").read_text():
-        pytest.skip("the table is of the release of transformers in constraints.txt")
-    monkeypatch.syspath_prepend(str(folder / "bench"))
-    monkeypatch.delitem(sys.modules, "architectures", raising=False)
-    from architectures import table_of_all
-
-    table = table_of_all()
+    table = architectures_bench(monkeypatch).table_of_all()
     assert "WRONG" not in table
-    assert table in (folder / "docs" / "architectures.md").read_text(encoding="utf-8")
+    assert table in documented()

@@ -16,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from helpers.generation import PROMPTS, padded
 from helpers.layouts import (
     FEW_LOGITS,
     FEW_TOKENS,
@@ -349,18 +350,9 @@ def test_scores_and_grid_equal_plain_passes_whatever_the_architecture(kind: str)
 
 # ------------------------------------------------------------------ generation
 
-PROMPTS = [[5, 9, 7, 4, 8, 33, 21], [11], [5, 9, 7]]
 BEGINNING = [(7 * i + 3) % 60 for i in range(9)]
 ALIKE = [[*BEGINNING, *end] for end in ([5], [9, 7, 4, 8], [11, 12], [44, 5, 6, 2, 2])]
 STEPS = 5
-
-
-def padded(prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Left-padded ids and their attention mask, ``[batch, seq]``."""
-    width = max(map(len, prompts))
-    ids = torch.tensor([[2] * (width - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-    return ids, mask
 
 
 def generate(

@@ -174,7 +174,7 @@ class RunTask:
         text = self.task.doc_to_text(document)
         if isinstance(text, str):
             return text
-        return "\n".join(map(str, self.task.doc_to_choice(document)))
+        return "\n".join(self.choices(document))
 
     def choices(self, document: Document) -> list[str]:
         """List the document's choices; none where it has none."""

@@ -6,12 +6,10 @@ by content, so a document that stands in two splits or twice in one split is sti
 
 from __future__ import annotations
 
-import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -38,17 +36,22 @@ _identities: WeakKeyDictionary[Any, dict[str, Identity]] = WeakKeyDictionary()
 """Of each task's documents by content: to render a question takes a millisecond."""
 
 
-@cache
-def _spaces() -> dict[int, str]:
-    """Map every sign that is no part of a word to a space."""
-    signs = map(chr, range(sys.maxunicode + 1))
-    kinds = ((ord(sign), unicodedata.category(sign)) for sign in signs)
-    return {sign: " " for sign, kind in kinds if kind[0] in "PSZ" or kind in ("Cc", "Cf")}
+class _Spaces(dict[int, int | str]):
+    """A space in place of every sign that is no part of a word, told when it is first met."""
+
+    def __missing__(self, sign: int) -> int | str:
+        kind = unicodedata.category(chr(sign))
+        apart = kind[0] in "PSZ" or kind in ("Cc", "Cf")
+        self[sign] = " " if apart else sign
+        return self[sign]
+
+
+_SPACES = _Spaces()
 
 
 def words(text: str) -> str:
     """Keep the letters and digits of a text, a space between words, whatever its case and signs."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(_spaces()).split())
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(_SPACES).split())
 
 
 def identity(task: RunTask, document: Document) -> Identity:

@@ -198,9 +198,14 @@ def difference_of(logits: Tensor, expected: Tensor, rounding: float, dtype: torc
     """
     scale = max(float(expected.float().std()), 1.0)
     least = max(_LEAST * scale, 2 * torch.finfo(dtype).eps * float(expected.float().abs().max()))
-    allowed = min(max(_FACTOR * rounding, least), _MOST.get(dtype, _MOST_ELSE) * scale)
+    allowed = min(max(_FACTOR * rounding, least), most_of(dtype) * scale)
     gap = gap_of(logits, expected)
     return "" if gap <= allowed else f"logits differ by {gap:.1e}"
+
+
+def most_of(dtype: torch.dtype) -> float:
+    """Say how far logits of a model's type may be apart at most, where their deviation is 1."""
+    return _MOST.get(dtype, _MOST_ELSE)
 
 
 def gap_of(one: Tensor, other: Tensor) -> float:

@@ -6,9 +6,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-import torch
-
 from sadi_lmeval.passes.batches import Bounds
+from sadi_lmeval.passes.branching import most_of
 from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.packing import UNSTEERED, Continuation, pack_requests
 from sadi_lmeval.passes.prefixes import Group
@@ -18,9 +17,6 @@ logger = logging.getLogger("lm_eval.sadi")
 
 _NEIGHBOURS = 16
 """Requests on either side of the longest that may stand in a row with it."""
-_A_TOKEN = {torch.float32: 1e-3, torch.float64: 1e-3}
-_A_TOKEN_ELSE = 0.1
-"""By the model's type, how far log-probabilities of a token may be apart."""
 
 
 def longest_row_is_right(
@@ -31,7 +27,7 @@ def longest_row_is_right(
     packed = log_likelihoods(forward, row, None, pad, True, bounds)
     some = sorted({0, len(row) - 1, max(range(len(row)), key=lambda i: _length(row[i]))})
     plain = log_likelihoods(forward, [row[i] for i in some], None, pad, False, bounds)
-    allowed = _A_TOKEN.get(forward.dtype, _A_TOKEN_ELSE)
+    allowed = most_of(forward.dtype)  # a token
     for index, (expected, _) in zip(some, plain, strict=True):
         gap = abs(packed[index][0] - expected)
         # Neither is a number where the model overflows: nothing is known of packing then.

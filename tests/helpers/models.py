@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -69,7 +70,11 @@ def tiny(kind: str, **changes: Any) -> PreTrainedModel:
     sizes = {name: size for name, size in SIZES.items() if hasattr(known, name)}
     if kind != "falcon" and hasattr(known, "head_dim"):
         sizes["head_dim"] = 8
-    config = AutoConfig.for_model(kind, **{**sizes, **changes})
+    return random_model(AutoConfig.for_model(kind, **{**sizes, **changes}))
+
+
+def random_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model with weights large enough to matter."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
