@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,8 +12,7 @@ from sadi_lmeval.options import RuleName
 from sadi_lmeval.records.steering import ChoiceRecord
 from sadi_lmeval.settings import Axes, Setting
 from sadi_lmeval.steering.objective import Judged
-
-Array = np.ndarray[Any, Any]
+from sadi_lmeval.steering.rules import Array
 
 
 class Outcome(NamedTuple):
