@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sadi_lmeval.edits.field import FieldEdits
     from sadi_lmeval.edits.scaled import ScaledEdits
     from sadi_lmeval.errors import UserError
-    from sadi_lmeval.methods.base import Method
+    from sadi_lmeval.methods.base import Method, scoped
     from sadi_lmeval.methods.collectors import Kept, MeanDifference
     from sadi_lmeval.settings import Axes, Axis, SearchSpace, Setting
     from sadi_lmeval.types import Element, HiddenSite, Scope, Size
@@ -43,7 +43,7 @@ _PUBLIC = {
     "edits.field": ("FieldEdits",),
     "edits.scaled": ("ScaledEdits",),
     "errors": ("UserError",),
-    "methods.base": ("Method",),
+    "methods.base": ("Method", "scoped"),
     "methods.collectors": ("Kept", "MeanDifference"),
     "settings": ("Axes", "Axis", "SearchSpace", "Setting"),
     "types": ("Element", "HiddenSite", "Scope", "Size"),
@@ -78,6 +78,7 @@ __all__ = [
     "folder",
     "number",
     "register_architecture",
+    "scoped",
     "text",
     "whole",
 ]

@@ -286,9 +286,9 @@ def measured(
         **given: Any,
     ) -> Any:
         texts, equations = texts_of_pairs(folder, task, method, mask, **given), EQUATIONS[method]
-        return equations.measure(
-            *activations_of_pairs(harness_model, tokenizer, texts, equations.where, max_length)
-        )
+        where = equations.where(given)
+        sides = activations_of_pairs(harness_model, tokenizer, texts, where, max_length)
+        return equations.measure(*sides, given)
 
     return find
 

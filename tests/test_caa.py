@@ -14,7 +14,8 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from conftest import Measured
-from helpers.equations import EQUATIONS, LAYERS, WIDTH, caa_shift
+from helpers.equations.caa import EQUATIONS, caa_shift
+from helpers.equations.contract import LAYERS, WIDTH
 from helpers.loops import adding, plain_score
 from helpers.messages import one_line
 from helpers.results import masks_of
@@ -25,7 +26,7 @@ from sadi_lmeval.methods.caa import CAA
 from sadi_lmeval.settings import Setting
 from sadi_lmeval.steering.outcome import Outcome, ranked
 
-GIVEN = EQUATIONS["caa"].given
+GIVEN = EQUATIONS.given
 
 # ------------------------------------------------------------------ the edit
 

@@ -1,4 +1,4 @@
-"""``hf-sadi``, ``hf-iti`` and ``hf-caa`` against their equations written out: fits, scores, texts.
+"""Every ``hf-METHOD`` against its equations written out: fits, scores, texts.
 
 What all methods have in common, in one test each; what is a method's own stands in its own file.
 """
@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from conftest import Measured
-from helpers.equations import EQUATIONS, Numbers
+from helpers.equations import EQUATIONS
+from helpers.equations.contract import Equations, Numbers
 from helpers.loops import (
     assert_generated_as_the_loop_says,
     assert_scored_as_the_loop_says,
@@ -34,6 +36,7 @@ from sadi_lmeval.harness.run_task import digest
 from sadi_lmeval.methods.registry import method_class, method_names
 from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.storage.fit_file import load_fit
+from sadi_lmeval.types import Scope
 
 each_method = pytest.mark.parametrize("method", method_names())
 
@@ -46,12 +49,24 @@ def given_to(method: str, **changes: Any) -> dict[str, Any]:
     return {**EQUATIONS[method].given, **changes}
 
 
-def setting_of(method: str, given: dict[str, Any]) -> Numbers:
+def setting_of(method: str, given: Mapping[str, Any]) -> Numbers:
     return tuple(given[name] for name in axes_of(method))
 
 
-def test_every_method_has_its_equations_here() -> None:
-    assert set(EQUATIONS) == set(method_names())
+def cases_of(listed: Callable[[Equations], Sequence[dict[str, Any]]]) -> list[Any]:
+    """What each method's equations list, a test each."""
+    return [
+        pytest.param(
+            method, changes, id=" ".join([method, *(f"{k}={v}" for k, v in changes.items())])
+        )
+        for method, equations in EQUATIONS.items()
+        for changes in listed(equations)
+    ]
+
+
+def scope_of(method: str, given: Mapping[str, Any]) -> Scope:
+    scope: Scope = given.get("scope", EQUATIONS[method].scope)
+    return scope
 
 
 # ------------------------------------------------------------------ what is measured
@@ -68,23 +83,15 @@ def test_the_fit_is_that_of_plain_passes(
     assert len(masks) == (2 if task == "tiny_folds" else 1)
     for index, mask in enumerate(masks):
         tensors = load_fit(Path(mask["file"])).tensors
-        EQUATIONS[method].assert_measured(tensors, measured(method, task, index, n_pairs=20))
+        EQUATIONS[method].assert_measured(
+            tensors, measured(method, task, index, **given_to(method, n_pairs=20))
+        )
 
 
 # ------------------------------------------------------------------ scores
 
 
-CASES = [
-    pytest.param("sadi", {}, id="sadi"),
-    pytest.param("iti", {}, id="iti"),
-    *(
-        pytest.param("caa", {"layer": layer, "multiplier": -1.5}, id=f"caa-{layer}")
-        for layer in range(3)
-    ),
-]
-
-
-@pytest.mark.parametrize(("method", "changes"), CASES)
+@pytest.mark.parametrize(("method", "changes"), cases_of(lambda equations: equations.cases))
 @pytest.mark.parametrize("task", ["tiny_choice", "tiny_folds", "tiny_empty", "tiny_input"])
 def test_every_choice_scores_what_the_equations_say(
     evaluate: Any,
@@ -96,22 +103,21 @@ def test_every_choice_scores_what_the_equations_say(
     changes: dict[str, Any],
 ) -> None:
     equations, given = EQUATIONS[method], given_to(method, **changes)
-    setting = setting_of(method, given)
     limit = 50 if task == "tiny_folds" else 12
     results = evaluate(task, model=f"hf-{method}", limit=limit, **given)
     masks = masks_of(results, task)
-    known = [measured(method, task, index) for index in range(len(masks))]
+    known = [measured(method, task, index, **given) for index in range(len(masks))]
     for mask, found in zip(masks, known, strict=True):
-        places = equations.places(found, setting)
+        places = equations.places(found, given)
         selected = mask.get("selected")
         assert (selected and {tuple(place) for place in selected}) == places
 
     def change_of(document: int) -> Any:
-        return equations.change(known[document // 25 if task == "tiny_folds" else 0], setting)
+        return equations.change(known[document // 25 if task == "tiny_folds" else 0], given)
 
     scored = tried(results, task)
     assert len(scored) == 3 * limit
-    where, scope = equations.where, equations.scope
+    where, scope = equations.where(given), scope_of(method, given)
     assert_scored_as_the_loop_says(scored, harness_model, tokenizer, where, change_of, scope)
     plain = [
         plain_score(harness_model, *tokens_of(tokenizer, f.context, f.continuation), where, None)
@@ -139,13 +145,12 @@ def test_prompts_that_begin_and_end_alike_score_what_the_equations_say(
         monkeypatch.setattr(Engine, "longest_branching_path", 0)
     equations, given = EQUATIONS[method], given_to(method)
     results = run_task("alike", f"hf-{method}", batch_size, **given)
-    known = measured(method, "alike", folder=tmp_path)
-    change = equations.change(known, setting_of(method, given))
+    known = measured(method, "alike", folder=tmp_path, **given)
+    change = equations.change(known, given)
     found = tried(results, "alike")
     assert len({one.context + one.continuation for one in found}) < len(found) - 10
-    assert_scored_as_the_loop_says(
-        found, harness_model, tokenizer, equations.where, lambda _: change, equations.scope
-    )
+    where, scope = equations.where(given), scope_of(method, given)
+    assert_scored_as_the_loop_says(found, harness_model, tokenizer, where, lambda _: change, scope)
 
 
 @each_method
@@ -158,28 +163,20 @@ def test_prompts_cut_from_the_left_score_what_the_equations_say(
 ) -> None:
     equations, given = EQUATIONS[method], given_to(method)
     results = evaluate("tiny_choice", model=f"hf-{method}", max_length=9, **given)
-    known = measured(method, "tiny_choice", max_length=9)
-    change = equations.change(known, setting_of(method, given))
+    known = measured(method, "tiny_choice", max_length=9, **given)
+    change = equations.change(known, given)
     assert_scored_as_the_loop_says(
         tried(results, "tiny_choice"),
         harness_model,
         tokenizer,
-        equations.where,
+        equations.where(given),
         lambda _: change,
-        equations.scope,
+        scope_of(method, given),
         max_length=9,
     )
 
 
-@pytest.mark.parametrize(
-    ("method", "changes"),
-    [
-        pytest.param("sadi", {}, id="sadi"),
-        pytest.param("iti", {}, id="iti"),
-        pytest.param("caa", {"layer": 0, "multiplier": 1.5}, id="caa-0"),
-        pytest.param("caa", {"layer": 2, "multiplier": 1.5}, id="caa-2"),
-    ],
-)
+@pytest.mark.parametrize(("method", "changes"), cases_of(lambda equations: equations.generated))
 def test_texts_are_those_of_a_loop_that_generates_token_for_token(
     evaluate: Any,
     measured: Measured,
@@ -190,7 +187,7 @@ def test_texts_are_those_of_a_loop_that_generates_token_for_token(
 ) -> None:
     """Where later tokens are edited, every generated one is."""
     equations, given = EQUATIONS[method], given_to(method, **changes)
-    change = equations.change(measured(method, "tiny_text"), setting_of(method, given))
+    change = equations.change(measured(method, "tiny_text", **given), given)
     for size in (1, 5):
         settings = {"batch_size": size}
         results = evaluate("tiny_text", model=f"hf-{method}", limit=20, settings=settings, **given)
@@ -199,9 +196,9 @@ def test_texts_are_those_of_a_loop_that_generates_token_for_token(
             "tiny_text",
             harness_model,
             tokenizer,
-            equations.where,
+            equations.where(given),
             change,
-            equations.scope,
+            scope_of(method, given),
         )
 
 
@@ -230,7 +227,7 @@ def test_a_planted_document_is_in_nothing_that_is_measured(
     assert not set(fit.card["documents"]) & leaked
     texts = texts_of_pairs(tmp_path, "planted", method, n_pairs=16)
     assert not any(d["question"] in text for d in scored for pair in texts for text in pair)
-    known = measured(method, "planted", folder=tmp_path, n_pairs=16)
+    known = measured(method, "planted", folder=tmp_path, **given)
     EQUATIONS[method].assert_measured(fit.tensors, known)
     with pytest.raises(UserError, match="makes 16 contrastive pairs"):
         run_task("planted", f"hf-{method}", **{**given, "n_pairs": 17})
@@ -247,18 +244,11 @@ def test_each_fold_is_steered_by_the_others_documents_alone(
     assert [len(set(fit.card["documents"])) for fit in fits] == [25, 25]
     assert not set(fits[0].card["documents"]) & set(fits[1].card["documents"])
     for index, fit in enumerate(fits):
-        known = measured(method, "tiny_folds", index, n_pairs=25)
+        known = measured(method, "tiny_folds", index, **given)
         EQUATIONS[method].assert_measured(fit.tensors, known)
 
 
 # ------------------------------------------------------------------ saved fits
-
-OTHERS: dict[str, list[dict[str, Any]]] = {
-    "sadi": [{"top_k": 2}, {"delta": -4}, {"selection": "bottom"}, {"steering": "fixed"}],
-    "iti": [{"top_k": 2}, {"alpha": -4}, {"direction": "probe"}],
-    "caa": [{"layer": 2, "multiplier": -2}],
-}
-"""Other arguments that the same fit serves."""
 
 
 @each_method
@@ -271,7 +261,7 @@ def test_a_saved_fit_steers_another_run(evaluate: Any, tmp_path: Path, method: s
     other = evaluate("tiny_choice", model=model, **saved)
     assert numbers(other, "tiny_choice") == numbers(own, "tiny_choice")
     assert not (tmp_path / "none").exists()
-    for arguments in OTHERS[method]:
+    for arguments in EQUATIONS[method].served:
         fresh = evaluate("tiny_choice", model=model, **{**given, **arguments})
         again = evaluate("tiny_choice", model=model, **{**saved, **arguments})
         assert numbers(again, "tiny_choice") == numbers(fresh, "tiny_choice")
@@ -311,13 +301,6 @@ def test_a_fit_of_another_method_is_refused(
 
 # ------------------------------------------------------------------ what is chosen
 
-CHOICES: dict[str, tuple[dict[str, Any], list[Numbers]]] = {
-    "sadi": ({"grid": "1/5x-2/3", "n_tune": 10}, [(1, -2.0), (1, 3.0), (5, -2.0), (5, 3.0)]),
-    "iti": ({"grid": "1/5x-2/3", "n_tune": 10}, [(1, -2.0), (1, 3.0), (5, -2.0), (5, 3.0)]),
-    "caa": ({"n_tune": 8}, [(n, m) for n in range(3) for m in (0.5, 1.0, 1.5, 2.0)]),
-}
-"""Arguments, and the settings that are tried; of CAA all layers with its own multipliers."""
-
 
 @each_method
 def test_a_setting_is_chosen_on_held_out_documents_by_what_it_scores_there(
@@ -328,7 +311,7 @@ def test_a_setting_is_chosen_on_held_out_documents_by_what_it_scores_there(
     tasks_folder: Path,
     method: str,
 ) -> None:
-    arguments, settings = CHOICES[method]
+    arguments, settings = EQUATIONS[method].chosen
     given = {**arguments, "n_pairs": 12, "rule": "best"}
     results = evaluate("tiny_choice", model=f"hf-{method}", **given)
     [mask] = masks_of(results, "tiny_choice")
@@ -339,9 +322,13 @@ def test_a_setting_is_chosen_on_held_out_documents_by_what_it_scores_there(
     assert len(held_out) == given["n_tune"]
     assert not held_out & (of_pairs | scored)
 
-    equations, known, table = EQUATIONS[method], measured(method, "tiny_choice"), []
-    for setting in [(0, 0.0), *settings]:
-        change = equations.change(known, setting) if setting[1] else None
+    equations, axes = EQUATIONS[method], axes_of(method)
+    where, scope = equations.where(given), scope_of(method, given)
+    known, table = measured(method, "tiny_choice", **given), []
+    for setting in [None, *settings]:
+        change = None
+        if setting is not None:
+            change = equations.change(known, {**given, **dict(zip(axes, setting, strict=True))})
         values, margins = [], []
         for document in documents:
             context = tokenizer.encode(f"{document['question']} answer :")
@@ -350,23 +337,24 @@ def test_a_setting_is_chosen_on_held_out_documents_by_what_it_scores_there(
                     harness_model,
                     context,
                     tokenizer.encode(choice),
-                    equations.where,
+                    where,
                     change,
-                    equations.scope,
+                    scope,
                 )[0]
                 for choice in document["choices"]
             ]
             values.append(float(np.argmax(likely) == document["label"]))
             right = likely.pop(document["label"])
             margins.append(right - max(likely))
-        table.append((*setting, np.mean(values), np.mean(margins)))
-    tuning, axes = mask["tuning"], axes_of(method)
+        numbers = (0,) * len(axes) if setting is None else setting
+        table.append((*numbers, np.mean(values), np.mean(margins)))
+    tuning = mask["tuning"]
     found = [tuple(row[name] for name in (*axes, "score", "margin")) for row in tuning["table"]]
     assert found == [pytest.approx(row, abs=1e-4) for row in table]
-    chosen = max(table, key=lambda row: (row[2], row[3]))
+    chosen = max(table, key=lambda row: row[-2:])
     assert tuning["chosen"] == dict(zip(axes, chosen, strict=False))
     record = results["config"]["sadi"]["tiny_choice"]
-    assert setting_of(method, record) == setting_of(method, mask) == chosen[:2]
+    assert setting_of(method, record) == setting_of(method, mask) == chosen[:-2]
     foreign = {name for other in method_names() for name in axes_of(other)} - set(axes)
     assert not foreign & {*record, *mask, *tuning["table"][0]}
     assert "delta" in axes or "delta" not in json.dumps(record)
@@ -377,15 +365,7 @@ def table_of(results: dict[str, Any], method: str) -> list[Numbers]:
     return [setting_of(method, row) for row in mask["tuning"]["table"]]
 
 
-TUNED: list[tuple[str, dict[str, Any], list[Numbers]]] = [
-    ("sadi", {"top_k": 2, "delta": "auto", "grid": "9x1/4"}, [(2, 1), (2, 4)]),
-    ("sadi", {"top_k": "auto", "delta": 2.5, "grid": "1/3x9"}, [(1, 2.5), (3, 2.5)]),
-    ("iti", {"top_k": 2, "alpha": "auto"}, [(2, a) for a in (10, 15, 20, 25, 30)]),
-    ("iti", {"top_k": "auto", "alpha": 2.5, "grid": "1/3x9"}, [(1, 2.5), (3, 2.5)]),
-    ("caa", {"layer": 2, "multiplier": "auto"}, [(2, m) for m in (0.5, 1, 1.5, 2)]),
-    ("caa", {"multiplier": -1}, [(layer, -1) for layer in range(3)]),
-    ("caa", {"multiplier": 2.5}, [(layer, 2.5) for layer in range(3)]),
-]
+TUNED = [(name, *case) for name, equations in EQUATIONS.items() for case in equations.narrowed]
 
 
 @pytest.mark.parametrize(("method", "arguments", "settings"), TUNED)
@@ -393,18 +373,10 @@ def test_a_number_that_is_given_is_not_tuned(
     evaluate: Any, method: str, arguments: dict[str, Any], settings: list[Numbers]
 ) -> None:
     results = evaluate("tiny_choice", model=f"hf-{method}", n_tune=8, **arguments)
-    assert table_of(results, method) == [(0, 0), *settings]
+    assert table_of(results, method) == [(0,) * len(axes_of(method)), *settings]
 
 
-FIXED: list[tuple[str, dict[str, Any], Numbers]] = [
-    ("sadi", {"top_k": 2, "delta": 4}, (2, 4)),
-    ("sadi", {"top_k": 2}, (2, 9)),
-    ("sadi", {"delta": 4}, (6, 4)),
-    ("iti", {"top_k": 2, "alpha": 4}, (2, 4)),
-    ("iti", {"top_k": 2}, (2, 15)),
-    ("caa", {"layer": 2, "multiplier": 2}, (2, 2)),
-    ("caa", {"layer": 2}, (2, 1)),
-]
+FIXED = [(name, *case) for name, equations in EQUATIONS.items() for case in equations.usual]
 
 
 @pytest.mark.parametrize(("method", "arguments", "setting"), FIXED)

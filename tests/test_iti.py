@@ -18,7 +18,8 @@ from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from conftest import Measured
-from helpers.equations import EQUATIONS, HEAD_DIM, HEADS, LAYERS, heads_of, iti_shift
+from helpers.equations.contract import HEAD_DIM, HEADS, LAYERS
+from helpers.equations.iti import EQUATIONS, heads_of, iti_shift
 from helpers.loops import (
     adding,
     assert_scored_as_the_loop_says,
@@ -36,7 +37,7 @@ from sadi_lmeval.settings import Setting
 from sadi_lmeval.steering.outcome import Outcome, ranked
 from sadi_lmeval.storage.fit_file import load_fit
 
-GIVEN = EQUATIONS["iti"].given
+GIVEN = EQUATIONS.given
 
 
 def probes_of(mask: dict[str, Any]) -> Probes:
@@ -101,7 +102,7 @@ def test_the_edit_adds_alpha_sigma_theta_to_the_chosen_heads(direction: Any) -> 
     generator = torch.Generator().manual_seed(0)
     true, false = torch.randn(2, 10, LAYERS, HEADS, HEAD_DIM, generator=generator)
     found = fit_probes(true, false, 0, "test")
-    expected = iti_shift(heads_of(true.flatten(2).double(), false.flatten(2).double()), 5, -2.5,
+    expected = iti_shift(heads_of(true.flatten(2).double(), false.flatten(2).double(), {}), 5, -2.5,
                         direction)  # fmt: skip
     edit = iti_edit(found, 5, -2.5, direction)
     assert edit.shift is not None

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from torch import Tensor
 
 from sadi_lmeval.architecture.sites import Site
-from sadi_lmeval.arguments import declared
+from sadi_lmeval.arguments import choice, declared
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.passes.activations import Collector
 from sadi_lmeval.settings import Axes, SearchSpace, Setting
@@ -19,6 +19,14 @@ from sadi_lmeval.versions import code_digest
 
 Tensors = Mapping[str, Tensor]
 """What was measured of the pairs, by name, float32."""
+
+
+def scoped(default: Scope = "onwards") -> Any:
+    """Declare the argument ``scope`` of a method that leaves it to the user."""
+    return choice(
+        default, get_args(Scope), "which tokens are edited: the last prompt token and every later "
+        "one (`onwards`), or that one alone (`prompt`)", measured=False,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,6 @@ class Method(ABC):
 
     Attributes:
         name: of the method: that of its entry point.
-        scope: which tokens are edited.
         axes: the numbers of a setting.
         arms: names by which ``sweep`` and ``compare`` list the method, each with the arguments
             that it sets.
@@ -41,11 +48,15 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
-    scope: ClassVar[Scope]
     axes: ClassVar[Axes]
     arms: ClassVar[Mapping[str, Mapping[str, Any]]]
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     protocols: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @property
+    @abstractmethod
+    def scope(self) -> Scope:
+        """Say which tokens are edited: a class attribute, or an argument (see :func:`scoped`)."""
 
     @property
     @abstractmethod

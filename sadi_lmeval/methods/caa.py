@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.edits.scaled import ScaledEdits
-from sadi_lmeval.methods.base import Method, Tensors
+from sadi_lmeval.methods.base import Method, Tensors, scoped
 from sadi_lmeval.methods.collectors import MeanDifference
 from sadi_lmeval.settings import Axes, Axis, SearchSpace, Setting
-from sadi_lmeval.types import Element, HiddenSite, Size
+from sadi_lmeval.types import Element, HiddenSite, Scope, Size
 
 AXES = Axes(
     Axis("layer", "the decoder block whose output is shifted, counted from 0", whole=True, least=0,
@@ -31,9 +31,10 @@ class CAA(Method):
     """
 
     name = "caa"
-    scope = "onwards"
     axes = AXES
     arms = {"caa": {}}  # noqa: RUF012
+
+    scope: Scope = scoped()
 
     @property
     def place(self) -> tuple[Element, HiddenSite]:

@@ -20,10 +20,10 @@ from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.arguments import choice
 from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.methods.base import Method, Tensors
+from sadi_lmeval.methods.base import Method, Tensors, scoped
 from sadi_lmeval.methods.collectors import Kept
 from sadi_lmeval.settings import Axes, Axis, SearchSpace, Setting
-from sadi_lmeval.types import Element, HiddenSite, Size
+from sadi_lmeval.types import Element, HiddenSite, Scope, Size
 
 logger = logging.getLogger("lm_eval.sadi")
 
@@ -50,10 +50,10 @@ class ITI(Method):
     """A' = A + α σ θ in K heads, from the last prompt token onwards (equation 2)."""
 
     name = "iti"
-    scope = "onwards"
     axes = AXES
     arms = {"iti": {}}  # noqa: RUF012
 
+    scope: Scope = scoped()
     direction: Direction = choice(
         "mass_mean", get_args(Direction), "θ: mean(true) − mean(false), or the `probe`'s "
         "coefficients", measured=False,

@@ -29,6 +29,19 @@ Where = Literal["head", "residual"]
 Change = Callable[[int, Tensor], Tensor]
 """Takes a layer and activations ``[positions, width]`` there; returns what takes their place."""
 
+
+class Gated(NamedTuple):
+    """A change that is multiplied by one number of the prompt.
+
+    Attributes:
+        gate: takes the unsteered activations of the last prompt token, ``[layers, width]``; 0
+            leaves every activation as it is.
+    """
+
+    change: Change
+    gate: Callable[[Tensor], float]
+
+
 _PLACES = {
     "llama": ("model.layers", "self_attn.o_proj"),
     "gemma3_text": ("model.layers", "self_attn.o_proj"),
@@ -84,6 +97,18 @@ def plain_logits(
     return logits
 
 
+def for_prompt(
+    model: PreTrainedModel, context: list[int], where: Where, change: Change | Gated | None
+) -> Change | None:
+    """The change of this prompt; where there is a gate, an unsteered pass says how much of it."""
+    if not isinstance(change, Gated):
+        return change
+    whole, gate = change.change, change.gate(plain_activations(model, context, where))
+    if gate == 0:
+        return None
+    return lambda layer, values: values + gate * (whole(layer, values) - values)
+
+
 def span_of(prompt: int, scope: Scope) -> slice:
     """The positions that are edited after a prompt of so many tokens."""
     return slice(prompt - 1, prompt if scope == "prompt" else None)
@@ -94,11 +119,12 @@ def plain_score(
     context: list[int],
     continuation: list[int],
     where: Where,
-    change: Change | None,
+    change: Change | Gated | None,
     scope: Scope = "onwards",
 ) -> Score:
     text = [*context, *continuation]
-    logits = plain_logits(model, text, where, change, span_of(len(context), scope))
+    own = for_prompt(model, context, where, change)
+    logits = plain_logits(model, text, where, own, span_of(len(context), scope))
     return oracle_score(logits, len(context), continuation)
 
 
@@ -107,13 +133,14 @@ def plain_generation(
     prompt: list[int],
     steps: int,
     where: Where,
-    change: Change | None,
+    change: Change | Gated | None,
     scope: Scope = "onwards",
 ) -> tuple[list[int], Tensor]:
     """Greedy: the whole text again for each token. Tokens, and logits ``[steps, vocab]``."""
     text, found = list(prompt), []
+    own = for_prompt(model, prompt, where, change)
     for _ in range(steps):
-        logits = plain_logits(model, text, where, change, span_of(len(prompt), scope))
+        logits = plain_logits(model, text, where, own, span_of(len(prompt), scope))
         found.append(logits[-1])
         text.append(int(logits[-1].argmax()))
     return text[len(prompt) :], torch.stack(found)
@@ -176,7 +203,7 @@ def assert_scored_as_the_loop_says(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     where: Where,
-    change_of: Callable[[int], Change | None],
+    change_of: Callable[[int], Change | Gated | None],
     scope: Scope = "onwards",
     max_length: int = 256,
 ) -> None:
@@ -240,7 +267,7 @@ def assert_generated_as_the_loop_says(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     where: Where,
-    change: Change | None,
+    change: Change | Gated | None,
     scope: Scope = "onwards",
     steps: int = 6,
 ) -> None:

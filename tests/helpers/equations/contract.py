@@ -1,0 +1,61 @@
+"""What a method's equations, written out, say of it: the questions that every method is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from helpers.loops import Change, Gated, Where
+
+LAYERS, HEADS, HEAD_DIM, WIDTH = 3, 4, 8, 32
+"""Of the tiny model."""
+
+Numbers = tuple[float, ...]
+"""Of a setting."""
+Places = set[tuple[int, int]]
+"""(layer, head)."""
+Given = Mapping[str, Any]
+"""Arguments of a run by name, the numbers of its setting among them."""
+
+
+class Equations(NamedTuple):
+    """A method, written out.
+
+    Attributes:
+        given: arguments of a run that steers noticeably.
+        where: what is read and edited, of a run's arguments.
+        measure: takes the activations of the right and of the wrong texts,
+            ``[pairs, layers, width]`` each, in double precision, and the run's arguments; gives
+            whatever the rest takes.
+        change: what the run's setting does to activations; with a gate where it has one.
+        places: the heads that the run's setting edits; None: whole layers.
+        assert_measured: compares a fit's tensors with what was measured here.
+        cases: changes to ``given`` that are scored as well.
+        generated: changes to ``given`` with which texts are generated.
+        served: other arguments that the same fit serves.
+        chosen: arguments that leave the setting to be chosen, and the settings that are tried.
+        narrowed: arguments that fix a part of the setting, and the settings that are tried.
+        usual: arguments that leave nothing to be chosen, and the setting.
+        scope: of the edits where the run's arguments name none.
+    """
+
+    given: dict[str, Any]
+    where: Callable[[Given], Where]
+    measure: Callable[[Tensor, Tensor, Given], Any]
+    change: Callable[[Any, Given], Change | Gated | None]
+    places: Callable[[Any, Given], Places | None]
+    assert_measured: Callable[[Mapping[str, Tensor], Any], None]
+    served: Sequence[dict[str, Any]]
+    chosen: tuple[dict[str, Any], Sequence[Numbers]]
+    narrowed: Sequence[tuple[dict[str, Any], Sequence[Numbers]]]
+    usual: Sequence[tuple[dict[str, Any], Numbers]]
+    cases: Sequence[dict[str, Any]] = ({},)
+    generated: Sequence[dict[str, Any]] = ({},)
+    scope: Any = "onwards"
+
+
+def part_of(head: int) -> slice:
+    """The activations of a head."""
+    return slice(head * HEAD_DIM, (head + 1) * HEAD_DIM)

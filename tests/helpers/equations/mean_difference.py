@@ -1,0 +1,23 @@
+"""Mean differences, as several methods measure them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from helpers.equations.contract import LAYERS, WIDTH, Given
+
+
+def mean_difference(positive: Tensor, negative: Tensor, given: Given) -> Tensor:
+    """D of SADI (equation 3) and v of CAA (section 3), ``[layers, width]``."""
+    total = torch.zeros(LAYERS, WIDTH).double()
+    for one, other in zip(positive, negative, strict=True):
+        total += one - other
+    return (total / len(positive)).float()
+
+
+def assert_difference(tensors: Mapping[str, Tensor], expected: Tensor) -> None:
+    assert (expected.norm(dim=1) > 0.5).all()
+    torch.testing.assert_close(tensors["difference"].flatten(1), expected, atol=1e-4, rtol=1e-4)
