@@ -63,6 +63,7 @@ from sadi_lmeval.passes.prefill import (
 from sadi_lmeval.passes.scoring import Score, truncated
 from sadi_lmeval.processes import ALONE, Processes, leave_at_exit
 from sadi_lmeval.steering.steering import TaskSteering, prepare
+from sadi_lmeval.steering.unsteered import with_unsteered
 from sadi_lmeval.versions import versions
 
 logger = logging.getLogger("lm_eval.sadi")
@@ -343,7 +344,8 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             if name is None:
                 raise UserError("a request names no task, so there are no pairs to fit a method to")
             task = noted.get(name) or load_task(name, user_folders(self.options, None), None)
-            [prepared[name]] = prepare(task, self, [self.arm])
+            [steering] = prepare(task, self, [self.arm])
+            prepared[name] = with_unsteered(steering, self)
         self._use(prepared)
         self._prepared_for = identity
 
