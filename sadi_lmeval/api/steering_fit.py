@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -104,9 +104,12 @@ class SteeringFit:
         # Finding it may take a pass of the model, which is not to be steered by others.
         site = find_site(unsteered_copy(model), *self.method.place)
         self._check(site, model)
-        return self.method.edits(
-            site, self.fit.tensors, [self._setting(site)], self.arm.options.seed
-        )
+        return self.edits_at(site)
+
+    def edits_at(self, site: Site) -> Edits:
+        """Make the edit of the setting at a site that the fit is known to be of."""
+        setting = self._setting(site)
+        return self.method.edits(site, self.fit.tensors, [setting], self.arm.options.seed)
 
     def harness_model(self, model: Any, tokenizer: Any, **arguments: Any) -> SteeredModel:
         """Make the harness model that scores with this fit, for ``lm_eval.simple_evaluate``.
@@ -141,6 +144,16 @@ class SteeringFit:
         except OSError as error:
             raise UserError(f"fit {path}: cannot be written ({error})") from None
         return path
+
+    def export(self, path: str | Path, to: Literal["gguf", "steered"]) -> Path:
+        """Write a file for llama.cpp or the harness, see :func:`sadi_lmeval.api.exporting.export`.
+
+        Raises:
+            UserError: the format cannot carry what the fit does.
+        """
+        from sadi_lmeval.api.exporting import export
+
+        return export(self, path, to)
 
     def push_to_hub(self, repository: str, **arguments: Any) -> str:
         """Upload the fit and a model card to the Hugging Face hub.
