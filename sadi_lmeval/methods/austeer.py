@@ -1,4 +1,4 @@
-"""AUSteer: scale the single dimensions in which pairs differ most consistently (arXiv 2602.04428)."""
+"""AUSteer: scale the dimensions in which pairs differ most consistently (arXiv 2602.04428)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class AUSteer(Method):
 
     scope: Scope = scoped()
     element: Literal["head", "hidden"] = choice(
-        "head", ("head", "hidden"), "`head`, whose dimensions are ranked one by one, or `hidden`",
+        "head", ("head", "hidden"), "whose dimensions are ranked: `head` or `hidden`",
         measured=False,
     )  # fmt: skip
     hidden_site: HiddenSite = choice(

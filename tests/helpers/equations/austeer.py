@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from helpers.equations.contract import HEAD_DIM, LAYERS, WIDTH, Equations, Given, Places
+from helpers.equations.contract import HEAD_DIM, Equations, Given, Places
 from helpers.loops import Change, Where
 
 
@@ -32,8 +32,8 @@ def where_of(given: Given) -> Where:
 def signs_of(positive: Tensor, negative: Tensor, given: Given) -> tuple[Dimensions, int]:
     """Every dimension's, and the number of pairs."""
     found = {}
-    for layer in range(LAYERS):
-        for dimension in range(WIDTH):
+    for layer in range(positive.shape[1]):
+        for dimension in range(positive.shape[2]):
             differences = [
                 float(one[layer, dimension] - other[layer, dimension])
                 for one, other in zip(positive, negative, strict=True)
@@ -64,7 +64,8 @@ def austeer_gain(
 
 def austeer_change(known: tuple[Dimensions, int], given: Given) -> Change:
     """A' = A + α s r A."""
-    factor = torch.ones(LAYERS, WIDTH)
+    layer, dimension = max(known[0])
+    factor = torch.ones(layer + 1, dimension + 1)
     for at, gain in austeer_gain(known, int(given["top_k"]), given["alpha"]).items():
         factor[at] += gain
     return lambda layer, values: values * factor[layer]

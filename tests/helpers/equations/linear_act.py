@@ -46,26 +46,28 @@ def sides_of(source: list[float], target: list[float]) -> Sides:
 
 
 def coordinates_of(positive: Tensor, negative: Tensor, given: Given) -> Coordinates:
-    return {
-        (layer, unit): sides_of(negative[:, layer, unit].tolist(), positive[:, layer, unit].tolist())
-        for layer in range(LAYERS)
-        for unit in range(WIDTH)
-    }
+    found = {}
+    for layer in range(positive.shape[1]):
+        for unit in range(positive.shape[2]):
+            source, target = negative[:, layer, unit], positive[:, layer, unit]
+            found[layer, unit] = sides_of(source.tolist(), target.tolist())
+    return found
 
 
 def linear_act_change(known: Coordinates, given: Given) -> Change:
     """A' = (1 − λ) A + λ (ω A + β), with β = mean(target) − ω mean(source)."""
     transport, share = given.get("transport", "linear"), given["strength"]
-    omega, beta = torch.ones(WIDTH), torch.zeros(WIDTH)
-    for unit in range(WIDTH):
-        one = known[given["layer"], unit]
+    mine = [known[at] for at in sorted(known) if at[0] == given["layer"]]
+    omega, beta = torch.ones(len(mine)), torch.zeros(len(mine))
+    for unit, one in enumerate(mine):
         omega[unit] = one.slopes[transport]
         beta[unit] = one.target - one.slopes[transport] * one.source
 
     def change(layer: int, values: Tensor) -> Tensor:
         if layer != given["layer"]:
             return values
-        return (1 - share) * values + share * (omega * values + beta)
+        moved: Tensor = (1 - share) * values + share * (omega * values + beta)
+        return moved
 
     return change
 
