@@ -188,8 +188,8 @@ class SteeringRecord:
             content["element"] = self.element
             if self.layers is not None:  # a strength of 0 names an element, and edits no site
                 content |= {"layers": self.layers, "entries": self.entries}
-            if self.hidden_site is not None:
-                content["hidden_site"] = self.hidden_site
+        if self.hidden_site is not None:
+            content["hidden_site"] = self.hidden_site
         if self.fits and self.fit_file is None:
             content |= {
                 "recipe": self.recipe,
