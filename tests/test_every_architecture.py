@@ -138,6 +138,7 @@ def test_what_is_fitted_steers_as_its_equations_say(name: str, method: str) -> N
     edits = kind.edits(site, collector.tensors(name), [setting], 0)
     known = equations.measure(ends[:pairs].double(), ends[pairs:].double(), given)
     change = equations.change(known, given)
+    assert callable(change)
     prompt, tokens = PROMPTS[0], CONTINUATIONS[0]
     text, last = [*prompt, *tokens], len(prompt) - 1
 
