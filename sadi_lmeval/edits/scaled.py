@@ -55,3 +55,11 @@ class ScaledEdits(NumberedEdits):
         after = a + numbers * (gain * a + shift)
         # What is not changed keeps its bits: a zero's sign, and not 0 times infinity.
         return torch.where((gain == 0) & (shift == 0), rows, after.to(rows.dtype))
+
+    def shift(self, edit: int) -> dict[int, Tensor] | None:
+        mine = [layer for layer in self.layers if self.edits_layer(edit, layer)]
+        tensors = {layer: self.tensors_of(layer) for layer in mine}
+        if self.gated or any("gain" in each for each in tensors.values()):
+            return None
+        strength = float(self.numbers[edit, 0])
+        return {layer: strength * each["shift"] for layer, each in tensors.items()}
