@@ -26,6 +26,9 @@ ALONE: dict[str, tuple[str, dict[str, Any]]] = {
     "sadi-hidden": ("sadi", {"element": "hidden"}),
     "iti": ("iti", {}),
     "caa": ("caa", {}),
+    "austeer": ("austeer", {}),
+    "austeer-hidden": ("austeer", {"element": "hidden"}),
+    "linear-act": ("linear-act", {}),
     "random": ("sadi", {"selection": "random"}),
     "random-neuron": ("sadi", {"element": "neuron", "selection": "random"}),
     "random-hidden": ("sadi", {"element": "hidden", "selection": "random"}),
@@ -116,8 +119,10 @@ def test_arms_name_their_numbers_as_their_methods_do() -> None:
     assert arm("iti").axes.names == ("top_k", "alpha")
     assert arm("caa").axes.names == ("layer", "multiplier")
     assert arm("none").axes.names == ()
-    others = set(NAMES) - {"iti", "caa", "none"}
-    assert {arm(name).axes.names for name in others} == {("top_k", "delta")}
+    assert arm("austeer").axes.names == ("top_k", "alpha")
+    assert arm("linear-act").axes.names == ("layer", "strength")
+    of_sadi = {name for name, (method, _) in ALONE.items() if method == "sadi"} - {"none"}
+    assert {arm(name).axes.names for name in of_sadi} == {("top_k", "delta")}
 
 
 def test_arms_read_where_they_steer() -> None:
@@ -133,8 +138,11 @@ def test_arms_read_where_they_steer() -> None:
         "random-hidden",
         "fixed-hidden",
         "caa",
+        "austeer-hidden",
+        "linear-act",
     }
-    assert places["caa"] == ("hidden", "residual")
+    assert places["caa"] == places["linear-act"] == ("hidden", "residual")
+    assert places["austeer-hidden"] == ("hidden", "mlp")
 
 
 def test_only_iti_measures_probes() -> None:
@@ -145,7 +153,9 @@ def test_only_iti_measures_probes() -> None:
         if method is not None:
             kinds[name] = method.collector(find_site(model, *method.place), 2, 0).kind
     assert {name for name, kind in kinds.items() if kind == "probes"} == {"iti"}
-    assert set(kinds.values()) == {"probes", "mean_difference"}
+    others = {"austeer": "sign_counts", "austeer-hidden": "sign_counts", "linear-act": "transport"}
+    assert {name: kinds[name] for name in others} == others
+    assert {kinds[name] for name in kinds.keys() - {"iti", *others}} == {"mean_difference"}
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -168,7 +178,7 @@ def test_no_arm_has_more_settings_than_any_other_may_have(name: str, size: tuple
     [
         ("sadi-heads", ["unknown method 'sadi-heads'", "did you mean", "'sadi-head'"]),
         ("ITI", ["unknown method 'ITI'", "'iti'"]),
-        ("mlp", ["unknown method 'mlp'", "allowed: caa, fixed"]),
+        ("mlp", ["unknown method 'mlp'", "allowed: austeer, "]),
         ("", ["unknown method ''", "allowed"]),
         ("sadi", ["unknown method 'sadi'"]),
         ("hf-iti", ["unknown method 'hf-iti'", "'iti'"]),

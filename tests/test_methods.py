@@ -88,7 +88,7 @@ def edits_of(method: Method, settings: list[Setting]) -> Edits:
 
 def numbers_of(axis: Axis) -> list[float]:
     """Some numbers of an axis that this model has."""
-    read = [axis.read(number) for number in ((0, 1, 2, 5) if axis.whole else (0.5, -1.5, 3.0))]
+    read = [axis.read(number) for number in ((0, 1, 2, 5) if axis.whole else (0.5, -1.5, 3.0, 1))]
     most = min(axis.bound(site.size) or 5 for site in sites().values())
     return [number for number in read if number is not None and number <= most]
 
@@ -209,12 +209,14 @@ def test_what_a_setting_is_said_to_select_is_what_it_edits(method: Method) -> No
         selected = method.selected(fit_of(method, site), setting, SEED)
         if selected is None:
             continue
-        assert selected.shape == (site.layers, site.entries)
+        if selected.dim() == 2:  # whole entries, else single activations of them
+            assert selected.shape == (site.layers, site.entries)
+            selected = selected.unsqueeze(-1).expand(site.shape)
+        assert selected.shape == site.shape
         rows = torch.rand(2, site.width, generator=torch.Generator().manual_seed(4)) + 1
         for layer in range(site.layers):
             changed = edits.apply(layer, rows, torch.zeros(2, dtype=torch.long)) != rows
-            wide = selected[layer].repeat_interleave(site.entry_width)
-            assert torch.equal(changed, wide.expand_as(changed))
+            assert torch.equal(changed, selected[layer].flatten().expand_as(changed))
 
 
 @each_method
