@@ -26,12 +26,15 @@ ALONE: dict[str, tuple[str, dict[str, Any]]] = {
     "sadi-hidden": ("sadi", {"element": "hidden"}),
     "iti": ("iti", {}),
     "caa": ("caa", {}),
+    "spherical": ("spherical", {}),
+    "odesteer": ("odesteer", {}),
     "random": ("sadi", {"selection": "random"}),
     "random-neuron": ("sadi", {"element": "neuron", "selection": "random"}),
     "random-hidden": ("sadi", {"element": "hidden", "selection": "random"}),
     "fixed": ("sadi", {"steering": "fixed"}),
     "fixed-neuron": ("sadi", {"element": "neuron", "steering": "fixed"}),
     "fixed-hidden": ("sadi", {"element": "hidden", "steering": "fixed"}),
+    "spherical-ungated": ("spherical", {"gate": "off"}),
 }
 """The model and the arguments that steer so when they run alone."""
 SHARED = {
@@ -116,12 +119,14 @@ def test_arms_name_their_numbers_as_their_methods_do() -> None:
     assert arm("iti").axes.names == ("top_k", "alpha")
     assert arm("caa").axes.names == ("layer", "multiplier")
     assert arm("none").axes.names == ()
-    others = set(NAMES) - {"iti", "caa", "none"}
-    assert {arm(name).axes.names for name in others} == {("top_k", "delta")}
+    of_sadi = {name for name, (method, _) in ALONE.items() if method == "sadi"} - {"none"}
+    assert {arm(name).axes.names for name in of_sadi} == {("top_k", "delta")}
 
 
 def test_arms_read_where_they_steer() -> None:
     places = {name: arm(name).method.place for name in NAMES if name != "none"}  # type: ignore[union-attr]
+    on_blocks = {"caa", "spherical", "spherical-ungated", "odesteer"}
+    assert {name for name, place in places.items() if place == ("hidden", "residual")} == on_blocks
     elements = {name: element for name, (element, _) in places.items()}
     assert {name for name, element in elements.items() if element == "neuron"} == {
         "sadi-neuron",
@@ -132,20 +137,19 @@ def test_arms_read_where_they_steer() -> None:
         "sadi-hidden",
         "random-hidden",
         "fixed-hidden",
-        "caa",
+        *on_blocks,
     }
-    assert places["caa"] == ("hidden", "residual")
 
 
-def test_only_iti_measures_probes() -> None:
+def test_arms_measure_what_their_methods_need() -> None:
     model = tiny_llama(50)
     kinds = {}
     for name in NAMES:
         method = arm(name).method
         if method is not None:
             kinds[name] = method.collector(find_site(model, *method.place), 2, 0).kind
-    assert {name for name, kind in kinds.items() if kind == "probes"} == {"iti"}
-    assert set(kinds.values()) == {"probes", "mean_difference"}
+    own = {"iti": "probes", "odesteer": "polynomial_classifier"}
+    assert kinds == {name: own.get(name, "mean_difference") for name in kinds}
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -111,7 +111,7 @@ EQUATIONS = Equations(
     change=odesteer_change,
     places=lambda known, given: None,
     assert_measured=assert_classifiers,
-    served=[{"layer": 2}, {"tau": -0.4}, {"steps": 2}, {"unit": "absolute"}],
+    served=[{"layer": 2, "tau": -0.4}, {"steps": 2, "unit": "absolute"}],
     chosen=(
         {"grid": "0/2x-0.3/0.8", "n_tune": 8},
         [(0, -0.3), (0, 0.8), (2, -0.3), (2, 0.8)],

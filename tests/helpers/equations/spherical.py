@@ -62,7 +62,7 @@ EQUATIONS = Equations(
     change=spherical_change,
     places=lambda v, given: None,
     assert_measured=assert_difference,
-    served=[{"layer": 2}, {"beta": 0.1}, {"towards": "negative"}, {"gate": "off"}, {"kappa": 3}],
+    served=[{"layer": 2, "beta": 0.1}, {"towards": "negative", "kappa": 3}],
     chosen=(
         {"grid": "0/2x0.4/0.9x-1/-0.15", "n_tune": 8},
         [(layer, a, b) for layer in (0, 2) for a in (0.4, 0.9) for b in (-1, -0.15)],
