@@ -201,7 +201,9 @@ def test_a_method_is_its_equations_in_plain_hooks(
     collector = method.collector(site, 6, 0)
     collector.add([*range(6)] * 2, [1] * 6 + [-1] * 6, pairs.flatten(0, 1))
     edits = method.edits(site, collector.tensors(name), [setting], 0)
-    change = equations.change(equations.measure(*pairs.double(), given), given)
+    positive, negative = pairs.double()
+    change = equations.change(equations.measure(positive, negative, given), given)
+    assert callable(change)
     modules, side = modules_of(model, case.named, "residual")
     expected, plain = [], []
     for prompt, tokens, _ in REQUESTS[::3]:

@@ -52,7 +52,8 @@ def apply(edits: DirectionEdits, rows: Tensor, edit: int = 0, layer: int = 1) ->
 
 def mu_of(difference: Tensor, layer: int = 1) -> Tensor:
     d = difference[layer].flatten().double()
-    return d / d.norm()
+    mu: Tensor = d / d.norm()
+    return mu
 
 
 def at_angle(mu: Tensor, degrees: float, norm: float, seed: int = 1) -> Tensor:
@@ -60,7 +61,7 @@ def at_angle(mu: Tensor, degrees: float, norm: float, seed: int = 1) -> Tensor:
     other = torch.randn(len(mu), generator=torch.Generator().manual_seed(seed)).double()
     other = other - (other @ mu) * mu
     angle = math.radians(degrees)
-    row = math.cos(angle) * mu + math.sin(angle) * other / other.norm()
+    row: Tensor = math.cos(angle) * mu + math.sin(angle) * other / other.norm()
     return (norm * row).float()
 
 
@@ -231,7 +232,13 @@ def test_a_layer_whose_sides_do_not_differ_is_not_edited(site: Site, difference:
 @quick
 @pytest.mark.parametrize(
     ("layers", "tried"),
-    [(1, [0]), (16, range(16)), (28, range(0, 28, 2)), (32, range(0, 32, 2)), (80, range(0, 80, 5))],
+    [
+        (1, [0]),
+        (16, range(16)),
+        (28, range(0, 28, 2)),
+        (32, range(0, 32, 2)),
+        (80, range(0, 80, 5)),
+    ],
 )
 def test_of_deep_models_layers_are_tried_evenly(layers: int, tried: Any) -> None:
     space = Spherical().search_space(Size(layers, 4096, 4096))

@@ -209,6 +209,6 @@ def follow(tensors: Mapping[str, Tensor], states: Tensor, numbers: Tensor) -> Te
     """
     for part in tensors["parts"]:
         v = field(tensors["rows"], tensors["dual"], states)
-        # Where the field is zero every bit stays, a zero's sign included.
-        states = torch.where((v != 0).any(dim=-1, keepdim=True), states + numbers * part * v, states)
+        moves = (v != 0).any(dim=-1, keepdim=True)  # else every bit stays, a zero's sign included
+        states = torch.where(moves, states + numbers * part * v, states)
     return states

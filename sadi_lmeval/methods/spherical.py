@@ -1,4 +1,4 @@
-"""Spherical steering: rotate towards the mean difference where a state disagrees (arXiv 2602.08169)."""
+"""Spherical steering: turn states that disagree towards the mean difference (arXiv 2602.08169)."""
 
 from __future__ import annotations
 

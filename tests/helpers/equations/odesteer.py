@@ -63,9 +63,8 @@ def classifiers_of(positive: Tensor, negative: Tensor, given: Given) -> list[Cla
 def slope(weights: Tensor, x: Tensor) -> Tensor:
     """The gradient of the classifier's logit at each x, ``[n, width]`` float64."""
     x = x.clone().requires_grad_()
-    (products(x) @ weights).sum().backward()
-    assert x.grad is not None
-    return x.grad
+    [gradient] = torch.autograd.grad((products(x) @ weights).sum(), x)
+    return gradient
 
 
 def way(weights: Tensor, x: Tensor, distance: float, steps: int) -> Tensor:
