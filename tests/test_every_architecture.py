@@ -5,8 +5,11 @@ That what is shared and skipped changes no score is ``test_architectures.py``'s.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from helpers.architectures import (
     CASES,
@@ -215,6 +218,39 @@ def test_generation_with_a_cache_and_without_is_the_equations_in_plain_hooks(
         ]
         assert_close(found, expected, prompt)
         assert (expected - plain_logits(model, text)[last:-1]).abs().max() > 1e-3
+
+
+@each_case
+@pytest.mark.parametrize(("named", "arguments"), [("spherical", {"kappa": 1}), ("odesteer", {})])
+def test_a_method_is_its_equations_in_plain_hooks(
+    name: str, named: str, arguments: dict[str, Any]
+) -> None:
+    """From the last prompt token onwards, with all prompts in a batch."""
+    case, model, equations = CASES[name], made(name), EQUATIONS[named]
+    given, method = {**equations.given, "layer": 0, **arguments}, method_class(named)(**arguments)
+    setting = Setting(*(given[number] for number in method.axes.names))
+    site = find_site(model, *method.place)
+    pairs = torch.randn(2, 6, LAYERS, HIDDEN, generator=torch.Generator().manual_seed(5))
+    collector = method.collector(site, 6, 0)
+    collector.add([*range(6)] * 2, [1] * 6 + [-1] * 6, pairs.flatten(0, 1))
+    edits = method.edits(site, collector.tensors(name), [setting], 0)
+    positive, negative = pairs.double()
+    change = equations.change(equations.measure(positive, negative, given), given)
+    assert callable(change)
+    modules, side = modules_of(model, case.named, "residual")
+    expected, plain = [], []
+    for prompt, tokens, _ in REQUESTS[::3]:
+        text, last = [*prompt, *tokens], len(prompt) - 1
+
+        def onwards(layer: int, values: Tensor, last: int = last) -> Tensor:
+            return torch.cat([values[:last], change(layer, values[last:])])
+
+        with changing(modules, side, onwards):
+            expected.append(score_of(plain_logits(model, text), prompt, tokens))
+        plain.append(score_of(plain_logits(model, text), prompt, tokens))
+    requests = [request._replace(edit=0) for request in REQUESTS[::3]]
+    assert_close(scores(model, edits, requests), torch.tensor(expected))
+    assert (torch.tensor(expected) - torch.tensor(plain)).abs().max() > 1e-3
 
 
 @each_case
