@@ -1,22 +1,25 @@
-"""Fits of methods to drawn pairs: out of the cache, or measured."""
+"""Fits of methods to drawn pairs, or to their prompts: out of the cache, or measured."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.harness.run_task import Document, RunTask
 from sadi_lmeval.identity.key import key_of
 from sadi_lmeval.identity.model import PROVENANCE
 from sadi_lmeval.methods.arm import Arm
 from sadi_lmeval.methods.base import Method
+from sadi_lmeval.pairs.hardest import own_choices
 from sadi_lmeval.pairs.pairs import Pair
 from sadi_lmeval.pairs.plan import Plan, examples
+from sadi_lmeval.pairs.prompts import LabelledPrompt, labelled_prompts
 from sadi_lmeval.pairs.sources import QUESTIONS_BY, Source
-from sadi_lmeval.passes.activations import Collector, TokenPair
+from sadi_lmeval.passes.activations import Answers, Collector, Labelled, TokenPair, TokenPrompt
 from sadi_lmeval.passes.steerable import SteerableModel, folder_for
 from sadi_lmeval.storage.fit_file import Fit, load_fit, save_fit
 from sadi_lmeval.storage.store import Kind, get_or_build
@@ -77,6 +80,8 @@ def fits_of(
 ) -> list[Fitted]:
     """Fit each arm to the pairs: take fits out of the cache, or measure all others in one pass.
 
+    Methods that are fitted on prompts have those of the same documents, and a pass of their own.
+
     Args:
         plan, source: where the pairs come from.
         pairs: the same for all arms.
@@ -84,7 +89,7 @@ def fits_of(
         model: reads.
 
     Raises:
-        UserError: nothing can be made of the pairs' activations.
+        UserError: nothing can be made of the activations, or a document does not suit a method.
     """
     if not arms:
         return []
@@ -108,6 +113,12 @@ def fits_of(
         "seed": seed,
         "versions": versions(),
     }
+    prompts: list[LabelledPrompt] = []
+    of_prompts: dict[str, Any] = {}
+    if any(method_of(arm).fitted_on == "prompts" for arm in arms):
+        prompts = labelled_prompts(plan, source, pairs, arms[0].options)
+        of_prompts = _of_prompts(prompts, model)
+        refuse_unsuited(task, arms, [prompt.document for prompt in prompts])
     needed: dict[str, _Needed] = {}
     keys = []
     for arm in arms:
@@ -117,6 +128,7 @@ def fits_of(
         probe = method.collector(site, 1, seed)
         card = {
             **shared,
+            **(of_prompts if method.fitted_on == "prompts" else {}),
             "kind": probe.kind,
             "measured_by": method.measured_by,
             "code": [code_digest(made_by) for made_by in _made_by(probe)],
@@ -133,9 +145,19 @@ def fits_of(
     origin = f"{task.name} ({plan.pairs_from(source)})"
 
     def build(missing: list[str], _: Path | None) -> dict[str, Fit]:
-        collectors = {key: needed[key].collector(len(tokens), seed) for key in missing}
-        readers = [(needed[key].site, each) for key, each in collectors.items()]
-        model.engine.read(readers, tokens, f"Pairs of {name}", model.processes)
+        collectors: dict[str, Collector] = {}
+        for fitted_on in ("pairs", "prompts"):
+            mine = [key for key in missing if needed[key].method.fitted_on == fitted_on]
+            if not mine:
+                continue
+            texts: Sequence[Labelled] = tokens
+            if fitted_on == "prompts":
+                texts = _answered(prompts, model, folder)
+            fresh = {key: needed[key].collector(len(texts), seed) for key in mine}
+            readers = [(needed[key].site, each) for key, each in fresh.items()]
+            label = f"{fitted_on.capitalize()} of {name}"
+            model.engine.read(readers, texts, label, model.processes)
+            collectors |= fresh
         if not model.processes.is_first:
             return {}
         return {key: Fit(each.tensors(name), needed[key].card) for key, each in collectors.items()}
@@ -143,6 +165,49 @@ def fits_of(
     folder = folder_for(arms[0].options, model)
     fits = get_or_build(folder, FITS, keys, build, model.processes)
     return [Fitted(fits[key].value, origin, key, fits[key].file) for key in keys]
+
+
+def refuse_unsuited(
+    task: RunTask, arms: Iterable[Arm], documents: Sequence[Document] | None = None
+) -> None:
+    """Refuse documents that a method cannot be fitted to, or cannot steer.
+
+    Args:
+        task: of the documents.
+        arms: the unsteered one takes any.
+        documents: that fits are made of; None: all that the task scores.
+
+    Raises:
+        UserError: naming task and method, and what the document is like.
+    """
+    methods = {type(m): m for m in (arm.method for arm in arms if not arm.is_unsteered) if m}
+    for kind, method in methods.items():
+        if kind.unsuited is Method.unsuited:
+            continue  # documents take time to render
+        for document in task.evaluated() if documents is None else documents:
+            words = method.unsuited(task.question(document), task.choices(document))
+            if words is not None:
+                raise UserError(f"task {task.name}: hf-{method.name} takes {words}")
+
+
+def _of_prompts(prompts: Sequence[LabelledPrompt], model: SteerableModel) -> dict[str, Any]:
+    """Say what a fit depends on beside the pairs that the prompts are of."""
+    asked = [[model.continuation(*text) for text in prompt.choices] for prompt in prompts]
+    labels = [prompt.right for prompt in prompts]
+    return {
+        "n_prompts": len(prompts),
+        "prompts_digest": key_of({"prompts": asked, "right": labels}),
+    }
+
+
+def _answered(
+    prompts: Sequence[LabelledPrompt], model: SteerableModel, folder: Path | None
+) -> list[TokenPrompt]:
+    """Give the prompts as scoring has them, with the choice that the unsteered model makes."""
+    own = own_choices(model, folder)([prompt.choices for prompt in prompts])
+    tokens = [list(model.continuation(*prompt.choices[0]).context) for prompt in prompts]
+    answers = [Answers(prompt.right, its) for prompt, its in zip(prompts, own, strict=True)]
+    return [TokenPrompt(*each) for each in zip(tokens, answers, strict=True)]
 
 
 def _made_by(collector: Collector) -> list[Any]:
