@@ -180,9 +180,8 @@ def refuse_unsuited(
     Raises:
         UserError: naming task and method, and what the document is like.
     """
-    methods = {type(m): m for m in (arm.method for arm in arms if not arm.is_unsteered) if m}
-    for kind, method in methods.items():
-        if kind.unsuited is Method.unsuited:
+    for method in dict.fromkeys(method_of(arm) for arm in arms if not arm.is_unsteered):
+        if type(method).unsuited is Method.unsuited:
             continue  # documents take time to render
         for document in task.evaluated() if documents is None else documents:
             words = method.unsuited(task.question(document), task.choices(document))
