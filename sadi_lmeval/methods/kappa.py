@@ -30,7 +30,7 @@ from sadi_lmeval.types import Element, HiddenSite, Scope, Size
 logger = logging.getLogger("lm_eval.sadi")
 
 _STEPS = 1000
-_GRADIENT = 1e-7
+_GRADIENT = 1e-9
 """Where a fit stops. At scikit-learn's 1e-4, rounding shows in the third digit of scores."""
 _SMALLEST = 1e-6
 """Singular values of W_P below this part of the largest are rounding: its rows sum to zero."""
@@ -159,9 +159,10 @@ def fit_letter_probes(values: Tensor, answers: Sequence[Answers], label: str) ->
     letters = np.intersect1d(right, own)
     if len(letters) < 2:
         raise UserError(
-            f"KAPPA needs two letters that are right for some of its prompts and the model's own "
-            f"for some, and of {len(answers)} prompts {len(set(right.tolist()))} letters are right "
-            f"and {len(set(own.tolist()))} the model's own; pass a larger n_pairs"
+            f"{label}: hf-kappa needs two letters that are right for some of its prompts and the "
+            f"model's own for some, but of {len(answers)} prompts {len(set(right.tolist()))} "
+            f"letters are right and {len(set(own.tolist()))} the model's own; pass a larger "
+            "n_pairs, or show the model examples (--num_fewshot)"
         )
     layers, width = values.shape[1:3]
     found = {
@@ -194,6 +195,10 @@ def softmax_probe(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Fit a softmax regression, and give the rows and biases of some of its classes, centred.
 
+    The bias is not penalised and rows lie in the span of the prompts, which are mostly fewer than
+    the width. So it is the same regression about the prompts' mean and on a basis of that span,
+    where it takes a twentieth of the time and comes closer to its end.
+
     Args:
         values: ``[prompts, width]``.
         labels: the class of each, ``[prompts]``.
@@ -202,8 +207,12 @@ def softmax_probe(
     Returns:
         ``[k, width]`` and ``[k]``.
     """
-    probe = LogisticRegression(C=1.0, max_iter=_STEPS, tol=_GRADIENT).fit(values, labels)
-    rows, biases = probe.coef_, probe.intercept_
+    mean = values.mean(axis=0)
+    basis = np.linalg.qr((values - mean).T).Q  # [width, at most prompts]
+    probe = LogisticRegression(C=1.0, max_iter=_STEPS, tol=_GRADIENT)
+    probe.fit((values - mean) @ basis, labels)
+    rows = probe.coef_ @ basis.T
+    biases = probe.intercept_ - rows @ mean
     if len(probe.classes_) == 2:  # one row, of the second class against the first
         rows, biases = np.concatenate([-rows, rows]) / 2, np.concatenate([-biases, biases]) / 2
     places = np.searchsorted(probe.classes_, letters)

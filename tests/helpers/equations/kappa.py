@@ -38,7 +38,8 @@ class Layer(NamedTuple):
 
 def probe_of(texts: Tensor, labels: Sequence[int], letters: Sequence[int]) -> Probe:
     """Softmax regression of ``[prompts, width]``, of which some letters are looked at."""
-    fitted = LogisticRegression(C=1.0, max_iter=10**5, tol=1e-10).fit(texts.numpy(), labels)
+    exact = LogisticRegression(C=1.0, solver="newton-cg", max_iter=10**5, tol=1e-9)
+    fitted = exact.fit(texts.numpy(), labels)
     classes = fitted.classes_.tolist()
     if len(classes) == 2:  # the logit of the second against the first
         row, bias = fitted.coef_[0], float(fitted.intercept_[0])
