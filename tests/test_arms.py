@@ -26,6 +26,7 @@ ALONE: dict[str, tuple[str, dict[str, Any]]] = {
     "sadi-hidden": ("sadi", {"element": "hidden"}),
     "iti": ("iti", {}),
     "caa": ("caa", {}),
+    "kappa": ("kappa", {}),
     "random": ("sadi", {"selection": "random"}),
     "random-neuron": ("sadi", {"element": "neuron", "selection": "random"}),
     "random-hidden": ("sadi", {"element": "hidden", "selection": "random"}),
@@ -116,7 +117,8 @@ def test_arms_name_their_numbers_as_their_methods_do() -> None:
     assert arm("iti").axes.names == ("top_k", "alpha")
     assert arm("caa").axes.names == ("layer", "multiplier")
     assert arm("none").axes.names == ()
-    others = set(NAMES) - {"iti", "caa", "none"}
+    assert arm("kappa").axes.names == ("layer", "alpha")
+    others = set(NAMES) - {"iti", "caa", "kappa", "none"}
     assert {arm(name).axes.names for name in others} == {("top_k", "delta")}
 
 
@@ -133,6 +135,7 @@ def test_arms_read_where_they_steer() -> None:
         "random-hidden",
         "fixed-hidden",
         "caa",
+        "kappa",
     }
     assert places["caa"] == ("hidden", "residual")
 
@@ -145,7 +148,8 @@ def test_only_iti_measures_probes() -> None:
         if method is not None:
             kinds[name] = method.collector(find_site(model, *method.place), 2, 0).kind
     assert {name for name, kind in kinds.items() if kind == "probes"} == {"iti"}
-    assert set(kinds.values()) == {"probes", "mean_difference"}
+    assert {name for name, kind in kinds.items() if kind == "letter_probes"} == {"kappa"}
+    assert set(kinds.values()) == {"probes", "letter_probes", "mean_difference"}
 
 
 @pytest.mark.parametrize("size", SIZES)
