@@ -18,10 +18,11 @@ from sadi_lmeval.pairs.hardest import own_choices
 from sadi_lmeval.pairs.pairs import Pair
 from sadi_lmeval.pairs.plan import Plan, examples
 from sadi_lmeval.pairs.prompts import LabelledPrompt, labelled_prompts
-from sadi_lmeval.pairs.sources import QUESTIONS_BY, Source
+from sadi_lmeval.pairs.sources import QUESTIONS_BY, Identity, Source
 from sadi_lmeval.passes.activations import Answers, Collector, Labelled, TokenPair, TokenPrompt
 from sadi_lmeval.passes.steerable import SteerableModel, folder_for
 from sadi_lmeval.storage.fit_file import Fit, load_fit, save_fit
+from sadi_lmeval.storage.hub import fit_path
 from sadi_lmeval.storage.store import Kind, get_or_build
 from sadi_lmeval.versions import code_digest, versions
 
@@ -93,18 +94,60 @@ def fits_of(
     """
     if not arms:
         return []
-    task, seed = plan.source_task, arms[0].options.seed
-    tokens = [
-        TokenPair(model.encode(*pair.positive), model.encode(*pair.negative)) for pair in pairs
-    ]
-    shown = examples(plan, source, arms[0].options)
-    identities = [*(pair.known_as for pair in pairs), *shown]
-    shared: dict[str, Any] = {
-        **model.model_card,
+    task = plan.source_task
+    origin: dict[str, Any] = {
         "task": task.name,
         "source": plan.pairs_from(source),
         "recipe": plan.recipe.recipe,
         "recipe_digest": plan.recipe.digest,
+    }
+    shown = examples(plan, source, arms[0].options)
+    folds = plan.sources.folds and not plan.is_static
+    label = task.name + (f", {source.label}" if folds else "")
+    prompts: list[LabelledPrompt] = []
+    if any(map(_is_on_prompts, arms)):
+        prompts = labelled_prompts(plan, source, pairs, arms[0].options)
+        refuse_unsuited(task, arms, [prompt.document for prompt in prompts])
+    return fits_of_pairs(pairs, shown, origin, arms, model, label, prompts)
+
+
+def fits_of_pairs(
+    pairs: Sequence[Pair],
+    shown: Sequence[Identity],
+    origin: Mapping[str, Any],
+    arms: Sequence[Arm],
+    model: SteerableModel,
+    label: str,
+    prompts: Sequence[LabelledPrompt] = (),
+) -> list[Fitted]:
+    """Fit each arm to pairs, wherever these come from.
+
+    Args:
+        pairs: the same for all arms.
+        shown: what their prompts show as examples.
+        origin: where they come from: ``task``, ``source``, and more for the card.
+        arms: that steer, at least one; where the cache is comes from the first.
+        model: reads.
+        label: of the pairs, for messages.
+        prompts: of the pairs' documents, where they are of documents with choices.
+
+    Raises:
+        UserError: nothing can be made of the activations, or a method needs prompts.
+    """
+    for arm in arms:
+        if _is_on_prompts(arm) and not prompts:
+            raise UserError(
+                f"method {method_of(arm).name}: is fitted on a task's prompts with their choices, "
+                "which pairs do not have; name the task (from_task=TASK)"
+            )
+    seed = arms[0].options.seed
+    tokens = [
+        TokenPair(model.encode(*pair.positive), model.encode(*pair.negative)) for pair in pairs
+    ]
+    identities = [*(pair.known_as for pair in pairs), *shown]
+    shared: dict[str, Any] = {
+        **model.model_card,
+        **origin,
         "n_pairs": len(pairs),
         "pairs_digest": key_of({"pairs": tokens}),
         "documents": [i.content for i in identities],
@@ -113,12 +156,7 @@ def fits_of(
         "seed": seed,
         "versions": versions(),
     }
-    prompts: list[LabelledPrompt] = []
-    of_prompts: dict[str, Any] = {}
-    if any(method_of(arm).fitted_on == "prompts" for arm in arms):
-        prompts = labelled_prompts(plan, source, pairs, arms[0].options)
-        of_prompts = _of_prompts(prompts, model)
-        refuse_unsuited(task, arms, [prompt.document for prompt in prompts])
+    of_prompts = _of_prompts(prompts, model)
     needed: dict[str, _Needed] = {}
     keys = []
     for arm in arms:
@@ -128,7 +166,7 @@ def fits_of(
         probe = method.collector(site, 1, seed)
         card = {
             **shared,
-            **(of_prompts if method.fitted_on == "prompts" else {}),
+            **(of_prompts if _is_on_prompts(arm) else {}),
             "kind": probe.kind,
             "measured_by": method.measured_by,
             "code": [code_digest(made_by) for made_by in _made_by(probe)],
@@ -140,9 +178,6 @@ def fits_of(
             card["measured_for"] = [method.name, method.code]
         keys.append(key_of({k: v for k, v in card.items() if k not in PROVENANCE}))
         needed[keys[-1]] = _Needed(card, site, method)
-    folds = plan.sources.folds and not plan.is_static
-    name = task.name + (f", {source.label}" if folds else "")
-    origin = f"{task.name} ({plan.pairs_from(source)})"
 
     def build(missing: list[str], _: Path | None) -> dict[str, Fit]:
         collectors: dict[str, Collector] = {}
@@ -155,16 +190,17 @@ def fits_of(
                 texts = _answered(prompts, model, folder)
             fresh = {key: needed[key].collector(len(texts), seed) for key in mine}
             readers = [(needed[key].site, each) for key, each in fresh.items()]
-            label = f"{fitted_on.capitalize()} of {name}"
-            model.engine.read(readers, texts, label, model.processes)
+            said = f"{fitted_on.capitalize()} of {label}"
+            model.engine.read(readers, texts, said, model.processes)
             collectors |= fresh
         if not model.processes.is_first:
             return {}
-        return {key: Fit(each.tensors(name), needed[key].card) for key, each in collectors.items()}
+        return {key: Fit(each.tensors(label), needed[key].card) for key, each in collectors.items()}
 
     folder = folder_for(arms[0].options, model)
     fits = get_or_build(folder, FITS, keys, build, model.processes)
-    return [Fitted(fits[key].value, origin, key, fits[key].file) for key in keys]
+    named = f"{origin['task']} ({origin['source']})"
+    return [Fitted(fits[key].value, named, key, fits[key].file) for key in keys]
 
 
 def refuse_unsuited(
@@ -187,6 +223,10 @@ def refuse_unsuited(
             words = method.unsuited(task.question(document), task.choices(document))
             if words is not None:
                 raise UserError(f"task {task.name}: hf-{method.name} takes {words}")
+
+
+def _is_on_prompts(arm: Arm) -> bool:
+    return method_of(arm).fitted_on == "prompts"
 
 
 def _of_prompts(prompts: Sequence[LabelledPrompt], model: SteerableModel) -> dict[str, Any]:
@@ -215,6 +255,19 @@ def _made_by(collector: Collector) -> list[Any]:
     return [type(collector)] if make is None else [type(collector), make]
 
 
+def saved_setting(source: str, arm: Arm) -> dict[str, float]:
+    """Give the setting that a fit of the user's brings along for an arm's method, by axis.
+
+    Raises:
+        UserError: it is no fit, or damaged.
+    """
+    steering = load_fit(fit_path(source)).steering
+    if steering.get("method") != method_of(arm).name:
+        return {}
+    read = {axis.name: axis.read(steering.get(axis.name)) for axis in arm.axes}
+    return {name: number for name, number in read.items() if number is not None}
+
+
 def given_fit(path: str, arm: Arm, site: Site, model: SteerableModel) -> Fitted:
     """Load a fit of the user's.
 
@@ -222,7 +275,7 @@ def given_fit(path: str, arm: Arm, site: Site, model: SteerableModel) -> Fitted:
         UserError: it is none, is damaged, or does not fit the method or the model.
     """
     method = method_of(arm)
-    fit = load_fit(Path(path))
+    fit = load_fit(fit_path(path))
     collector = method.collector(site, 1, arm.options.seed)
     model_type = model.model_card["model_type"]
     fit.check_fits(collector.kind, collector.shapes, site, model_type, path)
