@@ -16,6 +16,7 @@ import torch
 from lm_eval.tasks import TaskManager
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from helpers.equations.kappa import EQUATIONS
 from helpers.forms import LETTERS
@@ -23,6 +24,7 @@ from helpers.messages import one_line
 from helpers.results import masks_of, numbers
 from helpers.tasks import load, make_task
 from sadi_lmeval import cli
+from sadi_lmeval.api.fitting import fit
 from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods.arm import read_arm
@@ -77,7 +79,7 @@ def drawn_fit(letters: int, rank: int | None = None) -> Any:
 
 def edited(
     fit: Any, rows: Tensor, alpha: float, layer: int = 1, method: KAPPA | None = None
-) -> Any:
+) -> Tensor:
     site = site_of(rows.shape[1])
     edits = (method or KAPPA()).edits(site, fit, [Setting(1, alpha)], 0)
     return edits.apply(layer, rows, torch.zeros(len(rows), dtype=torch.long))
@@ -85,7 +87,9 @@ def edited(
 
 def reads(fit: Any, probe: str, rows: Tensor) -> Tensor:
     """Logits of a probe, ``[n, k]``."""
-    return rows.double() @ fit[probe][1].double().T + fit[f"{probe}_bias"][1].double()
+    weight, bias = fit[probe][1].double(), fit[f"{probe}_bias"][1].double()
+    logits: Tensor = rows.double() @ weight.T + bias
+    return logits
 
 
 # ------------------------------------------------------------------ the equation
@@ -195,12 +199,12 @@ def test_letters_that_are_never_right_or_never_chosen_are_left_out() -> None:
     values = torch.randn(12, 2, WIDTH, 1, generator=torch.Generator().manual_seed(5))
     answers = [Answers(i % 3, 1 + i % 2 * (1 + i % 4 // 2)) for i in range(12)]
     assert ({a.right for a in answers}, {a.own for a in answers}) == ({0, 1, 2}, {1, 2, 3})
-    fit = fit_letter_probes(values, answers, "test")
-    assert fit["knowledge"].shape == fit["prediction"].shape == (2, 2, WIDTH)
-    assert fit["knowledge_bias"].shape == (2, 2)
+    found = fit_letter_probes(values, answers, "test")
+    assert found["knowledge"].shape == found["prediction"].shape == (2, 2, WIDTH)
+    assert found["knowledge_bias"].shape == (2, 2)
     right = [a for a in answers if a.right in (1, 2)]
     rows = values[[answers.index(a) for a in right], 0, :, 0]
-    logits = rows @ fit["knowledge"][0].T + fit["knowledge_bias"][0]
+    logits = rows @ found["knowledge"][0].T + found["knowledge_bias"][0]
     assert logits.argmax(dim=1).tolist() == [a.right - 1 for a in right]
 
 
@@ -304,6 +308,16 @@ def test_so_is_one_that_a_fit_of_letters_is_given_to_or_that_pairs_are_taken_fro
         evaluate("letters_choice", model="hf-kappa", recipe="politeness", **GIVEN)
 
 
+def test_pairs_of_the_user_s_have_no_choices(
+    model_folder: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    model = LlamaForCausalLM.from_pretrained(model_folder)
+    pairs = [{"prompt": f"the {n} is", "positive": "old", "negative": "new"} for n in "abcd"]
+    with pytest.raises(UserError, match="method kappa: is fitted on a task's prompts") as caught:
+        fit(model, tokenizer, pairs, method="kappa", cache_dir=str(tmp_path))
+    assert "from_task=TASK" in one_line(caught)
+
+
 # ------------------------------------------------------------------ labelled prompts
 
 
@@ -367,9 +381,9 @@ def test_the_card_names_prompts_and_documents_and_other_labels_make_another_fit(
         make_task(tmp_path, "task", {"train": rows, "validation": scored[:4]}, **LETTERS.config)
         [mask] = masks_of(run_task("task", "hf-kappa", **GIVEN), "task")
         fits.append(load_fit(Path(mask["file"])))
-    for fit in fits:
-        assert (fit.card["kind"], fit.card["n_prompts"]) == ("letter_probes", 12)
-        assert len(set(fit.card["documents"])) == 12
+    for each in fits:
+        assert (each.card["kind"], each.card["n_prompts"]) == ("letter_probes", 12)
+        assert len(set(each.card["documents"])) == 12
     assert fits[0].card["prompts_digest"] != fits[1].card["prompts_digest"]
     assert not torch.equal(fits[0].tensors["knowledge"], fits[1].tensors["knowledge"])
     for name in ("prediction", "prediction_bias"):  # the model says what it says

@@ -138,7 +138,8 @@ def assert_same_rows(edits: Edits, found: Tensor, expected: Tensor) -> None:
     """
     if isinstance(edits, (DirectionEdits, FieldEdits)):
         bound = 1e-4 if isinstance(edits, FieldEdits) else 1e-5
-        rounding = {"atol": bound, "rtol": bound} if found.dtype == torch.float32 else {}
+        of_float32: dict[str, Any] = {"atol": bound, "rtol": bound}
+        rounding = of_float32 if found.dtype == torch.float32 else {}
         torch.testing.assert_close(found, expected, equal_nan=True, **rounding)
     else:
         assert_same_bits(found, expected)

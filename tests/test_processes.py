@@ -189,10 +189,10 @@ def test_masks_are_those_of_one_process(runs: dict[str, Run], rounding: float, l
 
 def test_prompts_are_answered_and_read_as_by_one_process(layouts: Layouts) -> None:
     """Of a method that is fitted on them; each process knows some activations and some answers."""
-    options, given = ("--tasks", "letters_choice", "--limit", "7"), {"layer": 1, "alpha": 4}
+    options = ("--tasks", "letters_choice", "--limit", "7")
+    given: dict[str, Any] = {"model": "hf-kappa", "n_pairs": 13, "layer": 1, "alpha": 4}
     one, two = (
-        layouts(layout, f"prompts_{layout}", *options, model="hf-kappa", n_pairs=13, **given)
-        for layout in ("one", "two")
+        layouts(layout, f"prompts_{layout}", *options, **given) for layout in ("one", "two")
     )
     assert one.code == two.code == 0, one.output[-3000:] + two.output[-3000:]
     assert list(one.masks) == list(two.masks)
