@@ -156,7 +156,7 @@ def fit_letter_probes(values: Tensor, answers: Sequence[Answers], label: str) ->
         UserError: there are fewer than two such letters.
     """
     right, own = (np.array(each) for each in zip(*answers, strict=True))
-    letters = np.intersect1d(right, own)
+    letters = np.intersect1d(right, own)  # a probe has no row for another
     if len(letters) < 2:
         raise UserError(
             f"{label}: hf-kappa needs two letters that are right for some of its prompts and the "
@@ -208,7 +208,7 @@ def softmax_probe(
         ``[k, width]`` and ``[k]``.
     """
     mean = values.mean(axis=0)
-    basis = np.linalg.qr((values - mean).T).Q  # [width, at most prompts]
+    basis, _ = np.linalg.qr((values - mean).T)  # [width, at most prompts]
     probe = LogisticRegression(C=1.0, max_iter=_STEPS, tol=_GRADIENT)
     probe.fit((values - mean) @ basis, labels)
     rows = probe.coef_ @ basis.T

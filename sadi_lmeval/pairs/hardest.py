@@ -39,7 +39,6 @@ def own_choices(model: SteerableModel, folder: Path | None) -> Likes:
 
 
 def _likes(model: SteerableModel, folder: Path | None, what: str) -> Likes:
-
     def likes(answers: Sequence[Sequence[Text]]) -> list[int]:
         tokens = [[model.continuation(*text) for text in each] for each in answers]
         sizes = [len(each) for each in answers]
