@@ -18,6 +18,7 @@ from sadi_lmeval.pairs.plan import Plan, examples
 from sadi_lmeval.pairs.sources import QUESTIONS_BY, Source
 from sadi_lmeval.passes.activations import Collector, TokenPair
 from sadi_lmeval.passes.steerable import SteerableModel, folder_for
+from sadi_lmeval.steering.labels import ShuffledLabels, swapped_pairs
 from sadi_lmeval.storage.fit_file import Fit, load_fit, save_fit
 from sadi_lmeval.storage.store import Kind, get_or_build
 from sadi_lmeval.versions import code_digest, versions
@@ -58,7 +59,10 @@ class _Needed(NamedTuple):
     method: Method
 
     def collector(self, pairs: int, seed: int) -> Collector:
-        return self.method.collector(self.site, pairs, seed)
+        collector = self.method.collector(self.site, pairs, seed)
+        if self.card["labels"] == "gold":
+            return collector
+        return ShuffledLabels(collector, swapped_pairs(pairs, seed))
 
 
 def method_of(arm: Arm) -> Method:
@@ -118,6 +122,7 @@ def fits_of(
         card = {
             **shared,
             "kind": probe.kind,
+            "labels": arm.options.labels,
             "measured_by": method.measured_by,
             "code": [code_digest(made_by) for made_by in _made_by(probe)],
             "element": site.element,
