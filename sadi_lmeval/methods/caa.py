@@ -152,7 +152,8 @@ def principal_component(right: Array, wrong: Array) -> Array:
 
 def probe_coefficients(right: Array, wrong: Array, seed: int) -> Array:
     """Find a logistic regression's coefficients between both sides, ``[width]``."""
-    probe = LogisticRegression(max_iter=1000, random_state=seed % _SEEDS)
+    # To the end: what rounding did to the activations is not to show in where it stopped.
+    probe = LogisticRegression(max_iter=1000, tol=1e-8, random_state=seed % _SEEDS)
     labels = np.repeat([1, 0], [len(right), len(wrong)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -80,9 +80,12 @@ class Cell:
         return (difference or 0.0) * (1 if self.record.higher_is_better else -1) > 0
 
     @property
+    def arrow(self) -> str:
+        return ("↑*" if self.better else "↓*") if self.significant else ""
+
+    @property
     def mark(self) -> str:
-        arrow = ("↑*" if self.better else "↓*") if self.significant else ""
-        return _with_dagger(arrow, self.control)
+        return _with_dagger(self.arrow, self.control)
 
 
 @dataclass(frozen=True)
@@ -214,7 +217,7 @@ class Board:
     @property
     def warnings(self) -> list[str]:
         of_cells = [cell.diagnosis.warning for cell in self.cells]
-        of_tasks = [self._elsewhere(task) for task in self.tasks]
+        of_tasks = [self._unlike_held_out(task) for task in self.tasks]
         return [warning for warning in (*of_cells, *of_tasks) if warning is not None]
 
     @property
@@ -227,7 +230,7 @@ class Board:
         """Whether some row was scored on tasks that it is not fitted to."""
         return any(row.elsewhere is not None for row in self.rows)
 
-    def _elsewhere(self, task: str) -> str | None:
+    def _unlike_held_out(self, task: str) -> str | None:
         """Say where the held-out documents are easier or harder than the scored ones."""
         column = {row.method: row.cells[task] for row in self.rows if task in row.cells}
         scored, tuned = column.get(UNSTEERED), [_held_out(cell) for cell in column.values()]

@@ -332,7 +332,7 @@ def _matrix(
             shown(compared[key], board.scale(key[1]), sign=True),
             _level(gains.get(key, 0.0), reach),
             key[0] == key[1],
-            cells[key].mark,
+            cells[key].arrow,
         )
 
     return Grid(

@@ -239,7 +239,7 @@ def _matrix(board: Board, transfer: Transfer) -> list[str]:
                 texts.append("")
                 continue
             text = shown(cell.comparison.difference, board.scale(target), sign=True)
-            texts.append(f"{text} {cell.mark}".rstrip())
+            texts.append(f"{text} {cell.arrow}".rstrip())
         lines.append(_markdown_row([_escaped(source), *texts]))
     return lines
 
