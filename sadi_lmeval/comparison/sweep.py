@@ -276,6 +276,8 @@ def _lines(
             del record["method"]
             place = {"element": method_of(arm).place[0]}
             of_arm = {**place, **arm.axes.named(setting), **record, "arm": what.keys[name]}
+            if arm.options.labels != "gold":
+                of_arm["labels"] = arm.options.labels
         lines.append(
             {
                 "method": name,
