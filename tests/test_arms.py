@@ -263,7 +263,7 @@ def test_controls_of_nothing_are_refused(given: str) -> None:
 
 
 def test_a_saved_fit_has_the_labels_that_it_was_made_with() -> None:
-    with pytest.raises(UserError, match="mask= was given with labels=shuffled"):
+    with pytest.raises(UserError, match="fit= was given with labels=shuffled"):
         read_arm("caa", {"mask": __file__, "labels": "shuffled", "layer": 1})
     with pytest.raises(UserError, match=r"labels=true: .*gold"):
         read_arm("caa", {"labels": "true"})

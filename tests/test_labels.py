@@ -15,7 +15,7 @@ from sadi_lmeval.architecture.sites import Site, find_site
 from sadi_lmeval.methods.base import Method
 from sadi_lmeval.methods.registry import method_class, method_names
 from sadi_lmeval.passes.activations import Collector
-from sadi_lmeval.steering.labels import ShuffledLabels, swapped_pairs
+from sadi_lmeval.steering.labels import Relabelled, sides_swapped, swapped_pairs
 
 pytestmark = pytest.mark.quick
 
@@ -67,7 +67,7 @@ def test_a_method_measures_what_it_would_of_texts_that_have_changed_places(metho
     swapped = swapped_pairs(PAIRS, SEED)
     mine = torch.tensor([pair in swapped for pair in range(PAIRS)]).view(-1, 1, 1)
     changed = torch.where(mine, negative, positive), torch.where(mine, positive, negative)
-    shuffled = ShuffledLabels(collector_of(method), swapped)
+    shuffled = Relabelled(collector_of(method), sides_swapped(PAIRS, SEED))
     inner = collector_of(method)
     assert (shuffled.kind, shuffled.shapes) == (inner.kind, inner.shapes)
     found = made(shuffled, (positive, negative))
@@ -84,7 +84,7 @@ def test_no_information_is_left_in_the_mean_difference() -> None:
     common = torch.randn(site.layers, site.width, generator=torch.Generator().manual_seed(2))
     sides = common.expand(PAIRS, -1, -1), torch.zeros(PAIRS, site.layers, site.width)
     gold = made(collector_of(METHODS["caa"]), sides)["difference"].flatten(1)
-    shuffled = ShuffledLabels(collector_of(METHODS["caa"]), swapped_pairs(PAIRS, SEED))
+    shuffled = Relabelled(collector_of(METHODS["caa"]), sides_swapped(PAIRS, SEED))
     left = made(shuffled, sides)["difference"].flatten(1)
     torch.testing.assert_close(gold, common)
     torch.testing.assert_close(left, torch.zeros_like(left))

@@ -1,14 +1,17 @@
-"""Labels of pairs, shuffled: what a method measures then holds no information about them."""
+"""Labels shuffled: what a method measures then holds no information about them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable
 from random import Random
 
 from torch import Tensor
 
 from sadi_lmeval.passes.activations import Collector
 from sadi_lmeval.processes import Processes
+
+Relabel = Callable[[int, int], int]
+"""Gives the label that a collector is told for a text, of its pair's index and its own label."""
 
 
 def swapped_pairs(count: int, seed: int) -> frozenset[int]:
@@ -27,22 +30,25 @@ def swapped_pairs(count: int, seed: int) -> frozenset[int]:
     return frozenset(random.sample(range(count), half))
 
 
-class ShuffledLabels:
-    """Hands activations on to a collector, those of some pairs with their sides swapped.
+def sides_swapped(count: int, seed: int) -> Relabel:
+    """Give the labels of pairs, 1 and -1, after half of the pairs were swapped."""
+    swapped = swapped_pairs(count, seed)
+    return lambda pair, sign: -sign if pair in swapped else sign
+
+
+class Relabelled:
+    """Hands activations on to a collector, under other labels than their own.
 
     That is what any method's collector would see if the texts themselves had changed places, so
     both kinds of labels are read in one pass.
     """
 
-    def __init__(self, inner: Collector, swapped: Collection[int]) -> None:
-        self.inner, self.swapped = inner, swapped
+    def __init__(self, inner: Collector, relabel: Relabel) -> None:
+        self.inner, self.relabel = inner, relabel
         self.kind, self.shapes = inner.kind, inner.shapes
 
     def add(self, pairs: list[int], signs: list[int], values: Tensor) -> None:
-        swapped = [
-            -sign if pair in self.swapped else sign for pair, sign in zip(pairs, signs, strict=True)
-        ]
-        self.inner.add(pairs, swapped, values)
+        self.inner.add(pairs, list(map(self.relabel, pairs, signs)), values)
 
     def join(self, processes: Processes) -> None:
         self.inner.join(processes)
