@@ -186,18 +186,17 @@ def test_a_shuffled_control_has_its_method_s_pairs_folds_and_budget_and_other_la
                 assert fit.digest != shuffled.digest
 
 
-def test_a_random_direction_is_one_for_the_fit_of_the_mean_difference(whole: Whole) -> None:
+def test_a_random_direction_has_the_length_of_the_mean_difference(whole: Whole) -> None:
     for task in TASKS:
         fits, drawn = (record_of(whole.folder, task, n).steering for n in ("caa", "caa-random"))
         assert [fit.sha256 for fit in drawn.fits] == [fit.sha256 for fit in fits.fits]
-        assert [fit.cache_key for fit in drawn.fits] == [fit.cache_key for fit in fits.fits]
         assert drawn.arguments == {**fits.arguments, "direction": "random"}
 
 
 def test_methods_and_controls_share_every_pass(whole: Whole) -> None:
     """One over the pairs of each fit and one over its held-out documents, for all rows at once."""
     fits = 1 + 2  # of two folds; elsewhere they are the same
-    assert whole.read == [len(FITTED) - 1] * fits  # a random direction measures nothing of its own
+    assert whole.read == [len(FITTED)] * fits
     assert set(whole.tuned) == {len(FITTED)}
 
 
@@ -246,6 +245,17 @@ def test_without_information_another_selection_comes_out_and_always_the_same(
         found[name] = fit["selected"]
     assert found["shuffled"] == found["again"] != found["gold"]
     assert found["another"] != found["another's gold"]
+
+
+def test_the_list_of_fits_says_which_are_of_shuffled_labels(
+    whole: Whole, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = whole.folder.parent / "cache"
+    assert cli.main(["fits", "--cache_dir", str(cache)]) == 0
+    listed = [line for line in capsys.readouterr().out.splitlines() if "tiny_choice" in line]
+    shuffled = [line for line in listed if "(train, labels shuffled)" in line]
+    assert len(shuffled) == len(METHODS)
+    assert len(listed) == len(FITTED)
 
 
 # ------------------------------------------------------------------ a prompt alone

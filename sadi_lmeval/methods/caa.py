@@ -73,8 +73,8 @@ class CAA(Method):
 
     @property
     def measured_by(self) -> dict[str, Any]:
-        """Say what fits depend on: a random direction is one for the mean difference's fit."""
-        return {} if self.direction in ("mean", "random") else {"direction": self.direction}
+        """Say what fits depend on; that of the mean difference is SADI's of this site, too."""
+        return {} if self.direction == "mean" else {"direction": self.direction}
 
     def collector(self, site: Site, pairs: int, seed: int) -> MeanDifference | Kept:
         shapes: dict[str, tuple[int, ...]] = {"vector": site.shape}
