@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -26,25 +26,62 @@ pytestmark = pytest.mark.quick
 
 NAMES = tuple(arm_names())
 
-ALONE: dict[str, tuple[str, dict[str, Any]]] = {
-    "none": ("sadi", {"method": "none"}),
-    "sadi-head": ("sadi", {}),
-    "sadi-neuron": ("sadi", {"element": "neuron"}),
-    "sadi-hidden": ("sadi", {"element": "hidden"}),
-    "iti": ("iti", {}),
-    "caa": ("caa", {}),
-    "caa-pca": ("caa", {"direction": "pca"}),
-    "caa-probe": ("caa", {"direction": "probe"}),
-    "caa-random": ("caa", {"direction": "random"}),
-    "random": ("sadi", {"selection": "random"}),
-    "random-neuron": ("sadi", {"element": "neuron", "selection": "random"}),
-    "random-hidden": ("sadi", {"element": "hidden", "selection": "random"}),
-    "fixed": ("sadi", {"steering": "fixed"}),
-    "fixed-neuron": ("sadi", {"element": "neuron", "steering": "fixed"}),
-    "fixed-hidden": ("sadi", {"element": "hidden", "steering": "fixed"}),
-    "prompt-only": ("sadi", {"method": "none"}),
+HEAD, NEURON, MLP, BLOCK = (
+    ("head", "mlp"),
+    ("neuron", "mlp"),
+    ("hidden", "mlp"),
+    ("hidden", "residual"),
+)
+"""Where arms read and edit."""
+
+
+class Known(NamedTuple):
+    """What is known of an arm.
+
+    Attributes:
+        method: of the model that steers so when it runs alone.
+        given: its arguments.
+        place: where it reads and edits.
+        axes: the numbers of its settings.
+        kind: of what it measures.
+    """
+
+    method: str
+    given: dict[str, Any]
+    place: tuple[str, str]
+    axes: tuple[str, ...]
+    kind: str = "mean_difference"
+
+
+_SADI = ("top_k", "delta")
+_BLOCK = ("layer", "multiplier")
+ALONE: dict[str, Known] = {
+    "none": Known("sadi", {"method": "none"}, HEAD, ()),
+    "sadi-head": Known("sadi", {}, HEAD, _SADI),
+    "sadi-neuron": Known("sadi", {"element": "neuron"}, NEURON, _SADI),
+    "sadi-hidden": Known("sadi", {"element": "hidden"}, MLP, _SADI),
+    "iti": Known("iti", {}, HEAD, ("top_k", "alpha"), "probes"),
+    "caa": Known("caa", {}, BLOCK, _BLOCK),
+    "caa-pca": Known("caa", {"direction": "pca"}, BLOCK, _BLOCK, "caa_pca"),
+    "caa-probe": Known("caa", {"direction": "probe"}, BLOCK, _BLOCK, "caa_probe"),
+    "caa-random": Known("caa", {"direction": "random"}, BLOCK, _BLOCK),
+    "austeer": Known("austeer", {}, HEAD, ("top_k", "alpha"), "sign_counts"),
+    "austeer-hidden": Known(
+        "austeer", {"element": "hidden"}, MLP, ("top_k", "alpha"), "sign_counts"
+    ),
+    "linear-act": Known("linear-act", {}, BLOCK, ("layer", "strength"), "transport"),
+    "spherical": Known("spherical", {}, BLOCK, ("layer", "alpha", "beta")),
+    "odesteer": Known("odesteer", {}, BLOCK, ("layer", "tau"), "polynomial_classifier"),
+    "random": Known("sadi", {"selection": "random"}, HEAD, _SADI),
+    "random-neuron": Known("sadi", {"element": "neuron", "selection": "random"}, NEURON, _SADI),
+    "random-hidden": Known("sadi", {"element": "hidden", "selection": "random"}, MLP, _SADI),
+    "fixed": Known("sadi", {"steering": "fixed"}, HEAD, _SADI),
+    "fixed-neuron": Known("sadi", {"element": "neuron", "steering": "fixed"}, NEURON, _SADI),
+    "fixed-hidden": Known("sadi", {"element": "hidden", "steering": "fixed"}, MLP, _SADI),
+    "spherical-ungated": Known("spherical", {"gate": "off"}, BLOCK, ("layer", "alpha", "beta")),
+    "prompt-only": Known("sadi", {"method": "none"}, HEAD, ()),
 }
-"""The model and the arguments that steer so when they run alone."""
+"""Each arm, as it steers when it runs alone."""
 STEERED = [name for name in NAMES if name not in ("none", "prompt-only")]
 SHARED = {
     "n_pairs": 7,
@@ -82,7 +119,7 @@ def test_compare_takes_the_arms_of_every_method_by_default_and_no_ablation() -> 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_arm_is_what_the_model_that_steers_so_alone_has(name: str) -> None:
-    method, arguments = ALONE[name]
+    method, arguments = ALONE[name][:2]
     found = replace(arm(name), name="", instruction=None)
     assert found == replace(read_arm(method, arguments), name="")
 
@@ -139,42 +176,15 @@ def test_none_and_prompt_only_are_unsteered_and_every_other_arm_is_chosen() -> N
     assert {name for name in NAMES if arm(name).is_chosen} == set(STEERED)
 
 
-def test_arms_name_their_numbers_as_their_methods_do() -> None:
-    assert arm("iti").axes.names == ("top_k", "alpha")
-    of_caa = {name for name in STEERED if name.startswith("caa")}
-    assert {arm(name).axes.names for name in of_caa} == {("layer", "multiplier")}
-    assert arm("none").axes.names == ()
-    others = set(STEERED) - {"iti"} - of_caa
-    assert {arm(name).axes.names for name in others} == {("top_k", "delta")}
-
-
-def test_arms_read_where_they_steer() -> None:
-    places = {name: arm(name).method.place for name in STEERED}  # type: ignore[union-attr]
-    elements = {name: element for name, (element, _) in places.items()}
-    assert {name for name, element in elements.items() if element == "neuron"} == {
-        "sadi-neuron",
-        "random-neuron",
-        "fixed-neuron",
-    }
-    assert {name for name, element in elements.items() if element == "hidden"} == {
-        "sadi-hidden",
-        "random-hidden",
-        "fixed-hidden",
-        *(name for name in STEERED if name.startswith("caa")),
-    }
-    assert places["caa"] == ("hidden", "residual")
-
-
-def test_only_iti_measures_probes() -> None:
-    model = tiny_llama(50)
-    kinds = {}
-    for name in NAMES:
-        method = arm(name).method
-        if method is not None:
-            kinds[name] = method.collector(find_site(model, *method.place), 2, 0).kind
-    assert {name for name, kind in kinds.items() if kind == "probes"} == {"iti"}
-    assert set(kinds.values()) == {"probes", "mean_difference", "caa_pca", "caa_probe"}
-    assert kinds["caa-random"] == kinds["caa"] == "mean_difference"
+@pytest.mark.parametrize("name", STEERED)
+def test_arms_are_where_they_are_known_to_be(name: str) -> None:
+    found, known, model = arm(name), ALONE[name], tiny_llama(50)
+    assert found.method is not None
+    assert found.method.name == known.method
+    assert found.method.place == known.place
+    assert found.axes.names == known.axes
+    site = find_site(model, *found.method.place)
+    assert found.method.collector(site, 2, 0).kind == known.kind
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -197,7 +207,7 @@ def test_no_arm_has_more_settings_than_any_other_may_have(name: str, size: tuple
     [
         ("sadi-heads", ["unknown method 'sadi-heads'", "did you mean", "'sadi-head'"]),
         ("ITI", ["unknown method 'ITI'", "'iti'"]),
-        ("mlp", ["unknown method 'mlp'", "allowed: caa, caa-pca"]),
+        ("mlp", ["unknown method 'mlp'", "allowed: austeer, "]),
         ("", ["unknown method ''", "allowed"]),
         ("sadi", ["unknown method 'sadi'"]),
         ("hf-iti", ["unknown method 'hf-iti'", "'iti'"]),
