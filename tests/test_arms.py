@@ -28,6 +28,9 @@ ALONE: dict[str, tuple[str, dict[str, Any]]] = {
     "caa": ("caa", {}),
     "spherical": ("spherical", {}),
     "odesteer": ("odesteer", {}),
+    "austeer": ("austeer", {}),
+    "austeer-hidden": ("austeer", {"element": "hidden"}),
+    "linear-act": ("linear-act", {}),
     "random": ("sadi", {"selection": "random"}),
     "random-neuron": ("sadi", {"element": "neuron", "selection": "random"}),
     "random-hidden": ("sadi", {"element": "hidden", "selection": "random"}),
@@ -119,13 +122,15 @@ def test_arms_name_their_numbers_as_their_methods_do() -> None:
     assert arm("iti").axes.names == ("top_k", "alpha")
     assert arm("caa").axes.names == ("layer", "multiplier")
     assert arm("none").axes.names == ()
+    assert arm("austeer").axes.names == ("top_k", "alpha")
+    assert arm("linear-act").axes.names == ("layer", "strength")
     of_sadi = {name for name, (method, _) in ALONE.items() if method == "sadi"} - {"none"}
     assert {arm(name).axes.names for name in of_sadi} == {("top_k", "delta")}
 
 
 def test_arms_read_where_they_steer() -> None:
     places = {name: arm(name).method.place for name in NAMES if name != "none"}  # type: ignore[union-attr]
-    on_blocks = {"caa", "spherical", "spherical-ungated", "odesteer"}
+    on_blocks = {"caa", "linear-act", "spherical", "spherical-ungated", "odesteer"}
     assert {name for name, place in places.items() if place == ("hidden", "residual")} == on_blocks
     elements = {name: element for name, (element, _) in places.items()}
     assert {name for name, element in elements.items() if element == "neuron"} == {
@@ -137,8 +142,10 @@ def test_arms_read_where_they_steer() -> None:
         "sadi-hidden",
         "random-hidden",
         "fixed-hidden",
+        "austeer-hidden",
         *on_blocks,
     }
+    assert places["austeer-hidden"] == ("hidden", "mlp")
 
 
 def test_arms_measure_what_their_methods_need() -> None:
@@ -148,7 +155,13 @@ def test_arms_measure_what_their_methods_need() -> None:
         method = arm(name).method
         if method is not None:
             kinds[name] = method.collector(find_site(model, *method.place), 2, 0).kind
-    own = {"iti": "probes", "odesteer": "polynomial_classifier"}
+    own = {
+        "iti": "probes",
+        "austeer": "sign_counts",
+        "austeer-hidden": "sign_counts",
+        "linear-act": "transport",
+        "odesteer": "polynomial_classifier",
+    }
     assert kinds == {name: own.get(name, "mean_difference") for name in kinds}
 
 
@@ -172,7 +185,7 @@ def test_no_arm_has_more_settings_than_any_other_may_have(name: str, size: tuple
     [
         ("sadi-heads", ["unknown method 'sadi-heads'", "did you mean", "'sadi-head'"]),
         ("ITI", ["unknown method 'ITI'", "'iti'"]),
-        ("mlp", ["unknown method 'mlp'", "allowed: caa, fixed"]),
+        ("mlp", ["unknown method 'mlp'", "allowed: austeer, "]),
         ("", ["unknown method ''", "allowed"]),
         ("sadi", ["unknown method 'sadi'"]),
         ("hf-iti", ["unknown method 'hf-iti'", "'iti'"]),

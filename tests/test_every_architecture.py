@@ -30,6 +30,7 @@ from helpers.architectures import (
     columns_of,
     edits_of,
     generated,
+    last_activations,
     logits_at,
     made,
     modules_of,
@@ -53,7 +54,7 @@ from sadi_lmeval.architecture.sites import (
 )
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods.registry import method_class
-from sadi_lmeval.passes.packing import UNSTEERED
+from sadi_lmeval.passes.packing import UNSTEERED, Continuation
 from sadi_lmeval.settings import Setting
 from sadi_lmeval.types import Scope
 
@@ -120,6 +121,38 @@ def test_steering_is_the_equations_in_plain_hooks(name: str, where: str, clean: 
     steered, unsteered = by_request.view(-1, 3)[:, :2], by_request.view(-1, 3)[:, 2:]
     assert ((steered - unsteered).abs().amax(dim=1) > 1e-3).all()
     assert_close(scores(model, edits), by_request)
+
+
+@each_case
+@pytest.mark.parametrize("method", ["austeer", "linear-act"])
+def test_what_is_fitted_steers_as_its_equations_say(name: str, method: str) -> None:
+    """Single dimensions of heads, and whole hidden states of one layer, from the prompt onwards."""
+    case, model = CASES[name], made(name)
+    equations, kind = EQUATIONS[method], method_class(method)()
+    given = equations.given
+    modules, side = modules_of(model, case.named, equations.where(given))
+    texts = [[*prompt, token] for token in (3, 15) for prompt in PROMPTS]
+    ends = torch.stack([last_activations(model, modules, side, text) for text in texts])
+    pairs = len(PROMPTS)
+    site = find_site(model, *kind.place)
+    collector = kind.collector(site, pairs, 0)
+    collector.add([*range(pairs)] * 2, [1] * pairs + [-1] * pairs, ends)
+    setting = Setting(*(given[name] for name in kind.axes.names))
+    edits = kind.edits(site, collector.tensors(name), [setting], 0)
+    known = equations.measure(ends[:pairs].double(), ends[pairs:].double(), given)
+    change = equations.change(known, given)
+    assert callable(change)
+    prompt, tokens = PROMPTS[0], CONTINUATIONS[0]
+    text, last = [*prompt, *tokens], len(prompt) - 1
+
+    def edited(layer: int, values: torch.Tensor) -> torch.Tensor:
+        return torch.cat([values[:last], change(layer, values[last:])])
+
+    with changing(modules, side, edited):
+        expected = score_of(plain_logits(model, text), prompt, tokens)
+    found = scores(model, edits, [Continuation(prompt, tokens, 0)])
+    assert_close(found, torch.tensor([expected]))
+    assert abs(expected - score_of(plain_logits(model, text), prompt, tokens)) > 1e-3
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "neuron" in places(name)])

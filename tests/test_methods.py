@@ -227,12 +227,14 @@ def test_what_a_setting_is_said_to_select_is_what_it_edits(method: Method) -> No
         selected = method.selected(fit_of(method, site), setting, SEED)
         if selected is None:
             continue
-        assert selected.shape == (site.layers, site.entries)
+        if selected.dim() == 2:  # whole entries, else single activations of them
+            assert selected.shape == (site.layers, site.entries)
+            selected = selected.unsqueeze(-1).expand(site.shape)
+        assert selected.shape == site.shape
         rows = torch.rand(2, site.width, generator=torch.Generator().manual_seed(4)) + 1
         for layer in range(site.layers):
             changed = edits.apply(layer, rows, torch.zeros(2, dtype=torch.long)) != rows
-            wide = selected[layer].repeat_interleave(site.entry_width)
-            assert torch.equal(changed, wide.expand_as(changed))
+            assert torch.equal(changed, selected[layer].flatten().expand_as(changed))
 
 
 @each_method
