@@ -346,10 +346,10 @@ class SteeredModel(HFLM):  # type: ignore[misc]
                 raise UserError("a request names no task, so there are no pairs to fit a method to")
             tasks[name] = noted.get(name) or load_task(name, user_folders(self.options, None), None)
             refuse_unsuited(tasks[name], [self.arm])
-        prepared = {
-            name: with_unsteered(prepare(task, self, [self.arm])[0], self)
-            for name, task in tasks.items()
-        }
+        prepared = {}
+        for name, task in tasks.items():
+            [steering] = prepare(task, self, [self.arm])
+            prepared[name] = with_unsteered(steering, self)
         self._use(prepared)
         self._prepared_for = identity
 

@@ -16,7 +16,7 @@ RESERVED = frozenset(
     "version not_finite degenerate task_digest recipe_digest method source n_pairs selected "
     "cache_key sha256 file tuning score stderr difference difference_stderr margin documents "
     "likelihood_difference likelihood_difference_stderr objective run task split model "
-    "of_model labels unsteered".split()
+    "of_model unsteered labels".split()
 )
 """Keys of a record or of a line of ``sweep``: no method may call an argument like one of them,
 unless it means the site's own element."""
