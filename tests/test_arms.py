@@ -26,12 +26,8 @@ pytestmark = pytest.mark.quick
 
 NAMES = tuple(arm_names())
 
-HEAD, NEURON, MLP, BLOCK = (
-    ("head", "mlp"),
-    ("neuron", "mlp"),
-    ("hidden", "mlp"),
-    ("hidden", "residual"),
-)
+HEAD, NEURON = ("head", "mlp"), ("neuron", "mlp")
+MLP, BLOCK = ("hidden", "mlp"), ("hidden", "residual")
 """Where arms read and edit."""
 
 
@@ -72,6 +68,7 @@ ALONE: dict[str, Known] = {
     "linear-act": Known("linear-act", {}, BLOCK, ("layer", "strength"), "transport"),
     "spherical": Known("spherical", {}, BLOCK, ("layer", "alpha", "beta")),
     "odesteer": Known("odesteer", {}, BLOCK, ("layer", "tau"), "polynomial_classifier"),
+    "kappa": Known("kappa", {}, BLOCK, ("layer", "alpha"), "letter_probes"),
     "random": Known("sadi", {"selection": "random"}, HEAD, _SADI),
     "random-neuron": Known("sadi", {"element": "neuron", "selection": "random"}, NEURON, _SADI),
     "random-hidden": Known("sadi", {"element": "hidden", "selection": "random"}, MLP, _SADI),

@@ -53,6 +53,7 @@ from sadi_lmeval.architecture.sites import (
     register_architecture,
 )
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.methods.kappa import KAPPA
 from sadi_lmeval.methods.registry import method_class
 from sadi_lmeval.passes.packing import UNSTEERED, Continuation
 from sadi_lmeval.settings import Setting
@@ -153,6 +154,35 @@ def test_what_is_fitted_steers_as_its_equations_say(name: str, method: str) -> N
     found = scores(model, edits, [Continuation(prompt, tokens, 0)])
     assert_close(found, torch.tensor([expected]))
     assert abs(expected - score_of(plain_logits(model, text), prompt, tokens)) > 1e-3
+
+
+@each_case
+def test_a_choice_is_rewritten_as_in_plain_hooks(name: str) -> None:
+    """KAPPA after the first block: the shortest step to what the second probe is to read."""
+    case, model = CASES[name], made(name)
+    rows = torch.randn(2, 3, HIDDEN, generator=torch.Generator().manual_seed(0))
+    rows = rows - rows.mean(dim=1, keepdim=True)
+    bias = torch.tensor([[1.0, -1, 0], [0.5, 0, -0.5]])
+    names = ("knowledge", "prediction")
+    fit = {n: rows[i].expand(LAYERS, 3, HIDDEN) for i, n in enumerate(names)}
+    fit |= {f"{n}_bias": bias[i].expand(LAYERS, 3) for i, n in enumerate(names)}
+    edits = KAPPA().edits(site_of(model, "residual"), fit, [Setting(0, 4)], 0)
+    modules, side = modules_of(model, case.named, "residual")
+
+    def rewrite(layer: int, values: torch.Tensor) -> torch.Tensor:
+        after = values.clone()
+        if layer == 0:
+            knows, says = (rows[i].double() @ values[-1].double() + bias[i] for i in range(2))
+            missing = (4 * knows - says).unsqueeze(1)
+            step = torch.linalg.lstsq(rows[1].double(), missing, driver="gelsd", rcond=1e-6)
+            after[-1] = values[-1] + step.solution.squeeze(1)
+        return after
+
+    for prompt in PROMPTS:
+        with changing(modules, side, rewrite):
+            expected = plain_logits(model, prompt)[-1]
+        assert_close(logits_at(model, edits, prompt, 0), expected, prompt)
+        assert (expected - plain_logits(model, prompt)[-1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "neuron" in places(name)])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
+from typing import Any
 
 from torch import Tensor
 
-from sadi_lmeval.passes.activations import Collector
+from sadi_lmeval.passes.activations import Answers, Collector
 from sadi_lmeval.processes import Processes
 
-Relabel = Callable[[int, int], int]
-"""Gives the label that a collector is told for a text, of its pair's index and its own label."""
+Relabel = Callable[[int, Any], Any]
+"""Gives the label that a collector is told for a text: of the index of its pair or prompt, and of
+its own label."""
 
 
 def swapped_pairs(count: int, seed: int) -> frozenset[int]:
@@ -36,6 +38,21 @@ def sides_swapped(count: int, seed: int) -> Relabel:
     return lambda pair, sign: -sign if pair in swapped else sign
 
 
+def rights_permuted(answers: Sequence[Answers], seed: int) -> Relabel:
+    """Give the answers of prompts, the right one of each being that of another.
+
+    Each choice is right as often as before, and the model's own answers stay. To swap half with a
+    wrong choice would not do: of several choices half would still be more than chance.
+
+    Args:
+        answers: of all prompts.
+        seed: of the draw.
+    """
+    rights = [each.right for each in answers]
+    Random(f"labels {seed}").shuffle(rights)
+    return lambda prompt, own: own._replace(right=rights[prompt])
+
+
 class Relabelled:
     """Hands activations on to a collector, under other labels than their own.
 
@@ -47,8 +64,8 @@ class Relabelled:
         self.inner, self.relabel = inner, relabel
         self.kind, self.shapes = inner.kind, inner.shapes
 
-    def add(self, pairs: list[int], signs: list[int], values: Tensor) -> None:
-        self.inner.add(pairs, list(map(self.relabel, pairs, signs)), values)
+    def add(self, items: list[int], labels: list[Any], values: Tensor) -> None:
+        self.inner.add(items, list(map(self.relabel, items, labels)), values)
 
     def join(self, processes: Processes) -> None:
         self.inner.join(processes)
