@@ -21,6 +21,8 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from sadi_lmeval.api.fitting import fit
+    from sadi_lmeval.api.steering_fit import SteeringFit, load, wrap
     from sadi_lmeval.architecture.sites import Architecture, Site, register_architecture
     from sadi_lmeval.arguments import argument, choice, file, folder, number, text, whole
     from sadi_lmeval.edits.contract import Edits
@@ -30,11 +32,13 @@ if TYPE_CHECKING:
     from sadi_lmeval.edits.scaled import ScaledEdits
     from sadi_lmeval.errors import UserError
     from sadi_lmeval.methods.base import Method, scoped
-    from sadi_lmeval.methods.collectors import Kept, MeanDifference
+    from sadi_lmeval.methods.collectors import Kept, KeptPrompts, MeanDifference
     from sadi_lmeval.settings import Axes, Axis, SearchSpace, Setting
     from sadi_lmeval.types import Element, HiddenSite, Scope, Size
 
 _PUBLIC = {
+    "api.fitting": ("fit",),
+    "api.steering_fit": ("SteeringFit", "load", "wrap"),
     "architecture.sites": ("Architecture", "Site", "register_architecture"),
     "arguments": ("argument", "choice", "file", "folder", "number", "text", "whole"),
     "edits.contract": ("Edits",),
@@ -44,11 +48,11 @@ _PUBLIC = {
     "edits.scaled": ("ScaledEdits",),
     "errors": ("UserError",),
     "methods.base": ("Method", "scoped"),
-    "methods.collectors": ("Kept", "MeanDifference"),
+    "methods.collectors": ("Kept", "KeptPrompts", "MeanDifference"),
     "settings": ("Axes", "Axis", "SearchSpace", "Setting"),
     "types": ("Element", "HiddenSite", "Scope", "Size"),
 }
-"""Of each module, what others build on."""
+"""Of each module, what users and other packages take."""
 
 __all__ = [
     "Architecture",
@@ -62,6 +66,7 @@ __all__ = [
     "FieldEdits",
     "HiddenSite",
     "Kept",
+    "KeptPrompts",
     "MeanDifference",
     "Method",
     "ScaledEdits",
@@ -70,17 +75,21 @@ __all__ = [
     "Setting",
     "Site",
     "Size",
+    "SteeringFit",
     "UserError",
     "__version__",
     "argument",
     "choice",
     "file",
+    "fit",
     "folder",
+    "load",
     "number",
     "register_architecture",
     "scoped",
     "text",
     "whole",
+    "wrap",
 ]
 
 

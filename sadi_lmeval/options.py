@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sadi_lmeval.arguments import choice, declared, file, folder, read, text, whole
+from sadi_lmeval.arguments import choice, declared, file_or_repository, folder, read, text, whole
 from sadi_lmeval.errors import UserError, nearest
 
 Negative = Literal["random", "hardest", "all"]
+Labels = Literal["gold", "shuffled"]
 Protocol = Literal["default", "reference"]
 Objective = Literal["auto", "metric", "likelihood", "exact_match"]
 RuleName = Literal[
@@ -57,6 +58,11 @@ class Options:
         "random", get_args(Negative), "which wrong choice a pair has: `random`, `all` of them in "
         "pairs of their own, or the `hardest` for the unsteered model",
     )  # fmt: skip
+    labels: Labels = choice(
+        "gold", get_args(Labels), "`shuffled`: in half of the pairs, drawn by `seed`, right and "
+        "wrong are swapped before anything is measured: what is left without information "
+        "([docs/comparison.md](docs/comparison.md))",
+    )  # fmt: skip
     pairs_num_fewshot: int | None = whole(
         None, 0, "few-shot examples in the pairs' prompts", shown="as the run"
     )
@@ -66,10 +72,11 @@ class Options:
         "and `refusal_of_falsehoods` are hand-written pairs for any task) or a YAML file",
         shown="by task",
     )  # fmt: skip
-    mask: str | None = file(
-        "a saved fit (what was measured of pairs); one built from documents that are scored is "
-        "refused"
+    fit: str | None = file_or_repository(
+        "a saved fit (what was measured of pairs): a file, or `user/repository` of the hub; it "
+        "brings its setting along if it has one. One made from documents that are scored is refused"
     )
+    mask: str | None = file_or_repository("another name of `fit`")
     mask_from: str | None = text(None, "another task, on whose pairs the method is fitted")
     cache_dir: str | None = text(
         None, "where fits and choices are kept between runs", shown="the user's cache folder"
@@ -132,8 +139,16 @@ def read_options(given: Mapping[str, Any]) -> tuple[Options, list[str]]:
         the options, those that are faulty left out, and every fault.
     """
     values, faults = read(Options, given)
-    if values.get("mask") is not None and values.get("mask_from") is not None:
-        faults.append("mask= and mask_from= were both given: pass one of them")
+    sources = [name for name in ("fit", "mask", "mask_from") if values.get(name) is not None]
+    if len(sources) > 1:
+        faults.append(f"{'= and '.join(sources)}= were both given: pass one of them")
+    if "mask" in values:
+        values["fit"] = values.pop("mask")
+    if values.get("fit") is not None and values.get("labels") == "shuffled":
+        faults.append(
+            "fit= was given with labels=shuffled: a saved fit has the labels that it was made "
+            "with; pass one of them"
+        )
     return Options(**values), faults
 
 

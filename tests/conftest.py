@@ -26,6 +26,7 @@ pytest.register_assert_rewrite("helpers")
 
 # isort: split
 
+from helpers.forms import LETTERS  # noqa: E402
 from helpers.models import CHAT_TEMPLATE, tiny_llama  # noqa: E402
 from helpers.once import once  # noqa: E402
 from helpers.results import with_paths  # noqa: E402
@@ -81,7 +82,8 @@ def tasks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     tiny_choice (train, validation), tiny_folds (validation only), tiny_input (options stand in the
     context), tiny_empty (empty context), tiny_text (generate_until), tiny_sum (generate_until with
-    numbers), tiny_word (loglikelihood), tiny_rolling (loglikelihood_rolling).
+    numbers), tiny_word (loglikelihood), tiny_rolling (loglikelihood_rolling); letters_choice and
+    letters_folds: the same with letters as choices.
     """
     folder = tmp_path_factory.mktemp("tasks")
     rng = random.Random(0)
@@ -128,6 +130,8 @@ def tasks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write("tiny_same_split", training_split="validation")
     write("tiny_input", doc_to_text="label", doc_to_choice="{{choices}}", doc_to_target="answer")
     write("tiny_empty", doc_to_text="")
+    write("letters_choice", **LETTERS.config)
+    write("letters_folds", training_split=None, **LETTERS.config)
     generation: dict[str, Any] = {
         "output_type": "generate_until",
         "doc_to_choice": None,
@@ -237,7 +241,7 @@ def _evaluate(cache: Path, model_folder: Path, task_manager: Any) -> Evaluate:
         settings: dict[str, Any] | None = None,
         **arguments: Any,
     ) -> dict[str, Any]:
-        ours = {"cache_dir": str(cache), "n_pairs": 12} if model != "hf" else {}
+        ours = {"cache_dir": str(cache), "n_pairs": 12} if model.startswith("hf-") else {}
         results: dict[str, Any] = lm_eval.simple_evaluate(
             model=model,
             model_args={"pretrained": str(model_folder), **ours, **arguments},
@@ -316,7 +320,13 @@ def measured(
     ``measured("iti", "tiny_choice")``; once.
     """
     from helpers.equations import EQUATIONS
-    from helpers.loops import activations_of_pairs, texts_of_pairs
+    from helpers.loops import (
+        activations_of_pairs,
+        answered_prompts,
+        drawn_pairs,
+        texts_of_pairs,
+    )
+    from sadi_lmeval.methods.registry import method_class
 
     activations = once(
         lambda texts, where, length: activations_of_pairs(
@@ -332,8 +342,14 @@ def measured(
         folder: Path = tasks_folder,
         **given: Any,
     ) -> Any:
-        texts, equations = texts_of_pairs(folder, task, method, mask, **given), EQUATIONS[method]
-        right, wrong = activations(tuple(texts), equations.where(given), max_length)
+        equations, models = EQUATIONS[method], (harness_model, tokenizer)
+        where, drawn = equations.where(given), (folder, task, method, mask)
+        if method_class(method).fitted_on == "prompts":
+            documents = [pair.document for pair in drawn_pairs(*drawn, **given)]
+            read = answered_prompts(*models, documents, equations.form, where, max_length)
+            return equations.measure(*read, given)
+        texts = tuple(texts_of_pairs(*drawn, **given))
+        right, wrong = activations(texts, where, max_length)
         return equations.measure(right, wrong, given)
 
     return once(find)

@@ -16,7 +16,7 @@ RESERVED = frozenset(
     "version not_finite degenerate task_digest recipe_digest method source n_pairs selected "
     "cache_key sha256 file tuning score stderr difference difference_stderr margin documents "
     "likelihood_difference likelihood_difference_stderr objective run task split model "
-    "of_model".split()
+    "of_model labels".split()
 )
 """Keys of a record or of a line of ``sweep``: no method may call an argument like one of them,
 unless it means the site's own element."""
@@ -80,12 +80,14 @@ class FitRecord:
         source: where its pairs come from, or the file that it was read from.
         n_pairs: how many.
         setting: numbers by axis.
-        selected: the [layer, entry] of what is edited; None where whole layers are.
+        selected: the [layer, entry] of what is edited, or [layer, entry, activation of it]; None
+            where whole layers are.
         cache_key: under which it is kept; empty for one that was given by hand.
         sha256: of its tensors.
         file: the name of its file in the cache folder, or None.
         tuning: how the setting was chosen; None where it was given.
         of_model: the model that the fit was made for, where that is another one.
+        labels: of its pairs: ``gold`` or ``shuffled``.
     """
 
     source: str
@@ -97,6 +99,7 @@ class FitRecord:
     file: str | None
     tuning: ChoiceRecord | None
     of_model: str | None = None
+    labels: str = "gold"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -108,6 +111,7 @@ class FitRecord:
             "sha256": self.sha256,
             "file": self.file,
             **({} if self.of_model is None else {"of_model": self.of_model}),
+            **({} if self.labels == "gold" else {"labels": self.labels}),
             **({} if self.tuning is None else {"tuning": self.tuning.to_json()}),
         }
 
@@ -125,6 +129,7 @@ class FitRecord:
             str(given["file"]) if isinstance(given.get("file"), str) else None,
             ChoiceRecord.from_json(given.get("tuning")),
             str(given["of_model"]) if isinstance(given.get("of_model"), str) else None,
+            str(given["labels"]) if isinstance(given.get("labels"), str) else "gold",
         )
 
     @property
@@ -187,8 +192,8 @@ class SteeringRecord:
             content["element"] = self.element
             if self.layers is not None:  # a strength of 0 names an element, and edits no site
                 content |= {"layers": self.layers, "entries": self.entries}
-            if self.hidden_site is not None:
-                content["hidden_site"] = self.hidden_site
+        if self.hidden_site is not None:
+            content["hidden_site"] = self.hidden_site
         if self.fits and self.fit_file is None:
             content |= {
                 "recipe": self.recipe,
@@ -263,10 +268,10 @@ def _mapping(value: object) -> dict[str, Any]:
 
 
 def _places(value: list[Any]) -> list[list[int]]:
-    """Read pairs of finite numbers, as [layer, entry]."""
+    """Read lists of finite numbers, as [layer, entry] or [layer, entry, activation of it]."""
     places = []
-    for pair in value:
-        numbers = [finite(n) for n in pair] if isinstance(pair, list) else []
-        if len(numbers) == 2 and None not in numbers:
+    for place in value:
+        numbers = [finite(n) for n in place] if isinstance(place, list) else []
+        if len(numbers) in (2, 3) and None not in numbers:
             places.append([int(n or 0) for n in numbers])
     return places

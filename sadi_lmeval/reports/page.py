@@ -14,7 +14,14 @@ import jinja2
 
 from sadi_lmeval.records.steering import FitRecord, finite
 from sadi_lmeval.reports.leaderboard import UNSTEERED, Board, Cell
-from sadi_lmeval.reports.tables import conditions, how_to_repeat, legend, majorities, shown
+from sadi_lmeval.reports.tables import (
+    conditions,
+    how_to_repeat,
+    legend,
+    majorities,
+    not_beating,
+    shown,
+)
 
 _COLUMNS = 64
 """The most columns of a map of entries: wider sites are binned."""
@@ -112,6 +119,7 @@ def _section(board: Board) -> dict[str, Any]:
         "conditions": conditions(board),
         "legend": legend(board),
         "majorities": majorities(board),
+        "not_beating": not_beating(board),
         "gaps": _gaps(steered, board),
         "grids": _by_task(board, steered, lambda cell: _heatmaps(cell, board)),
         "maps": _by_task(board, steered, _maps),
@@ -258,7 +266,7 @@ def _maps(cell: Cell) -> list[Map]:
     width = math.ceil(entries / _COLUMNS)
     spots: Counter[tuple[int, int]] = Counter()
     for fit in fits:
-        for layer, entry in fit.selected or ():
+        for layer, entry, *_ in fit.selected or ():
             if 0 <= layer < layers and 0 <= entry < entries:
                 spots[layer, entry // width] += 1
     if not spots:
@@ -324,7 +332,7 @@ def _matrix(
             shown(compared[key], board.scale(key[1]), sign=True),
             _level(gains.get(key, 0.0), reach),
             key[0] == key[1],
-            cells[key].mark,
+            cells[key].arrow,
         )
 
     return Grid(

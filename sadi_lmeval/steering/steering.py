@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, RunTask
 from sadi_lmeval.identity.task import task_digest
 from sadi_lmeval.methods.arm import Arm
-from sadi_lmeval.methods.registry import arm_names
+from sadi_lmeval.methods.registry import arm_named
 from sadi_lmeval.options import Options
 from sadi_lmeval.pairs.benchmark import find_benchmark
 from sadi_lmeval.pairs.pairs import scored_texts
@@ -24,7 +24,7 @@ from sadi_lmeval.passes.packing import UNSTEERED
 from sadi_lmeval.passes.steerable import SteerableModel, folder_for
 from sadi_lmeval.records.steering import FitRecord, SteeringRecord
 from sadi_lmeval.settings import Setting
-from sadi_lmeval.steering.fitting import Fitted, fits_of, given_fit, method_of
+from sadi_lmeval.steering.fitting import Fitted, fits_of, given_fit, method_of, saved_setting
 from sadi_lmeval.steering.objective import resolved, resolved_rule
 from sadi_lmeval.steering.outcome import Choice
 from sadi_lmeval.steering.rules import LEVEL
@@ -39,7 +39,8 @@ class PreparedFit(NamedTuple):
 
     Attributes:
         edits: of its setting, the only one.
-        selected: the [layer, entry] that are edited; None where whole layers are.
+        selected: the [layer, entry], or the [layer, entry, activation of it], that are edited; None
+            where whole layers are.
         choice: how the setting was chosen; None where it was given.
     """
 
@@ -116,7 +117,7 @@ def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Arm]) -> list[T
     """Fit each arm to a task, or load its fit, and choose the settings that are not given.
 
     Arms that take their pairs from the same documents get the same pairs and the same held-out
-    documents, in passes that they share.
+    documents, in passes that they share; so do those whose pairs' labels are shuffled.
 
     Args:
         task: of the run.
@@ -139,7 +140,7 @@ def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Arm]) -> list[T
             )
             steering[index] = TaskSteering(task, arm, [], lambda _: UNSTEERED, record)
         else:
-            alike.setdefault(arm.options, []).append(index)
+            alike.setdefault(replace(arm.options, labels="gold"), []).append(index)
     for indices in alike.values():
         together = [_candidate(task, arms[index], model) for index in indices]
         steering |= zip(indices, _prepare(task, model, together), strict=True)
@@ -148,6 +149,8 @@ def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Arm]) -> list[T
 
 def _candidate(task: RunTask, arm: Arm, model: SteerableModel) -> _Candidate:
     site = model.engine.site(*method_of(arm).place)
+    if arm.options.fit and arm.space is None:
+        arm = arm.with_numbers_of_fit(saved_setting(arm.options.fit, arm))
     settings, chosen = settings_for(task, arm, site)
     largest = {
         axis.name: max(setting[place] for setting in settings)
@@ -163,7 +166,7 @@ def settings_for(task: RunTask, arm: Arm, site: Site) -> tuple[list[Setting], bo
         folders = user_folders(arm.options, task)
         named = find_benchmark(arm.options.mask_from or task.name, folders).settings
         alike = [name for name in named if arm.is_like(name)]
-        closest = max(alike, key=lambda name: len(arm_names()[name].sets), default=None)
+        closest = max(alike, key=_arguments_set, default=None)
         arm = arm.with_numbers({} if closest is None else named[closest])
     settings = arm.search_space(site.size).settings
     if not settings:
@@ -174,6 +177,12 @@ def settings_for(task: RunTask, arm: Arm, site: Site) -> tuple[list[Setting], bo
     return settings, arm.is_chosen
 
 
+def _arguments_set(name: str) -> int:
+    """Count the arguments that an arm's name sets."""
+    arm = arm_named(name)
+    return len(arm.sets) + len(arm.shared)
+
+
 def _prepare(
     task: RunTask, model: SteerableModel, candidates: Sequence[_Candidate]
 ) -> list[TaskSteering]:
@@ -181,10 +190,10 @@ def _prepare(
     first = candidates[0].arm.options
     chosen = tuple(dict.fromkeys(n for c in candidates if c.chosen for n in c.arm.axes.names))
     given = None
-    if first.mask:
-        given = [given_fit(first.mask, c.arm, c.site, model) for c in candidates]
+    if first.fit:
+        given = [given_fit(first.fit, c.arm, c.site, model) for c in candidates]
     if given and not chosen:
-        origin = {"fit_file": Path(str(first.mask)).name}
+        origin = {"fit_file": Path(str(first.fit)).name}
         return [
             _steering(task, [_prepared(fitted, each, None)], lambda _: 0, each, origin)
             for fitted, each in zip(given, candidates, strict=True)
@@ -312,7 +321,7 @@ def _prepared(fitted: Fitted, candidate: _Candidate, choice: Choice | None) -> P
     edits = method.edits(candidate.site, tensors, [setting], seed)
     where = method.selected(tensors, setting, seed)
     blocks = candidate.site.blocks
-    selected = None if where is None else [[blocks[n], e] for n, e in where.nonzero().tolist()]
+    selected = None if where is None else [[blocks[n], *e] for n, *e in where.nonzero().tolist()]
     return PreparedFit(fitted, setting, edits, selected, choice)
 
 
@@ -364,4 +373,5 @@ def _fit_record(prepared: PreparedFit, arm: Arm) -> FitRecord:
         None if fitted.file is None else fitted.file.name,
         None if choice is None else choice.record(),
         fitted.of_model,
+        labels=fitted.fit.card.get("labels", "gold"),
     )
