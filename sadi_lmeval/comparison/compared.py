@@ -41,6 +41,7 @@ class Answers(dict[str, Any]):
                 self.setdefault(
                     line["key"], tuple(response) if isinstance(response, list) else response
                 )
+        journal.forget()
 
     def __setitem__(self, key: str, response: Any) -> None:
         self.note({key: response})
