@@ -25,6 +25,8 @@ ALONE: dict[str, tuple[str, dict[str, Any]]] = {
     "sadi-neuron": ("sadi", {"element": "neuron"}),
     "sadi-hidden": ("sadi", {"element": "hidden"}),
     "iti": ("iti", {}),
+    "iti-prompt": ("iti", {"gate": "prompt"}),
+    "iti-self": ("iti", {"gate": "self"}),
     "caa": ("caa", {}),
     "random": ("sadi", {"selection": "random"}),
     "random-neuron": ("sadi", {"element": "neuron", "selection": "random"}),
@@ -113,10 +115,11 @@ def test_only_none_is_unsteered_and_every_other_arm_is_chosen() -> None:
 
 
 def test_arms_name_their_numbers_as_their_methods_do() -> None:
-    assert arm("iti").axes.names == ("top_k", "alpha")
+    assert arm("iti").axes.names == arm("iti-self").axes.names == ("top_k", "alpha")
+    assert arm("iti-prompt").axes.names == ("top_k", "alpha", "threshold")
     assert arm("caa").axes.names == ("layer", "multiplier")
     assert arm("none").axes.names == ()
-    others = set(NAMES) - {"iti", "caa", "none"}
+    others = set(NAMES) - {"iti", "iti-prompt", "iti-self", "caa", "none"}
     assert {arm(name).axes.names for name in others} == {("top_k", "delta")}
 
 
@@ -144,7 +147,11 @@ def test_only_iti_measures_probes() -> None:
         method = arm(name).method
         if method is not None:
             kinds[name] = method.collector(find_site(model, *method.place), 2, 0).kind
-    assert {name for name, kind in kinds.items() if kind == "probes"} == {"iti"}
+    assert {name for name, kind in kinds.items() if kind == "probes"} == {
+        "iti",
+        "iti-prompt",
+        "iti-self",
+    }
     assert set(kinds.values()) == {"probes", "mean_difference"}
 
 

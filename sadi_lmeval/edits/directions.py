@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sadi_lmeval.architecture.sites import Site
-from sadi_lmeval.edits.numbered import Gate, NumberedEdits
+from sadi_lmeval.edits.gated import Gate
+from sadi_lmeval.edits.numbered import NumberedEdits
 from sadi_lmeval.types import Scope
 
 Rule = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -45,7 +46,7 @@ class DirectionEdits(NumberedEdits):
             read: U of each layer, ``[r, width]`` float32.
             write: V of each layer, ``[q, width]`` float32; None: U.
             offset: c of each layer, ``[r]`` float32; None: zero.
-            gate, gate_digests: see :class:`NumberedEdits`.
+            gate, gate_digests: see :class:`~sadi_lmeval.edits.gated.GatedEdits`.
         """
         tensors = {layer: {"read": values} for layer, values in read.items()}
         for name, given in (("write", write), ("offset", offset)):

@@ -110,11 +110,11 @@ def _of_settings(given: object) -> list[str]:
         return ["settings must map arms to numbers by name, as {sadi-head: {top_k: 6}}"]
     faults = []
     for name, numbers in given.items():
-        method = arm_names()[name].method if name in arm_names() else None
+        method, sets, _ = arm_names().get(name, (None, {}, False))
         if method is None:
             faults.append(f"settings of {name!r}: {nearest(str(name), arm_names())}")
             continue
-        axes = {axis.name: axis for axis in method.axes}
+        axes = {axis.name: axis for axis in method(**sets).axes}
         for key, value in numbers.items():
             if key not in axes:
                 faults.append(f"settings of {name}: {key!r}: {nearest(str(key), axes)}")
