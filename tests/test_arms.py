@@ -28,6 +28,8 @@ ALONE: dict[str, tuple[str, dict[str, Any]]] = {
     "iti-prompt": ("iti", {"gate": "prompt"}),
     "iti-self": ("iti", {"gate": "self"}),
     "caa": ("caa", {}),
+    "mera": ("mera", {}),
+    "mera-all": ("mera", {"layers": "all"}),
     "random": ("sadi", {"selection": "random"}),
     "random-neuron": ("sadi", {"element": "neuron", "selection": "random"}),
     "random-hidden": ("sadi", {"element": "hidden", "selection": "random"}),
@@ -118,9 +120,11 @@ def test_arms_name_their_numbers_as_their_methods_do() -> None:
     assert arm("iti").axes.names == arm("iti-self").axes.names == ("top_k", "alpha")
     assert arm("iti-prompt").axes.names == ("top_k", "alpha", "threshold")
     assert arm("caa").axes.names == ("layer", "multiplier")
+    assert arm("mera").axes.names == ("layer", "alpha")
+    assert arm("mera-all").axes.names == ("alpha",)
     assert arm("none").axes.names == ()
-    others = set(NAMES) - {"iti", "iti-prompt", "iti-self", "caa", "none"}
-    assert {arm(name).axes.names for name in others} == {("top_k", "delta")}
+    sadi = [name for name in NAMES if ALONE[name][0] == "sadi" and name != "none"]
+    assert {arm(name).axes.names for name in sadi} == {("top_k", "delta")}
 
 
 def test_arms_read_where_they_steer() -> None:
@@ -136,8 +140,10 @@ def test_arms_read_where_they_steer() -> None:
         "random-hidden",
         "fixed-hidden",
         "caa",
+        "mera",
+        "mera-all",
     }
-    assert places["caa"] == ("hidden", "residual")
+    assert places["caa"] == places["mera"] == ("hidden", "residual")
 
 
 def test_only_iti_measures_probes() -> None:
@@ -152,7 +158,7 @@ def test_only_iti_measures_probes() -> None:
         "iti-prompt",
         "iti-self",
     }
-    assert set(kinds.values()) == {"probes", "mean_difference"}
+    assert set(kinds.values()) == {"probes", "mean_difference", "negative_probes"}
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -42,7 +42,7 @@ each_method = pytest.mark.parametrize("method", method_names())
 
 
 def axes_of(method: str) -> tuple[str, ...]:
-    return method_class(method).axes.names
+    return method_class(method)().axes.names
 
 
 def given_to(method: str, **changes: Any) -> dict[str, Any]:

@@ -56,10 +56,15 @@ class DirectionEdits(NumberedEdits):
 
     def change(self, tensors: Mapping[str, Tensor], rows: Tensor, numbers: Tensor) -> Tensor:
         a = rows.float()
-        projections = a @ tensors["read"].T
+        # One sum a row and direction: a matrix product rounds by how many rows there are.
+        projections = torch.stack([(a * u).sum(dim=-1) for u in tensors["read"]], dim=-1)
         if "offset" in tensors:
             projections = projections + tensors["offset"]
         scale, coefficients = self.rule(projections, a.norm(dim=-1), numbers)
-        after = scale.unsqueeze(-1) * a + coefficients @ tensors.get("write", tensors["read"])
+        after = scale.unsqueeze(-1) * a
+        for v, along in zip(
+            tensors.get("write", tensors["read"]), coefficients.unbind(dim=-1), strict=True
+        ):
+            after = after + along.unsqueeze(-1) * v
         same = (scale == 1) & (coefficients == 0).all(dim=-1)
         return torch.where(same.unsqueeze(-1), rows, after.to(rows.dtype))

@@ -239,26 +239,31 @@ class PromptGate:
             tensors: those of :class:`Probes` by name.
             settings: K, α and the threshold.
         """
-        self._chosen = torch.stack([best_heads(tensors["accuracy"], int(s[0])) for s in settings])
+        order = by_accuracy(tensors["accuracy"])
+        self._counts = [min(int(top_k), len(order)) for top_k, *_ in settings]
+        self._heads = order[: max(self._counts)]
+        self._weight = tensors["weight"].flatten(0, 1)[self._heads]
+        self._bias = tensors["bias"].flatten()[self._heads]
         self._thresholds = torch.tensor([s[2] for s in settings], dtype=torch.float64)
-        self._weight, self._bias = tensors["weight"], tensors["bias"]
         code = code_digest(PromptGate)
-        self.digests = [self._digest(code, *each) for each in zip(self._chosen, settings, strict=True)]
+        self.digests = [
+            self._digest(code, count, setting[2])
+            for count, setting in zip(self._counts, settings, strict=True)
+        ]
 
     def __call__(self, unsteered: Tensor) -> Tensor:
         """Give g for each prompt and setting, ``[k, count]``, from ``[k, layers, width]``."""
-        # In double precision, so that no batch tips a prompt over its threshold.
-        used = self._chosen.any(dim=0)
-        heads = unsteered.cpu().unflatten(-1, self._weight.shape[1:])[:, used].double()
-        weight, bias = self._weight[used].double(), self._bias[used].double()
-        truth = torch.sigmoid((heads * weight).sum(dim=-1) + bias)  # [k, heads that some K has]
-        chosen = self._chosen[:, used].double()
-        q = truth @ chosen.T / chosen.sum(dim=1)
+        values = unsteered.cpu().unflatten(-1, (-1, self._weight.shape[-1])).flatten(1, 2)
+        read = values[:, self._heads].double()  # [k, heads, head_dim], the best first
+        truth = torch.sigmoid((read * self._weight).sum(dim=-1) + self._bias)
+        # A running sum: what a setting gets depends on its own K heads, not on other settings'.
+        counts = torch.tensor(self._counts)
+        q = truth.cumsum(dim=-1)[:, counts - 1] / counts
         return torch.where(q < self._thresholds, 1 - q, 0.0)
 
-    def _digest(self, code: str, chosen: Tensor, setting: Setting) -> str:
-        content = hashlib.sha256(f"{code} {setting[2]} {chosen.nonzero().tolist()}".encode())
-        for values in (self._weight[chosen], self._bias[chosen]):
+    def _digest(self, code: str, count: int, threshold: float) -> str:
+        content = hashlib.sha256(f"{code} {threshold} {self._heads[:count].tolist()}".encode())
+        for values in (self._weight[:count], self._bias[:count]):
             content.update(values.numpy().tobytes())
         return content.hexdigest()
 
