@@ -187,7 +187,10 @@ def test_the_collector_fits_the_probes_with_the_seed_that_it_is_given(seed: int)
     assert not torch.equal(found["accuracy"], other["accuracy"])
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     assert shapes == ITI(gate="prompt").collector(site, 20, seed).shapes
-    assert shapes == collector.shapes | {"weight": (LAYERS, HEADS, HEAD_DIM), "bias": (LAYERS, HEADS)}
+    assert shapes == collector.shapes | {
+        "weight": (LAYERS, HEADS, HEAD_DIM),
+        "bias": (LAYERS, HEADS),
+    }
 
 
 def test_two_pairs_are_enough_to_fit_and_to_rank(evaluate: Any) -> None:

@@ -58,7 +58,11 @@ BEST = [(0, 1), (2, 3), (1, 0), (0, 3), (2, 1)]
 
 
 def edits_of(
-    site: Site, gate: str, *settings: Setting, tensors: dict[str, Tensor] | None = None, **given: Any
+    site: Site,
+    gate: str,
+    *settings: Setting,
+    tensors: dict[str, Tensor] | None = None,
+    **given: Any,
 ) -> Edits:
     return ITI(gate=gate, **given).edits(site, tensors or made(), settings, 0)  # type: ignore[arg-type]
 
@@ -153,6 +157,18 @@ def test_a_prompt_s_gate_depends_on_no_other_prompt_or_setting(site: Site) -> No
             assert float(alone) == float(whole[row, column])
     assert not whole[4, 2:].any()  # no number is below no threshold; 1, 0 is among the best 5
     assert whole.isfinite().all()
+
+
+@quick
+def test_the_unsteered_setting_is_shut_beside_others_and_alone(site: Site) -> None:
+    """Of one fold nothing may be steered while another fold is."""
+    nothing, something = Setting(0, 0.0, 0.0), Setting(K, ALPHA, 1.0)
+    for settings in ([nothing], [nothing, something], [something, nothing]):
+        edits = edits_of(site, "prompt", *settings)
+        table = edits.gates(states(3))
+        assert table is not None
+        assert not table[:, settings.index(nothing)].any()
+        assert edits.first_layers[settings.index(nothing)] == LAYERS
 
 
 @quick
@@ -252,7 +268,7 @@ def knowing_nothing(fit: Fit) -> Fit:
 def test_at_the_threshold_scores_are_the_unsteered_model_s_and_below_those_of_a_weaker_shift(
     evaluate: Any, tmp_path: Path
 ) -> None:
-    given = {"top_k": 5, "alpha": 3}
+    given: dict[str, Any] = {"top_k": 5, "alpha": 3}
     [mask] = masks_of(evaluate("tiny_choice", model="hf-iti", **given), "tiny_choice")
     file = tmp_path / "nothing.safetensors"
     save_fit(knowing_nothing(load_fit(Path(mask["file"]))), file)
@@ -321,9 +337,11 @@ def test_a_threshold_is_there_with_the_gate_that_has_one() -> None:
         assert str(caught.value) == (
             "threshold=0.7: hf-iti has threshold only with gate=prompt; pass both or neither"
         )
-    with pytest.raises(UserError, match="threshold=1.5: must be a finite number of at least 0 and"):
+    with pytest.raises(
+        UserError, match=r"threshold=1\.5: must be a finite number of at least 0 and"
+    ):
         read_arm("iti", {"gate": "prompt", "threshold": 1.5})
-    with pytest.raises(UserError, match="gate=promt.*alpha=x"):
+    with pytest.raises(UserError, match=r"gate=promt.*alpha=x"):
         read_arm("iti", {"gate": "promt", "alpha": "x"})
 
 
@@ -335,7 +353,9 @@ def test_of_several_arms_the_gated_one_has_the_threshold() -> None:
         (None, None, 0.7),
         (None, None),
     ]
-    with pytest.raises(UserError, match="threshold=0.7: no method of iti, iti-self has threshold"):
+    with pytest.raises(
+        UserError, match=r"threshold=0\.7: no method of iti, iti-self has threshold"
+    ):
         read_arms(["iti", "iti-self"], {"threshold": 0.7})
     assert not arm_names()["iti-prompt"].usual
     assert arms["iti-prompt"].is_like("iti-prompt")

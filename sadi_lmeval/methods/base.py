@@ -89,7 +89,7 @@ class Method(ABC):
         Args:
             site: of the model.
             tensors: what the collector has made.
-            settings: at least one.
+            settings: at least one; the unsteered one may be among them, and edits nothing.
             seed: of whatever is drawn.
         """
 

@@ -60,8 +60,8 @@ GRIDS: dict[GateName, tuple[tuple[float, ...], ...]] = {
     "prompt": (_GATED_K, _GATED_ALPHA, (0.5, 0.6, 0.7, 1.0)),
     "self": (_GATED_K, _GATED_ALPHA),
 }
-"""Without a gate the historic grid (Li et al. 2023, figure 6), for models of about 1,000 heads; with
-one, values about FASB's own (K 24, alpha 60, threshold 0.6)."""
+"""Without a gate the historic grid (Li et al. 2023, figure 6), for models of about 1,000 heads;
+with one, values about FASB's own (K 24, alpha 60, threshold 0.6)."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,9 @@ class ITI(Method):
 
     scope: Scope = scoped()
     gate: GateName = choice(
-        "none", get_args(GateName), "`prompt`: the more the probes take a prompt for true, the less "
-        "it is steered; `self`: so for each token and head ([docs/methods.md](docs/methods.md))",
+        "none", get_args(GateName), "`prompt`: the more the probes take a prompt for true, the "
+        "less it is steered; `self`: so for each token and head "
+        "([docs/methods.md](docs/methods.md))",
         measured=False,
     )  # fmt: skip
     direction: Direction = choice(
@@ -240,7 +241,8 @@ class PromptGate:
             settings: K, α and the threshold.
         """
         order = by_accuracy(tensors["accuracy"])
-        self._counts = [min(int(top_k), len(order)) for top_k, *_ in settings]
+        # The unsteered setting has no head, and a threshold of 0 that none is below.
+        self._counts = [min(max(1, int(top_k)), len(order)) for top_k, *_ in settings]
         self._heads = order[: max(self._counts)]
         self._weight = tensors["weight"].flatten(0, 1)[self._heads]
         self._bias = tensors["bias"].flatten()[self._heads]
@@ -253,8 +255,8 @@ class PromptGate:
 
     def __call__(self, unsteered: Tensor) -> Tensor:
         """Give g for each prompt and setting, ``[k, count]``, from ``[k, layers, width]``."""
-        values = unsteered.cpu().unflatten(-1, (-1, self._weight.shape[-1])).flatten(1, 2)
-        read = values[:, self._heads].double()  # [k, heads, head_dim], the best first
+        every = unsteered.cpu().view(len(unsteered), -1, self._weight.shape[-1])
+        read = every[:, self._heads].double()  # [k, heads, head_dim], the best first
         truth = torch.sigmoid((read * self._weight).sum(dim=-1) + self._bias)
         # A running sum: what a setting gets depends on its own K heads, not on other settings'.
         counts = torch.tensor(self._counts)
@@ -278,7 +280,7 @@ def less_where_true(tensors: Mapping[str, Tensor], rows: Tensor, numbers: Tensor
         numbers: K and α, ``[n, 2]``.
     """
     top_k, alpha = numbers.unsqueeze(1).unbind(dim=-1)  # [n, 1]
-    heads = rows.unflatten(-1, tensors["weight"].shape)
+    heads = rows.view(len(rows), *tensors["weight"].shape)
     untrue = torch.sigmoid(-(heads * tensors["weight"]).sum(dim=-1) - tensors["bias"])
     after = heads + (alpha * untrue).unsqueeze(-1) * tensors["shift"]
     return torch.where((tensors["rank"] < top_k).unsqueeze(-1), after, heads).flatten(1)

@@ -1,12 +1,11 @@
 """MERA: the smallest change that brings a probe for "negative" under its threshold.
 
-arXiv 2510.13290; the probe there predicts the model's own error, here it tells the pairs' two sides.
+arXiv 2510.13290, whose probe predicts the model's own error; here it tells the pairs' two sides.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from scipy.special import logit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
@@ -94,13 +94,15 @@ class MERA(Method):
         probes = [n for n, length in enumerate(lengths.tolist()) if length > 0]
         layers = [
             [n for n in probes if self.layers == "all" or n == int(setting[0])]
+            if self.axes.steers(setting)
+            else []
             for setting in settings
         ]
         used = sorted({layer for mine in layers for layer in mine})
         return DirectionEdits(
             site,
             onto_half_space,
-            [[math.log(alpha / (1 - alpha))] for *_, alpha in settings],
+            [[float(logit(alpha))] for *_, alpha in settings],
             layers,
             self.scope,
             read={n: tensors["weight"][n].unsqueeze(0) for n in used},

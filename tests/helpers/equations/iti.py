@@ -121,7 +121,9 @@ def iti_change(heads: Heads, given: Given) -> Change | Gated | None:
 
     whole = adding(shift)
     assert whole is not None
-    return {"none": whole, "prompt": Gated(whole, of_prompt), "self": of_token}[gate]
+    if gate == "prompt":
+        return Gated(whole, of_prompt)
+    return of_token if gate == "self" else whole
 
 
 def assert_probes(tensors: Mapping[str, Tensor], expected: Heads) -> None:
@@ -149,8 +151,14 @@ EQUATIONS = Equations(
     change=iti_change,
     places=iti_places,
     assert_measured=assert_probes,
-    served=[{"top_k": 2}, {"alpha": -4}, {"direction": "probe"}, {"scope": "prompt"},
-            {"gate": "prompt", "threshold": 1}, {"gate": "self"}],
+    served=[
+        {"top_k": 2},
+        {"alpha": -4},
+        {"direction": "probe"},
+        {"scope": "prompt"},
+        {"gate": "prompt", "threshold": 1},
+        {"gate": "self"},
+    ],
     chosen=({"grid": "1/5x-2/3", "n_tune": 10}, [(1, -2.0), (1, 3.0), (5, -2.0), (5, 3.0)]),
     narrowed=[
         ({"top_k": 2, "alpha": "auto"}, [(2, a) for a in (10, 15, 20, 25, 30)]),
