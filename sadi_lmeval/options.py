@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sadi_lmeval.arguments import choice, declared, file, folder, read, text, whole
+from sadi_lmeval.arguments import choice, declared, file_or_repository, folder, read, text, whole
 from sadi_lmeval.errors import UserError, nearest
 
 Negative = Literal["random", "hardest", "all"]
@@ -66,10 +66,11 @@ class Options:
         "and `refusal_of_falsehoods` are hand-written pairs for any task) or a YAML file",
         shown="by task",
     )  # fmt: skip
-    mask: str | None = file(
-        "a saved fit (what was measured of pairs); one built from documents that are scored is "
-        "refused"
+    fit: str | None = file_or_repository(
+        "a saved fit (what was measured of pairs): a file, or `user/repository` of the hub; it "
+        "brings its setting along if it has one. One made from documents that are scored is refused"
     )
+    mask: str | None = file_or_repository("another name of `fit`")
     mask_from: str | None = text(None, "another task, on whose pairs the method is fitted")
     cache_dir: str | None = text(
         None, "where fits and choices are kept between runs", shown="the user's cache folder"
@@ -132,8 +133,11 @@ def read_options(given: Mapping[str, Any]) -> tuple[Options, list[str]]:
         the options, those that are faulty left out, and every fault.
     """
     values, faults = read(Options, given)
-    if values.get("mask") is not None and values.get("mask_from") is not None:
-        faults.append("mask= and mask_from= were both given: pass one of them")
+    sources = [name for name in ("fit", "mask", "mask_from") if values.get(name) is not None]
+    if len(sources) > 1:
+        faults.append(f"{'= and '.join(sources)}= were both given: pass one of them")
+    if "mask" in values:
+        values["fit"] = values.pop("mask")
     return Options(**values), faults
 
 

@@ -53,3 +53,11 @@ class ScaledEdits(NumberedEdits):
         if "shift" in tensors:
             after = after + (numbers * tensors["shift"]).to(rows.dtype)
         return after
+
+    def shift(self, edit: int) -> dict[int, Tensor] | None:
+        mine = [layer for layer in self.layers if self.edits_layer(edit, layer)]
+        tensors = {layer: self.tensors_of(layer) for layer in mine}
+        if self.gated or any("gain" in each for each in tensors.values()):
+            return None
+        strength = float(self.numbers[edit, 0])
+        return {layer: strength * each["shift"] for layer, each in tensors.items()}

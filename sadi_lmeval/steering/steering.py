@@ -24,7 +24,7 @@ from sadi_lmeval.passes.packing import UNSTEERED
 from sadi_lmeval.passes.steerable import SteerableModel, folder_for
 from sadi_lmeval.records.steering import FitRecord, SteeringRecord
 from sadi_lmeval.settings import Setting
-from sadi_lmeval.steering.fitting import Fitted, fits_of, given_fit, method_of
+from sadi_lmeval.steering.fitting import Fitted, fits_of, given_fit, method_of, saved_setting
 from sadi_lmeval.steering.objective import resolved, resolved_rule
 from sadi_lmeval.steering.outcome import Choice
 from sadi_lmeval.steering.rules import LEVEL
@@ -148,6 +148,8 @@ def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Arm]) -> list[T
 
 def _candidate(task: RunTask, arm: Arm, model: SteerableModel) -> _Candidate:
     site = model.engine.site(*method_of(arm).place)
+    if arm.options.fit and arm.space is None:
+        arm = arm.with_numbers_of_fit(saved_setting(arm.options.fit, arm))
     settings, chosen = settings_for(task, arm, site)
     largest = {
         axis.name: max(setting[place] for setting in settings)
@@ -181,10 +183,10 @@ def _prepare(
     first = candidates[0].arm.options
     chosen = tuple(dict.fromkeys(n for c in candidates if c.chosen for n in c.arm.axes.names))
     given = None
-    if first.mask:
-        given = [given_fit(first.mask, c.arm, c.site, model) for c in candidates]
+    if first.fit:
+        given = [given_fit(first.fit, c.arm, c.site, model) for c in candidates]
     if given and not chosen:
-        origin = {"fit_file": Path(str(first.mask)).name}
+        origin = {"fit_file": Path(str(first.fit)).name}
         return [
             _steering(task, [_prepared(fitted, each, None)], lambda _: 0, each, origin)
             for fitted, each in zip(given, candidates, strict=True)
