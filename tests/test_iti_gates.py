@@ -16,6 +16,7 @@ from helpers.loops import changing, plain_activations
 from helpers.messages import one_line
 from helpers.models import tiny_llama
 from helpers.results import masks_of, numbers, scores
+from sadi_lmeval.api.steering_fit import SteeringFit
 from sadi_lmeval.architecture.sites import Site, find_site
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.errors import UserError
@@ -343,6 +344,14 @@ def test_a_threshold_is_there_with_the_gate_that_has_one() -> None:
         read_arm("iti", {"gate": "prompt", "threshold": 1.5})
     with pytest.raises(UserError, match=r"gate=promt.*alpha=x"):
         read_arm("iti", {"gate": "promt", "alpha": "x"})
+
+
+@quick
+def test_a_fit_without_a_gate_takes_one_with_its_threshold() -> None:
+    fit = SteeringFit(Fit(made(), {}), read_arm("iti", {"top_k": 5, "alpha": 9}))
+    gated = fit.with_setting(gate="prompt", threshold=0.5)  # type: ignore[arg-type]
+    assert gated.setting == {"top_k": 5, "alpha": 9, "threshold": 0.5}
+    assert gated.with_setting(strength=2).setting == {"top_k": 5, "alpha": 2, "threshold": 0.5}
 
 
 @quick

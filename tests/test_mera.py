@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from helpers.messages import one_line
+from sadi_lmeval.api.steering_fit import SteeringFit
 from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods.arm import read_arm, read_arms
 from sadi_lmeval.methods.mera import ALPHAS, MERA, negative_probes
 from sadi_lmeval.settings import Setting
+from sadi_lmeval.storage.fit_file import Fit
 from sadi_lmeval.types import Size
 
 WIDTH, LAYERS = 6, 3
@@ -68,7 +70,7 @@ def test_an_edit_by_hand() -> None:
     torch.testing.assert_close(applied(edits, 1, row), expected)
 
 
-@pytest.mark.parametrize("alpha", [0.001, 0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("alpha", [1e-6, 0.1, 0.5, 0.9, 1 - 1e-6])
 def test_what_was_outside_is_on_the_edge_as_near_as_may_be(alpha: float) -> None:
     rows = rows_of()
     after = applied(edits_of(Setting(2, alpha)), 2, rows)
@@ -192,6 +194,14 @@ def test_every_layer_and_the_authors_thresholds_are_tried() -> None:
 def test_of_equal_settings_that_with_the_higher_threshold_is_the_smaller() -> None:
     assert MERA().edit_size(Setting(9, 0.7)) < MERA().edit_size(Setting(0, 0.6))
     assert MERA(layers="all").edit_size(Setting(0.7)) < MERA(layers="all").edit_size(Setting(0.6))
+
+
+def test_a_strength_is_refused_with_the_numbers_that_there_are() -> None:
+    fit = SteeringFit(Fit(tensors(), {}), read_arm("mera", {"layer": 1, "alpha": 0.2}))
+    with pytest.raises(UserError) as caught:
+        fit.with_setting(strength=2)
+    assert str(caught.value) == "strength=2: mera has none; pass layer or alpha"
+    assert fit.with_setting(alpha=0.3).setting == {"layer": 1, "alpha": 0.3}
 
 
 def test_with_all_layers_there_is_none_to_name() -> None:

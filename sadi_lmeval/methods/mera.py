@@ -37,7 +37,7 @@ AXES = Axes(
          whole=True, least=0, counts="layer", only=("layers", "one")),
     Axis("alpha", "the probability of being a negative answer's that the probe may give: what has "
          "more is brought down to it, what has not is left (0.5 where only `layer` is given)",
-         least=0.001, most=0.999),
+         least=1e-6, most=1 - 1e-6),
 )  # fmt: skip
 ALPHAS = tuple(n / 10 for n in range(1, 10))
 """The authors' grid. Every layer is tried."""

@@ -64,13 +64,13 @@ def assert_probes(tensors: Mapping[str, Tensor], expected: list[Probe]) -> None:
 
 ALPHAS = [n / 10 for n in range(1, 10)]
 EQUATIONS = Equations(
-    given={"n_pairs": 12, "layer": 1, "alpha": 0.002},
+    given={"n_pairs": 12, "layer": 1, "alpha": 1e-5},
     where=lambda given: "residual",
     measure=probes_of,
     change=mera_change,
     places=lambda probes, given: None,
     assert_measured=assert_probes,
-    served=[{"layer": 2, "alpha": 0.01}, {"scope": "prompt"}],
+    served=[{"layer": 2, "alpha": 1e-4}, {"scope": "prompt"}],
     chosen=({"n_tune": 8}, [(n, alpha) for n in range(LAYERS) for alpha in ALPHAS]),
     narrowed=[
         ({"layer": 2, "alpha": "auto"}, [(2, alpha) for alpha in ALPHAS]),
