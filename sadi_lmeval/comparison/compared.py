@@ -17,6 +17,7 @@ from sadi_lmeval.methods.arm import Arm
 from sadi_lmeval.model import ManyArmsModel
 from sadi_lmeval.passes.packing import UNSTEERED
 from sadi_lmeval.passes.scoring import Score
+from sadi_lmeval.steering.fitting import refuse_unsuited
 from sadi_lmeval.steering.steering import TaskSteering, prepare
 from sadi_lmeval.storage.journal import Journal
 
@@ -88,6 +89,9 @@ class ComparedModel(ManyArmsModel):
         self.cache_hook = ResponseCache(None)
         self.cache_hook.database = self._answers
         noted = self._run.by_name
+        for name, task in noted.items():
+            if name not in self._prepared:
+                refuse_unsuited(task, self._rows.values())
         for name, task in noted.items():
             if name not in self._prepared:
                 rows = [row for row in self._rows if row.mask_from != name]

@@ -24,7 +24,7 @@ from sadi_lmeval.pairs.plan import draw, find_plan, num_fewshot, recipe_of
 from sadi_lmeval.pairs.sources import refuse_scored_documents
 from sadi_lmeval.passes.steerable import SteerableModel
 from sadi_lmeval.settings import SearchSpace, Setting
-from sadi_lmeval.steering.fitting import Fitted, fits_of, method_of
+from sadi_lmeval.steering.fitting import Fitted, fits_of, method_of, refuse_unsuited
 from sadi_lmeval.steering.objective import Judged, resolved
 from sadi_lmeval.steering.outcome import outcome
 from sadi_lmeval.steering.steering import candidates_of
@@ -103,6 +103,8 @@ def sweep(
         the lines of this sweep, those that were there before included.
     """
     check_output(output)
+    for task in tasks:
+        refuse_unsuited(task, what.arms.values())
     file = Journal(output, required=True, checked=False)
     lines: list[dict[str, Any]] = []
     every: _Every = {UNSTEERED: [_NOTHING]}

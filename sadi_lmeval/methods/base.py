@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from sadi_lmeval.types import Element, HiddenSite, Scope, Size
 from sadi_lmeval.versions import code_digest
 
 Tensors = Mapping[str, Tensor]
-"""What was measured of the pairs, by name, float32."""
+"""What was measured of the pairs or prompts, by name, float32."""
 
 
 def scoped(default: Scope = "onwards") -> Any:
@@ -46,6 +46,8 @@ class Method(ABC):
             that it sets.
         ablations: the same, but not among the arms that ``compare`` takes by default.
         protocols: the arguments that a value of ``protocol=`` sets.
+        fitted_on: ``pairs``, or ``prompts``: those of the same documents, up to where their choices
+            begin; the collector is then told which choice is right and which is the model's own.
     """
 
     name: ClassVar[str]
@@ -53,6 +55,7 @@ class Method(ABC):
     arms: ClassVar[Mapping[str, Mapping[str, Any]]]
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     protocols: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    fitted_on: ClassVar[Literal["pairs", "prompts"]] = "pairs"
 
     @property
     @abstractmethod
@@ -66,7 +69,7 @@ class Method(ABC):
 
     @abstractmethod
     def collector(self, site: Site, pairs: int, seed: int) -> Collector:
-        """Make what measures the pairs, see :mod:`sadi_lmeval.methods.collectors`.
+        """Make what measures the pairs or prompts, see :mod:`sadi_lmeval.methods.collectors`.
 
         Args:
             site: of the model.
@@ -98,6 +101,21 @@ class Method(ABC):
         """Give each axis its value where the user gives only others; None: it is then chosen."""
         return (None,) * len(self.axes)
 
+    def unsuited(self, question: str, choices: Sequence[str]) -> str | None:
+        """Say what documents must be like, if one is not; None: the method takes it.
+
+        Every document that is scored, and every one of a fit on prompts, is asked about before
+        anything is measured.
+
+        Args:
+            question: the document's own part of the prompt.
+            choices: the document's; none where it has none.
+
+        Returns:
+            the end of "hf-NAME takes …", with what came.
+        """
+        return None
+
     def edit_size(self, setting: Setting) -> float:
         """Say how large an edit is: of equally good settings the smallest is taken.
 
@@ -110,7 +128,12 @@ class Method(ABC):
         return size
 
     def selected(self, tensors: Tensors, setting: Setting, seed: int) -> Tensor | None:
-        """Say which entries a setting edits, ``[layers, entries]`` bool; None: whole layers."""
+        """Say what a setting edits; None: whole layers.
+
+        Returns:
+            ``[layers, entries]`` bool; or ``[layers, entries, entry_width]``, where single
+            activations of an entry are edited.
+        """
         return None
 
     def record(self) -> dict[str, Any]:
@@ -119,7 +142,7 @@ class Method(ABC):
 
     @property
     def measured_by(self) -> dict[str, Any]:
-        """What a fit depends on beside the model, the site and the pairs."""
+        """What a fit depends on beside the model, the site and the pairs or prompts."""
         own = declared(self)
         return {name: getattr(self, name) for name in own if own[name].measured}
 

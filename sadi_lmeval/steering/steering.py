@@ -39,7 +39,8 @@ class PreparedFit(NamedTuple):
 
     Attributes:
         edits: of its setting, the only one.
-        selected: the [layer, entry] that are edited; None where whole layers are.
+        selected: the [layer, entry], or the [layer, entry, activation of it], that are edited; None
+            where whole layers are.
         choice: how the setting was chosen; None where it was given.
     """
 
@@ -290,7 +291,7 @@ def _prepared(fitted: Fitted, candidate: _Candidate, choice: Choice | None) -> P
     edits = method.edits(candidate.site, tensors, [setting], seed)
     where = method.selected(tensors, setting, seed)
     blocks = candidate.site.blocks
-    selected = None if where is None else [[blocks[n], e] for n, e in where.nonzero().tolist()]
+    selected = None if where is None else [[blocks[n], *e] for n, *e in where.nonzero().tolist()]
     return PreparedFit(fitted, setting, edits, selected, choice)
 
 

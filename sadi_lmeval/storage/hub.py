@@ -89,7 +89,7 @@ def model_card(fit: Fit, repository: str) -> ModelCard:
         "",
         f"Steers {model} with {method or 'a steering method'}"
         + (f" ({numbers})" if numbers else "")
-        + f". Made by [sadi-lmeval]({_HOME}) from {card.get('n_pairs')} contrastive pairs: "
+        + f". Made by sadi-lmeval from {card.get('n_pairs')} contrastive pairs: "
         f"{card.get('source')} of {card.get('task')}.",
         "",
         "```python",
@@ -105,6 +105,3 @@ def model_card(fit: Fit, repository: str) -> ModelCard:
         "",
     ]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines))
-
-
-_HOME = "https://pypi.org/project/sadi-lmeval"
