@@ -251,7 +251,9 @@ def test_generation_with_a_cache_and_without_is_the_equations_in_plain_hooks(
 
 
 @each_case
-@pytest.mark.parametrize(("named", "arguments"), [("spherical", {"kappa": 1}), ("odesteer", {})])
+@pytest.mark.parametrize(
+    ("named", "arguments"), [("spherical", {"kappa": 1}), ("odesteer", {}), ("mera", {})]
+)
 def test_a_method_is_its_equations_in_plain_hooks(
     name: str, named: str, arguments: dict[str, Any]
 ) -> None:

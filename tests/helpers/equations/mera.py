@@ -26,7 +26,7 @@ class Probe(NamedTuple):
 def probes_of(positive: Tensor, negative: Tensor, given: Given) -> list[Probe]:
     """One a layer, of ``[pairs, layers, width]``."""
     found = []
-    for layer in range(LAYERS):
+    for layer in range(positive.shape[1]):
         rows = [side[layer].numpy() for side in (*positive, *negative)]
         labels = [0] * len(positive) + [1] * len(negative)
         fitted = LogisticRegression(max_iter=1000, tol=1e-8).fit(rows, labels)
