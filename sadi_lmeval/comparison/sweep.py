@@ -55,11 +55,12 @@ class Sweep:
 
     @cached_property
     def keys(self) -> dict[str, str]:
-        """What tells arms of one name apart: their methods' arguments, and the code."""
-        return {
-            name: key_of({"arm": arm.record(), "code": method_of(arm).code})[:12]
-            for name, arm in self.arms.items()
-        }
+        """What tells arms of one name apart: their methods' arguments, the code, the labels."""
+        keys = {}
+        for name, arm in self.arms.items():
+            own = {"arm": arm.record(), "code": method_of(arm).code, "labels": arm.options.labels}
+            keys[name] = key_of(own)[:12]
+        return keys
 
     def settings(self, name: str, model: SteerableModel) -> list[Setting]:
         """List the settings of an arm; its method's own space goes no further than the model.
@@ -277,6 +278,8 @@ def _lines(
             del record["method"]
             place = {"element": method_of(arm).place[0]}
             of_arm = {**place, **arm.axes.named(setting), **record, "arm": what.keys[name]}
+            if arm.options.labels != "gold":
+                of_arm["labels"] = arm.options.labels
         lines.append(
             {
                 "method": name,

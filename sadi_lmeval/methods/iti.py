@@ -70,6 +70,7 @@ class ITI(Method):
 
     name = "iti"
     axes = AXES
+    compared = True
     arms = {"iti": {"gate": "none"}}  # noqa: RUF012
     ablations = {f"iti-{gate}": {"gate": gate} for gate in ("prompt", "self")}  # noqa: RUF012
 
