@@ -60,7 +60,7 @@ def each_method_with(*tasks: str) -> pytest.MarkDecorator:
 
 
 def axes_of(method: str) -> tuple[str, ...]:
-    return method_class(method).axes.names
+    return method_class(method)().axes.names
 
 
 def given_to(method: str, **changes: Any) -> dict[str, Any]:
