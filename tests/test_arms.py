@@ -26,6 +26,8 @@ ALONE: dict[str, tuple[str, dict[str, Any]]] = {
     "sadi-hidden": ("sadi", {"element": "hidden"}),
     "iti": ("iti", {}),
     "caa": ("caa", {}),
+    "clamping": ("clamping", {}),
+    "ablation": ("clamping", {"to": "zero"}),
     "random": ("sadi", {"selection": "random"}),
     "random-neuron": ("sadi", {"element": "neuron", "selection": "random"}),
     "random-hidden": ("sadi", {"element": "hidden", "selection": "random"}),
@@ -116,8 +118,9 @@ def test_arms_name_their_numbers_as_their_methods_do() -> None:
     assert arm("iti").axes.names == ("top_k", "alpha")
     assert arm("caa").axes.names == ("layer", "multiplier")
     assert arm("none").axes.names == ()
-    others = set(NAMES) - {"iti", "caa", "none"}
-    assert {arm(name).axes.names for name in others} == {("top_k", "delta")}
+    assert arm("ablation").axes.names == ("layer", "share")
+    of_sadi = {name for name, (method, _) in ALONE.items() if method == "sadi"} - {"none"}
+    assert {arm(name).axes.names for name in of_sadi} == {("top_k", "delta")}
 
 
 def test_arms_read_where_they_steer() -> None:
@@ -133,6 +136,8 @@ def test_arms_read_where_they_steer() -> None:
         "random-hidden",
         "fixed-hidden",
         "caa",
+        "clamping",
+        "ablation",
     }
     assert places["caa"] == ("hidden", "residual")
 
@@ -145,7 +150,8 @@ def test_only_iti_measures_probes() -> None:
         if method is not None:
             kinds[name] = method.collector(find_site(model, *method.place), 2, 0).kind
     assert {name for name, kind in kinds.items() if kind == "probes"} == {"iti"}
-    assert set(kinds.values()) == {"probes", "mean_difference"}
+    assert kinds["clamping"] == kinds["ablation"] == "side_means"
+    assert {kinds[name] for name in ("sadi-head", "fixed", "caa")} == {"mean_difference"}
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -168,7 +174,7 @@ def test_no_arm_has_more_settings_than_any_other_may_have(name: str, size: tuple
     [
         ("sadi-heads", ["unknown method 'sadi-heads'", "did you mean", "'sadi-head'"]),
         ("ITI", ["unknown method 'ITI'", "'iti'"]),
-        ("mlp", ["unknown method 'mlp'", "allowed: caa, fixed"]),
+        ("mlp", ["unknown method 'mlp'", "allowed: ", "caa", "fixed"]),
         ("", ["unknown method ''", "allowed"]),
         ("sadi", ["unknown method 'sadi'"]),
         ("hf-iti", ["unknown method 'hf-iti'", "'iti'"]),

@@ -88,7 +88,7 @@ def edits_of(method: Method, settings: list[Setting]) -> Edits:
 
 def numbers_of(axis: Axis) -> list[float]:
     """Some numbers of an axis that this model has."""
-    read = [axis.read(number) for number in ((0, 1, 2, 5) if axis.whole else (0.5, -1.5, 3.0))]
+    read = [axis.read(number) for number in ((0, 1, 2, 5) if axis.whole else (0.5, 1.0, -1.5, 3.0))]
     most = min(axis.bound(site.size) or 5 for site in sites().values())
     return [number for number in read if number is not None and number <= most]
 
