@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sadi_lmeval.arguments import choice, declared, file, folder, read, text, whole
+from sadi_lmeval.arguments import choice, declared, file, folder, number, read, text, whole
 from sadi_lmeval.errors import UserError, nearest
+from sadi_lmeval.types import Side
 
 Negative = Literal["random", "hardest", "all"]
 Protocol = Literal["default", "reference"]
@@ -70,6 +71,20 @@ class Options:
         "a saved fit (what was measured of pairs); one built from documents that are scored is "
         "refused"
     )
+    when: str | None = file(
+        "a condition (`sadi-lmeval condition`): prompts that do not meet it are answered unsteered "
+        "([docs/conditions.md](docs/conditions.md))"
+    )
+    when_layer: int | None = whole(
+        None, 0, "the layer where the condition is read", shown="the file's best"
+    )
+    when_threshold: float | None = number(
+        None, "the similarity from which on it is met, or not", shown="the file's"
+    )
+    when_side: Side | None = choice(
+        None, get_args(Side), "prompts are steered `above` the threshold, or `below` it",
+        shown="the file's",
+    )  # fmt: skip
     mask_from: str | None = text(None, "another task, on whose pairs the method is fitted")
     cache_dir: str | None = text(
         None, "where fits and choices are kept between runs", shown="the user's cache folder"
@@ -134,6 +149,11 @@ def read_options(given: Mapping[str, Any]) -> tuple[Options, list[str]]:
     values, faults = read(Options, given)
     if values.get("mask") is not None and values.get("mask_from") is not None:
         faults.append("mask= and mask_from= were both given: pass one of them")
+    faults += [
+        f"{name}={values[name]}: changes a condition, and there is none; pass when=FILE"
+        for name in ("when_layer", "when_threshold", "when_side")
+        if name in values and given.get("when") is None
+    ]
     return Options(**values), faults
 
 

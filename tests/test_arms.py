@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from helpers.models import tiny_llama
+from helpers.vector_files import needed
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods.arm import Arm, read_arm, read_arms
-from sadi_lmeval.methods.registry import arm_names, check_arm_names, methods
+from sadi_lmeval.methods.registry import arm_names, check_arm_names, method_class, methods
 from sadi_lmeval.options import NAMES as SHARED_NAMES
 from sadi_lmeval.types import Size
 
@@ -28,6 +29,7 @@ ALONE: dict[str, tuple[str, dict[str, Any]]] = {
     "caa": ("caa", {}),
     "clamping": ("clamping", {}),
     "ablation": ("clamping", {"to": "zero"}),
+    "vector": ("vector", {}),
     "random": ("sadi", {"selection": "random"}),
     "random-neuron": ("sadi", {"element": "neuron", "selection": "random"}),
     "random-hidden": ("sadi", {"element": "hidden", "selection": "random"}),
@@ -53,7 +55,7 @@ SIZES = [(3, 4), (1, 1), (30, 9), (32, 14336)]
 
 
 def arm(name: str, **given: Any) -> Arm:
-    return read_arms([name], given)[name]
+    return read_arms([name], {**needed(arm_names()[name].method), **given})[name]
 
 
 def test_every_documented_name_is_known_and_no_other() -> None:
@@ -73,7 +75,8 @@ def test_compare_takes_the_arms_of_every_method_by_default_and_no_ablation() -> 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_arm_is_what_the_model_that_steers_so_alone_has(name: str) -> None:
     method, arguments = ALONE[name]
-    assert replace(arm(name), name="") == replace(read_arm(method, arguments), name="")
+    alone = read_arm(method, {**needed(method_class(method)), **arguments})
+    assert replace(arm(name), name="") == replace(alone, name="")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,7 +86,7 @@ def test_an_arm_keeps_all_that_is_shared(name: str) -> None:
 
 
 def test_an_argument_counts_for_every_arm_whose_method_has_it() -> None:
-    found = read_arms(NAMES, OWN)
+    found = read_arms(NAMES, {**OWN, **needed(method_class("vector"))})
     for each in found.values():
         if each.method is None:
             continue
@@ -138,6 +141,7 @@ def test_arms_read_where_they_steer() -> None:
         "caa",
         "clamping",
         "ablation",
+        "vector",
     }
     assert places["caa"] == ("hidden", "residual")
 

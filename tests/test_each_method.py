@@ -38,7 +38,7 @@ from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.storage.fit_file import load_fit
 from sadi_lmeval.types import Scope
 
-each_method = pytest.mark.parametrize("method", method_names())
+each_method = pytest.mark.parametrize("method", EQUATIONS)
 
 
 def axes_of(method: str) -> tuple[str, ...]:

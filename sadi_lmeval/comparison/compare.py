@@ -19,6 +19,7 @@ import numpy as np
 from lm_eval.api.task import Task
 from lm_eval.loggers import EvaluationTracker
 
+from sadi_lmeval.arguments import recorded
 from sadi_lmeval.comparison.compared import Answers, ComparedModel, Row
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.metrics import is_number, mean_metrics, numbers_of
@@ -106,7 +107,7 @@ def compare(model: ComparedModel, what: Comparison, folder: Path) -> list[Path]:
     claim = _Claim(
         {
             **_asked(what),
-            **{k: v for k, v in vars(shared).items() if k not in ("cache_dir", "include_path")},
+            **{k: v for k, v in recorded(shared).items() if k not in ("cache_dir", "include_path")},
             "model": card,
         },
         {name: model.arms[name].record() for name in what.methods},
