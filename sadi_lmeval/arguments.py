@@ -164,8 +164,13 @@ def recorded(one: Any) -> dict[str, Any]:
     return values
 
 
-def read(kind: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def read(
+    kind: Any, given: Mapping[str, Any], complete: bool = True
+) -> tuple[dict[str, Any], list[str]]:
     """Check what a user gave for the arguments of a dataclass; ``None`` is as if not given.
+
+    Args:
+        complete: whether a required argument that is missing is a fault.
 
     Returns:
         the values by name, and every fault as ``name=value: what is allowed``.
@@ -175,7 +180,7 @@ def read(kind: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
     for name, one in declared(kind).items():
         value = given.get(name)
         if value is None:
-            if one.required:
+            if one.required and complete:
                 faults.append(f"{name}: is missing; {one.doc}")
             continue
         try:

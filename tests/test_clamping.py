@@ -59,9 +59,9 @@ AXES = {0: 3, 1: 4, 2: 5}
         ({"to": "zero"}, Setting(1, 0.25), ones_but(l1_a4=0.75)),
         ({}, Setting(1, 1.0), ones_but(l1_a4=5)),
         ({}, Setting(2, 0.5), ones_but(l2_a5=3)),
-        ({"to": "zero", "layers": "all"}, Setting(2, 1.0), ones_but(l0_a5=0, l1_a5=0, l2_a5=0)),
+        ({"to": "zero", "blocks": "all"}, Setting(2, 1.0), ones_but(l0_a5=0, l1_a5=0, l2_a5=0)),
         # In the other blocks the positive texts have nothing along that direction.
-        ({"layers": "all"}, Setting(2, 1.0), ones_but(l0_a5=0, l1_a5=0, l2_a5=5)),
+        ({"blocks": "all"}, Setting(2, 1.0), ones_but(l0_a5=0, l1_a5=0, l2_a5=5)),
     ],
 )
 def test_what_lies_along_the_direction_goes_a_share_of_the_way(
@@ -72,14 +72,14 @@ def test_what_lies_along_the_direction_goes_a_share_of_the_way(
 
 
 @pytest.mark.parametrize("to", ["zero", "positive"])
-@pytest.mark.parametrize("layers", ["one", "all"])
+@pytest.mark.parametrize("blocks", ["one", "all"])
 def test_a_second_time_changes_nothing_and_what_is_orthogonal_stays(
-    site: Site, to: str, layers: str
+    site: Site, to: str, blocks: str
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     tensors = {side: torch.randn(LAYERS, WIDTH, 1, generator=generator)
                for side in ("positive", "negative")}  # fmt: skip
-    edits = Clamping(to=to, layers=layers).edits(site, tensors, [Setting(1, 1.0)], 0)  # type: ignore[arg-type]
+    edits = Clamping(to=to, blocks=blocks).edits(site, tensors, [Setting(1, 1.0)], 0)  # type: ignore[arg-type]
     rows = torch.randn(9, WIDTH, generator=generator)
     which = torch.zeros(9, dtype=torch.long)
     u = torch.nn.functional.normalize((tensors["positive"] - tensors["negative"])[1, :, 0], dim=0)
@@ -90,12 +90,12 @@ def test_a_second_time_changes_nothing_and_what_is_orthogonal_stays(
         torch.testing.assert_close(once @ u, torch.full((9,), target), atol=1e-5, rtol=1e-5)
         across = once - (once @ u)[:, None] * u
         torch.testing.assert_close(across, rows - (rows @ u)[:, None] * u, atol=1e-5, rtol=1e-5)
-    assert edits.layers == ([1] if layers == "one" else [0, 1, 2])
+    assert edits.layers == ([1] if blocks == "one" else [0, 1, 2])
 
 
-@pytest.mark.parametrize("layers", ["one", "all"])
-def test_a_zero_vector_edits_nothing(site: Site, layers: str) -> None:
-    method = Clamping(layers=layers)  # type: ignore[arg-type]
+@pytest.mark.parametrize("blocks", ["one", "all"])
+def test_a_zero_vector_edits_nothing(site: Site, blocks: str) -> None:
+    method = Clamping(blocks=blocks)  # type: ignore[arg-type]
     edits = method.edits(site, means({0: 3, 2: 5}), [Setting(1, 1.0), Setting(0, 1.0)], 0)
     assert edits.first_layers == [LAYERS, 0]
     rows = torch.randn(4, WIDTH)
@@ -103,10 +103,10 @@ def test_a_zero_vector_edits_nothing(site: Site, layers: str) -> None:
         assert torch.equal(edits.apply(layer, rows, torch.zeros(4, dtype=torch.long)), rows)
 
 
-@pytest.mark.parametrize("layers", ["one", "all"])
+@pytest.mark.parametrize("blocks", ["one", "all"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_that_are_odd_stay_odd_alone(site: Site, dtype: torch.dtype, layers: str) -> None:
-    method = Clamping(to="zero", layers=layers)  # type: ignore[arg-type]
+def test_rows_that_are_odd_stay_odd_alone(site: Site, dtype: torch.dtype, blocks: str) -> None:
+    method = Clamping(to="zero", blocks=blocks)  # type: ignore[arg-type]
     edits = method.edits(site, means(AXES), [Setting(0, 1.0)], 0)
     rows = torch.ones(5, WIDTH, dtype=dtype)
     rows[1, 7], rows[2, 7], rows[3] = torch.nan, torch.inf, 0
@@ -123,7 +123,7 @@ def test_rows_that_are_odd_stay_odd_alone(site: Site, dtype: torch.dtype, layers
 def test_the_direction_of_all_layers_is_held_once(site: Site) -> None:
     """However many settings there are."""
     settings = [Setting(layer, 0.5) for layer in range(LAYERS)]
-    edits = Clamping(layers="all").edits(site, means(AXES), settings, 0)
+    edits = Clamping(blocks="all").edits(site, means(AXES), settings, 0)
     assert isinstance(edits, DirectionEdits)
     assert edits.count == LAYERS
     assert len({each["read"].data_ptr() for each in edits._tensors.values()}) == 1

@@ -37,6 +37,7 @@ from sadi_lmeval.edits.conditional import Condition, ConditionalEdits, similarit
 from sadi_lmeval.edits.scaled import ScaledEdits
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods.arm import read_arm
+from sadi_lmeval.records.steering import SteeringRecord
 from sadi_lmeval.steering.condition import best_threshold, first_component, prompt_digest
 from sadi_lmeval.storage.fit_file import Fit, load_fit, save_fit
 
@@ -325,6 +326,8 @@ def test_prompts_that_pass_are_steered_and_others_are_the_unsteered_model_bit_fo
     for one, other in zip(found, unsteered, strict=True):
         assert (one.score == other.score) == (not met[one.document])
     record = results["config"]["sadi"]["tiny_choice"]["when"]
+    whole = results["config"]["sadi"]["tiny_choice"]
+    assert SteeringRecord.from_json(whole).to_json() == whole
     assert record == {
         "file": fitted[0].name,
         "sha256": fitted[1].digest,
@@ -424,7 +427,7 @@ def test_the_arms_of_a_comparison_are_each_under_their_own_site_s_condition(
     monkeypatch.setattr(TaskManager, "__init__", init)
     mine, folder = tmp_path / "mine.safetensors", tmp_path / "out"
     mine.write_bytes(fitted[0].read_bytes())
-    shared = {"n_pairs": 12, "n_tune": 8, "rule": "best", "seed": 1, "when": str(mine)}
+    shared = {"n_pairs": 12, "n_tune": 8, "rule": "best", "seed": 7, "when": str(mine)}
     model = {"pretrained": model_folder, "cache_dir": tmp_path / "cache", **shared}
     command = [
         *("compare", "--methods", "none,caa,sadi-head", "--settings", "6", "--device", "cpu"),

@@ -11,13 +11,15 @@ import pytest
 from lm_eval.tasks import TaskManager
 
 from conftest import Evaluate
+from helpers.vector_files import needed
 from sadi_lmeval.methods.arm import read_arms
 from sadi_lmeval.methods.base import Method
 from sadi_lmeval.methods.registry import arm_names
 from sadi_lmeval.records.steering import ChoiceRecord, SteeringRecord
 from sadi_lmeval.types import Size
 
-STEERED = [name for name, arm in arm_names().items() if arm.method is not None]
+STEERED = [name for name, arm in arm_names().items() if arm.method and not needed(arm.method)]
+"""That are fitted to pairs; of a vector out of a file see ``test_vector.py``."""
 FITS = {"tiny_choice": 1, "tiny_folds": 2, "tiny_text": 1}
 """How many fits tasks have: of pairs of choices, of two folds, of pairs of targets."""
 SIZE = Size(3, 4)
@@ -41,7 +43,10 @@ def method_of(arm: str) -> Method:
 def numbers_of(arm: str, strength: float) -> dict[str, Any]:
     """A strength, and of the other axes the least number that steers."""
     axes = method_of(arm).axes
-    return {a.name: strength if a.strength else max(a.least or 0, 1) for a in axes}
+    return {
+        a.name: min(strength, a.most or strength) if a.strength else max(a.least or 0, 1)
+        for a in axes
+    }
 
 
 def come_back(found: dict[str, Any]) -> SteeringRecord:

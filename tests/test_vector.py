@@ -26,6 +26,7 @@ from sadi_lmeval.architecture.sites import Site, find_site
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods.arm import read_arm
 from sadi_lmeval.methods.vector import Vector
+from sadi_lmeval.records.steering import SteeringRecord
 from sadi_lmeval.settings import Setting
 from sadi_lmeval.storage.fit_file import load_fit
 from sadi_lmeval.storage.vector_file import load_vectors
@@ -265,6 +266,7 @@ def test_the_vector_of_caa_out_of_a_file_is_caa(
     record = found["config"]["sadi"][task]
     assert record["fit_file"] == path.name
     assert "recipe" not in record
+    assert SteeringRecord.from_json(record).to_json() == record
     assert str(path) not in json.dumps(record)
     [fit] = record["fits"]
     assert (fit["n_pairs"], fit["cache_key"], fit["source"]) == (None, "", path.name)

@@ -24,10 +24,10 @@ from sadi_lmeval.settings import Axes, Axis, SearchSpace, Setting
 from sadi_lmeval.types import Element, HiddenSite, Scope, Size
 
 To = Literal["positive", "zero"]
-Layers = Literal["one", "all"]
+Blocks = Literal["one", "all"]
 
 AXES = Axes(
-    Axis("layer", "the decoder block whose direction is taken, counted from 0; with `layers=one` "
+    Axis("layer", "the decoder block whose direction is taken, counted from 0; with `blocks=one` "
          "its output is edited", whole=True, least=0, counts="layer"),
     Axis("share", "how much of the way to the target: 1 is all of it, 0 the unsteered model (1 "
          "where only `layer` is given)", least=0, most=1, strength=True),
@@ -53,8 +53,8 @@ class Clamping(Method):
         "positive", get_args(To), "the target: the `positive` texts' mean projection, or `zero` "
         "(directional ablation)", measured=False,
     )  # fmt: skip
-    layers: Layers = choice(
-        "one", get_args(Layers), "which blocks are edited along the chosen block's direction: that "
+    blocks: Blocks = choice(
+        "one", get_args(Blocks), "which blocks are edited along the chosen block's direction: that "
         "`one`, or `all`", measured=False,
     )  # fmt: skip
 
@@ -86,7 +86,7 @@ class Clamping(Method):
         u = u.float()
         steers = [bool(share and u[int(layer)].any()) for layer, share in settings]
         every = range(site.layers)
-        if self.layers == "one":
+        if self.blocks == "one":
             return DirectionEdits(
                 site,
                 approach,

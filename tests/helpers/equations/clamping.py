@@ -39,7 +39,7 @@ def clamping_change(means: Means, given: Given) -> Change:
         return math.fsum(float(x) * y for x, y in zip(values, u, strict=True))
 
     def change(layer: int, values: Tensor) -> Tensor:
-        if given.get("layers", "one") == "one" and layer != chosen:
+        if given.get("blocks", "one") == "one" and layer != chosen:
             return values
         target = 0.0
         if given.get("to", "positive") == "positive":
@@ -67,7 +67,7 @@ EQUATIONS = Equations(
     change=clamping_change,
     places=lambda means, given: None,
     assert_measured=assert_means,
-    served=[{"layer": 2, "share": 0.5}, {"to": "zero"}, {"layers": "all"}, {"scope": "prompt"}],
+    served=[{"layer": 2, "share": 0.5}, {"to": "zero"}, {"blocks": "all"}, {"scope": "prompt"}],
     chosen=({"n_tune": 8}, [(n, s) for n in range(LAYERS) for s in (0.25, 0.5, 0.75, 1.0)]),
     narrowed=[
         ({"layer": 2, "share": "auto"}, [(2, s) for s in (0.25, 0.5, 0.75, 1.0)]),
@@ -80,9 +80,9 @@ EQUATIONS = Equations(
     cases=[
         {},
         {"to": "zero"},
-        {"layers": "all", "share": 0.5},
-        {"to": "zero", "layers": "all", "layer": 2},
+        {"blocks": "all", "share": 0.5},
+        {"to": "zero", "blocks": "all", "layer": 2},
         {"scope": "prompt"},
     ],
-    generated=[{}, {"to": "zero", "layers": "all"}, {"scope": "prompt"}],
+    generated=[{}, {"to": "zero", "blocks": "all"}, {"scope": "prompt"}],
 )
