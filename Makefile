@@ -3,13 +3,15 @@
 # make quick  install, then run the tests that need no model and no process: under a minute
 # make faults install, then run the slow tests: kill, damage, fill up, overflow; prints what came
 # make test-oldest  the test suite with the oldest lm-eval, transformers and torch that are admitted
+# make test-newest  the test suite with the newest releases of everything
+# make dist   build wheel and sdist, and check them: install, run and uninstall in a clean environment
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 CONSTRAINTS = constraints.txt
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test lint quick suite faults test-oldest clean
+.PHONY: demo test lint quick suite faults test-oldest test-newest dist clean
 
 $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -45,5 +47,14 @@ faults: $(VENV)/.ready
 test-oldest:
 	$(MAKE) VENV=$(VENV)-oldest CONSTRAINTS=constraints-oldest.txt suite
 
+test-newest:
+	$(MAKE) VENV=$(VENV)-newest CONSTRAINTS=/dev/null suite
+
+dist: $(VENV)/.ready
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python .ci/check_wheel.py dist/*.whl
+
 clean:
-	rm -rf $(VENV) $(VENV)-oldest build dist
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist

@@ -21,6 +21,8 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from sadi_lmeval.api.fitting import fit
+    from sadi_lmeval.api.steering_fit import SteeringFit, load, wrap
     from sadi_lmeval.architecture.sites import Architecture, Site, register_architecture
     from sadi_lmeval.arguments import argument, choice, file, folder, number, text, whole
     from sadi_lmeval.edits.contract import Edits
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from sadi_lmeval.types import Element, HiddenSite, Scope, Size
 
 _PUBLIC = {
+    "api.fitting": ("fit",),
+    "api.steering_fit": ("SteeringFit", "load", "wrap"),
     "architecture.sites": ("Architecture", "Site", "register_architecture"),
     "arguments": ("argument", "choice", "file", "folder", "number", "text", "whole"),
     "edits.contract": ("Edits",),
@@ -48,7 +52,7 @@ _PUBLIC = {
     "settings": ("Axes", "Axis", "SearchSpace", "Setting"),
     "types": ("Element", "HiddenSite", "Scope", "Size"),
 }
-"""Of each module, what others build on."""
+"""Of each module, what users and other packages take."""
 
 __all__ = [
     "Architecture",
@@ -71,17 +75,21 @@ __all__ = [
     "Setting",
     "Site",
     "Size",
+    "SteeringFit",
     "UserError",
     "__version__",
     "argument",
     "choice",
     "file",
+    "fit",
     "folder",
+    "load",
     "number",
     "register_architecture",
     "scoped",
     "text",
     "whole",
+    "wrap",
 ]
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,6 +132,25 @@ def file(
 
     shown = "required" if required else shown
     return argument(None, doc, read, shown, measured, is_file=True, required=required)
+
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+def is_repository(source: str) -> bool:
+    """Return whether a source is no file, but ``user/repository``, perhaps with ``@revision``."""
+    return not Path(source).exists() and _REPOSITORY.fullmatch(source) is not None
+
+
+def file_or_repository(doc: str, *, shown: str | None = None) -> Any:
+    """Declare an argument that is the path of a file, or a repository of the hub."""
+
+    def read(value: Any) -> str:
+        if not Path(str(value)).is_file() and not is_repository(str(value)):
+            raise ValueError("no such file, and no user/repository of the hub")
+        return str(value)
+
+    return argument(None, doc, read, shown)
 
 
 def folder(doc: str, *, shown: str | None = None) -> Any:

@@ -650,9 +650,13 @@ def model_class(method: str) -> type[SteeredModel]:
 
 
 def __getattr__(name: str) -> type[SteeredModel]:
-    """Give the model of a method by the method's name: where the harness looks for ``hf-NAME``."""
-    if name in method_names():
-        return model_class(name)
+    """Give the model of a method by the method's name: where the harness looks for ``hf-NAME``.
+
+    A hyphen of the method's name is an underscore here.
+    """
+    for method in method_names():
+        if method.replace("-", "_") == name:
+            return model_class(method)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

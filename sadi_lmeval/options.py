@@ -7,7 +7,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sadi_lmeval.arguments import choice, declared, file, folder, number, read, text, whole
+from sadi_lmeval.arguments import (
+    choice,
+    declared,
+    file,
+    file_or_repository,
+    folder,
+    number,
+    read,
+    text,
+    whole,
+)
 from sadi_lmeval.errors import UserError, nearest
 from sadi_lmeval.types import Side
 
@@ -67,10 +77,11 @@ class Options:
         "and `refusal_of_falsehoods` are hand-written pairs for any task) or a YAML file",
         shown="by task",
     )  # fmt: skip
-    mask: str | None = file(
-        "a saved fit (what was measured of pairs); one built from documents that are scored is "
-        "refused"
+    fit: str | None = file_or_repository(
+        "a saved fit (what was measured of pairs): a file, or `user/repository` of the hub; it "
+        "brings its setting along if it has one. One made from documents that are scored is refused"
     )
+    mask: str | None = file_or_repository("another name of `fit`")
     when: str | None = file(
         "a condition (`sadi-lmeval condition`): prompts that do not meet it are answered unsteered "
         "([docs/conditions.md](docs/conditions.md))"
@@ -147,8 +158,11 @@ def read_options(given: Mapping[str, Any]) -> tuple[Options, list[str]]:
         the options, those that are faulty left out, and every fault.
     """
     values, faults = read(Options, given)
-    if values.get("mask") is not None and values.get("mask_from") is not None:
-        faults.append("mask= and mask_from= were both given: pass one of them")
+    sources = [name for name in ("fit", "mask", "mask_from") if values.get(name) is not None]
+    if len(sources) > 1:
+        faults.append(f"{'= and '.join(sources)}= were both given: pass one of them")
+    if "mask" in values:
+        values["fit"] = values.pop("mask")
     faults += [
         f"{name}={values[name]}: changes a condition, and there is none; pass when=FILE"
         for name in ("when_layer", "when_threshold", "when_side")

@@ -50,7 +50,8 @@ def model_targets() -> dict[str, str]:
     from importlib.metadata import entry_points
 
     names = sorted({point.name for point in entry_points(group=METHODS)})
-    return {f"hf-{name}": f"sadi_lmeval.model:{name}" for name in names}
+    # An entry point may not name `linear-act`, which is no identifier.
+    return {f"hf-{name}": f"sadi_lmeval.model:{name.replace('-', '_')}" for name in names}
 
 
 def install() -> None:

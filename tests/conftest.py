@@ -210,7 +210,9 @@ def evaluate(tmp_path: Path, model_folder: Path, task_manager: Any) -> Evaluate:
         settings: dict[str, Any] | None = None,
         **arguments: Any,
     ) -> dict[str, Any]:
-        ours = {"cache_dir": str(tmp_path / "cache"), "n_pairs": 12} if model != "hf" else {}
+        ours = (
+            {"cache_dir": str(tmp_path / "cache"), "n_pairs": 12} if model.startswith("hf-") else {}
+        )
         results: dict[str, Any] = lm_eval.simple_evaluate(
             model=model,
             model_args={"pretrained": str(model_folder), **ours, **arguments},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -20,24 +20,61 @@ pytestmark = pytest.mark.quick
 
 NAMES = tuple(arm_names())
 
-ALONE: dict[str, tuple[str, dict[str, Any]]] = {
-    "none": ("sadi", {"method": "none"}),
-    "sadi-head": ("sadi", {}),
-    "sadi-neuron": ("sadi", {"element": "neuron"}),
-    "sadi-hidden": ("sadi", {"element": "hidden"}),
-    "iti": ("iti", {}),
-    "caa": ("caa", {}),
-    "clamping": ("clamping", {}),
-    "ablation": ("clamping", {"to": "zero"}),
-    "vector": ("vector", {}),
-    "random": ("sadi", {"selection": "random"}),
-    "random-neuron": ("sadi", {"element": "neuron", "selection": "random"}),
-    "random-hidden": ("sadi", {"element": "hidden", "selection": "random"}),
-    "fixed": ("sadi", {"steering": "fixed"}),
-    "fixed-neuron": ("sadi", {"element": "neuron", "steering": "fixed"}),
-    "fixed-hidden": ("sadi", {"element": "hidden", "steering": "fixed"}),
+HEAD, NEURON, MLP, BLOCK = (
+    ("head", "mlp"),
+    ("neuron", "mlp"),
+    ("hidden", "mlp"),
+    ("hidden", "residual"),
+)
+"""Where arms read and edit."""
+
+
+class Known(NamedTuple):
+    """What is known of an arm.
+
+    Attributes:
+        method: of the model that steers so when it runs alone.
+        given: its arguments.
+        place: where it reads and edits.
+        axes: the numbers of its settings.
+        kind: of what it measures.
+    """
+
+    method: str
+    given: dict[str, Any]
+    place: tuple[str, str]
+    axes: tuple[str, ...]
+    kind: str = "mean_difference"
+
+
+_SADI = ("top_k", "delta")
+_BLOCK = ("layer", "multiplier")
+ALONE: dict[str, Known] = {
+    "none": Known("sadi", {"method": "none"}, HEAD, ()),
+    "sadi-head": Known("sadi", {}, HEAD, _SADI),
+    "sadi-neuron": Known("sadi", {"element": "neuron"}, NEURON, _SADI),
+    "sadi-hidden": Known("sadi", {"element": "hidden"}, MLP, _SADI),
+    "iti": Known("iti", {}, HEAD, ("top_k", "alpha"), "probes"),
+    "caa": Known("caa", {}, BLOCK, _BLOCK),
+    "austeer": Known("austeer", {}, HEAD, ("top_k", "alpha"), "sign_counts"),
+    "austeer-hidden": Known(
+        "austeer", {"element": "hidden"}, MLP, ("top_k", "alpha"), "sign_counts"
+    ),
+    "linear-act": Known("linear-act", {}, BLOCK, ("layer", "strength"), "transport"),
+    "spherical": Known("spherical", {}, BLOCK, ("layer", "alpha", "beta")),
+    "odesteer": Known("odesteer", {}, BLOCK, ("layer", "tau"), "polynomial_classifier"),
+    "clamping": Known("clamping", {}, BLOCK, ("layer", "share"), "side_means"),
+    "ablation": Known("clamping", {"to": "zero"}, BLOCK, ("layer", "share"), "side_means"),
+    "vector": Known("vector", {}, BLOCK, _BLOCK, "vectors"),
+    "random": Known("sadi", {"selection": "random"}, HEAD, _SADI),
+    "random-neuron": Known("sadi", {"element": "neuron", "selection": "random"}, NEURON, _SADI),
+    "random-hidden": Known("sadi", {"element": "hidden", "selection": "random"}, MLP, _SADI),
+    "fixed": Known("sadi", {"steering": "fixed"}, HEAD, _SADI),
+    "fixed-neuron": Known("sadi", {"element": "neuron", "steering": "fixed"}, NEURON, _SADI),
+    "fixed-hidden": Known("sadi", {"element": "hidden", "steering": "fixed"}, MLP, _SADI),
+    "spherical-ungated": Known("spherical", {"gate": "off"}, BLOCK, ("layer", "alpha", "beta")),
 }
-"""The model and the arguments that steer so when they run alone."""
+"""Each arm, as it steers when it runs alone."""
 SHARED = {
     "n_pairs": 7,
     "n_tune": 9,
@@ -74,7 +111,7 @@ def test_compare_takes_the_arms_of_every_method_by_default_and_no_ablation() -> 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_arm_is_what_the_model_that_steers_so_alone_has(name: str) -> None:
-    method, arguments = ALONE[name]
+    method, arguments = ALONE[name][:2]
     alone = read_arm(method, {**needed(method_class(method)), **arguments})
     assert replace(arm(name), name="") == replace(alone, name="")
 
@@ -117,45 +154,15 @@ def test_only_none_is_unsteered_and_every_other_arm_is_chosen() -> None:
     assert [name for name in NAMES if not arm(name).is_chosen] == ["none"]
 
 
-def test_arms_name_their_numbers_as_their_methods_do() -> None:
-    assert arm("iti").axes.names == ("top_k", "alpha")
-    assert arm("caa").axes.names == ("layer", "multiplier")
-    assert arm("none").axes.names == ()
-    assert arm("ablation").axes.names == ("layer", "share")
-    of_sadi = {name for name, (method, _) in ALONE.items() if method == "sadi"} - {"none"}
-    assert {arm(name).axes.names for name in of_sadi} == {("top_k", "delta")}
-
-
-def test_arms_read_where_they_steer() -> None:
-    places = {name: arm(name).method.place for name in NAMES if name != "none"}  # type: ignore[union-attr]
-    elements = {name: element for name, (element, _) in places.items()}
-    assert {name for name, element in elements.items() if element == "neuron"} == {
-        "sadi-neuron",
-        "random-neuron",
-        "fixed-neuron",
-    }
-    assert {name for name, element in elements.items() if element == "hidden"} == {
-        "sadi-hidden",
-        "random-hidden",
-        "fixed-hidden",
-        "caa",
-        "clamping",
-        "ablation",
-        "vector",
-    }
-    assert places["caa"] == ("hidden", "residual")
-
-
-def test_only_iti_measures_probes() -> None:
-    model = tiny_llama(50)
-    kinds = {}
-    for name in NAMES:
-        method = arm(name).method
-        if method is not None:
-            kinds[name] = method.collector(find_site(model, *method.place), 2, 0).kind
-    assert {name for name, kind in kinds.items() if kind == "probes"} == {"iti"}
-    assert kinds["clamping"] == kinds["ablation"] == "side_means"
-    assert {kinds[name] for name in ("sadi-head", "fixed", "caa")} == {"mean_difference"}
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
+def test_arms_are_where_they_are_known_to_be(name: str) -> None:
+    found, known, model = arm(name), ALONE[name], tiny_llama(50)
+    assert found.method is not None
+    assert found.method.name == known.method
+    assert found.method.place == known.place
+    assert found.axes.names == known.axes
+    site = find_site(model, *found.method.place)
+    assert found.method.collector(site, 2, 0).kind == known.kind
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -178,7 +185,7 @@ def test_no_arm_has_more_settings_than_any_other_may_have(name: str, size: tuple
     [
         ("sadi-heads", ["unknown method 'sadi-heads'", "did you mean", "'sadi-head'"]),
         ("ITI", ["unknown method 'ITI'", "'iti'"]),
-        ("mlp", ["unknown method 'mlp'", "allowed: ", "caa", "fixed"]),
+        ("mlp", ["unknown method 'mlp'", "allowed: ablation, austeer, "]),
         ("", ["unknown method ''", "allowed"]),
         ("sadi", ["unknown method 'sadi'"]),
         ("hf-iti", ["unknown method 'hf-iti'", "'iti'"]),

@@ -287,6 +287,8 @@ def test_a_fit_of_a_document_that_is_scored_is_refused(evaluate: Any, method: st
         ("iti", {}, "caa", "kind probes, but this run has mean_difference"),
         ("caa", {}, "iti", "kind mean_difference, but this run has probes"),
         ("caa", {}, "sadi", "for element hidden, but this run has head"),
+        ("caa", {}, "odesteer", "kind mean_difference, but this run has polynomial_classifier"),
+        ("odesteer", {}, "spherical", "kind polynomial_classifier, but this run has mean_diff"),
     ],
 )
 def test_a_fit_of_another_method_is_refused(

@@ -5,8 +5,11 @@ That what is shared and skipped changes no score is ``test_architectures.py``'s.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from helpers.architectures import (
     CASES,
@@ -23,9 +26,11 @@ from helpers.architectures import (
     REQUESTS,
     SITES,
     assert_close,
+    changing,
     columns_of,
     edits_of,
     generated,
+    last_activations,
     logits_at,
     made,
     modules_of,
@@ -36,6 +41,7 @@ from helpers.architectures import (
     scores,
     site_of,
 )
+from helpers.equations import EQUATIONS
 from helpers.every_type import wrong
 from helpers.models import tiny
 from helpers.tables import architectures_bench, documented
@@ -43,10 +49,13 @@ from sadi_lmeval.architecture import sites
 from sadi_lmeval.architecture.sites import (
     ARCHITECTURES,
     Architecture,
+    find_site,
     register_architecture,
 )
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.passes.packing import UNSTEERED
+from sadi_lmeval.methods.registry import method_class
+from sadi_lmeval.passes.packing import UNSTEERED, Continuation
+from sadi_lmeval.settings import Setting
 from sadi_lmeval.types import Scope
 
 # ------------------------------------------------------------------ the models
@@ -114,6 +123,38 @@ def test_steering_is_the_equations_in_plain_hooks(name: str, where: str, clean: 
     assert_close(scores(model, edits), by_request)
 
 
+@each_case
+@pytest.mark.parametrize("method", ["austeer", "linear-act"])
+def test_what_is_fitted_steers_as_its_equations_say(name: str, method: str) -> None:
+    """Single dimensions of heads, and whole hidden states of one layer, from the prompt onwards."""
+    case, model = CASES[name], made(name)
+    equations, kind = EQUATIONS[method], method_class(method)()
+    given = equations.given
+    modules, side = modules_of(model, case.named, equations.where(given))
+    texts = [[*prompt, token] for token in (3, 15) for prompt in PROMPTS]
+    ends = torch.stack([last_activations(model, modules, side, text) for text in texts])
+    pairs = len(PROMPTS)
+    site = find_site(model, *kind.place)
+    collector = kind.collector(site, pairs, 0)
+    collector.add([*range(pairs)] * 2, [1] * pairs + [-1] * pairs, ends)
+    setting = Setting(*(given[name] for name in kind.axes.names))
+    edits = kind.edits(site, collector.tensors(name), [setting], 0)
+    known = equations.measure(ends[:pairs].double(), ends[pairs:].double(), given)
+    change = equations.change(known, given)
+    assert callable(change)
+    prompt, tokens = PROMPTS[0], CONTINUATIONS[0]
+    text, last = [*prompt, *tokens], len(prompt) - 1
+
+    def edited(layer: int, values: torch.Tensor) -> torch.Tensor:
+        return torch.cat([values[:last], change(layer, values[last:])])
+
+    with changing(modules, side, edited):
+        expected = score_of(plain_logits(model, text), prompt, tokens)
+    found = scores(model, edits, [Continuation(prompt, tokens, 0)])
+    assert_close(found, torch.tensor([expected]))
+    assert abs(expected - score_of(plain_logits(model, text), prompt, tokens)) > 1e-3
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if "neuron" in places(name)])
 def test_a_scaled_neuron_is_a_scaled_input_of_the_last_projection(name: str) -> None:
     """So that it is the neuron's own output, gated or not, and nothing before or after it."""
@@ -177,6 +218,39 @@ def test_generation_with_a_cache_and_without_is_the_equations_in_plain_hooks(
         ]
         assert_close(found, expected, prompt)
         assert (expected - plain_logits(model, text)[last:-1]).abs().max() > 1e-3
+
+
+@each_case
+@pytest.mark.parametrize(("named", "arguments"), [("spherical", {"kappa": 1}), ("odesteer", {})])
+def test_a_method_is_its_equations_in_plain_hooks(
+    name: str, named: str, arguments: dict[str, Any]
+) -> None:
+    """From the last prompt token onwards, with all prompts in a batch."""
+    case, model, equations = CASES[name], made(name), EQUATIONS[named]
+    given, method = {**equations.given, "layer": 0, **arguments}, method_class(named)(**arguments)
+    setting = Setting(*(given[number] for number in method.axes.names))
+    site = find_site(model, *method.place)
+    pairs = torch.randn(2, 6, LAYERS, HIDDEN, generator=torch.Generator().manual_seed(5))
+    collector = method.collector(site, 6, 0)
+    collector.add([*range(6)] * 2, [1] * 6 + [-1] * 6, pairs.flatten(0, 1))
+    edits = method.edits(site, collector.tensors(name), [setting], 0)
+    positive, negative = pairs.double()
+    change = equations.change(equations.measure(positive, negative, given), given)
+    assert callable(change)
+    modules, side = modules_of(model, case.named, "residual")
+    expected, plain = [], []
+    for prompt, tokens, _ in REQUESTS[::3]:
+        text, last = [*prompt, *tokens], len(prompt) - 1
+
+        def onwards(layer: int, values: Tensor, last: int = last) -> Tensor:
+            return torch.cat([values[:last], change(layer, values[last:])])
+
+        with changing(modules, side, onwards):
+            expected.append(score_of(plain_logits(model, text), prompt, tokens))
+        plain.append(score_of(plain_logits(model, text), prompt, tokens))
+    requests = [request._replace(edit=0) for request in REQUESTS[::3]]
+    assert_close(scores(model, edits, requests), torch.tensor(expected))
+    assert (torch.tensor(expected) - torch.tensor(plain)).abs().max() > 1e-3
 
 
 @each_case

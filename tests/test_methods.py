@@ -18,6 +18,8 @@ from helpers.vector_files import made, vector_files
 from sadi_lmeval.architecture.sites import Site, find_site
 from sadi_lmeval.arguments import declared
 from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.edits.directions import DirectionEdits
+from sadi_lmeval.edits.field import FieldEdits
 from sadi_lmeval.methods.base import Method
 from sadi_lmeval.methods.registry import arm_names, method_class, method_names
 from sadi_lmeval.settings import Axis, Setting
@@ -32,6 +34,8 @@ PLACES: list[tuple[Element, HiddenSite]] = [
     ("hidden", "residual"),
 ]
 PAIRS, SEED = 10, 0
+NUMBERS = (0.5, 0.25, -0.5, -1.5, 3.0)
+"""Of an axis that takes any number; of a share two are left."""
 
 
 @functools.cache
@@ -93,7 +97,7 @@ def edits_of(method: Method, settings: list[Setting]) -> Edits:
 
 def numbers_of(axis: Axis) -> list[float]:
     """Some numbers of an axis that this model has."""
-    read = [axis.read(number) for number in ((0, 1, 2, 5) if axis.whole else (0.5, 1.0, -1.5, 3.0))]
+    read = [axis.read(number) for number in ((0, 1, 2, 5) if axis.whole else NUMBERS)]
     most = min(axis.bound(site.size) or 5 for site in sites().values())
     return [number for number in read if number is not None and number <= most]
 
@@ -126,6 +130,20 @@ def assert_same_bits(found: Tensor, expected: Tensor) -> None:
     assert torch.equal(found.view(as_bits)[number], expected.view(as_bits)[number])
 
 
+def assert_same_rows(edits: Edits, found: Tensor, expected: Tensor) -> None:
+    """To the bit; but a product of matrices adds up in an order that depends on how many rows.
+
+    Where a field is followed, later steps make that larger.
+    """
+    if isinstance(edits, (DirectionEdits, FieldEdits)):
+        bound = 1e-4 if isinstance(edits, FieldEdits) else 1e-5
+        of_float32: dict[str, Any] = {"atol": bound, "rtol": bound}
+        rounding = of_float32 if found.dtype == torch.float32 else {}
+        torch.testing.assert_close(found, expected, equal_nan=True, **rounding)
+    else:
+        assert_same_bits(found, expected)
+
+
 @each_type
 @each_method
 def test_a_row_depends_on_itself_alone(method: Method, dtype: torch.dtype) -> None:
@@ -139,10 +157,10 @@ def test_a_row_depends_on_itself_alone(method: Method, dtype: torch.dtype) -> No
         whole = edits.apply(layer, rows, which)
         assert whole.shape == rows.shape
         assert_same_bits(rows, before)
-        assert_same_bits(edits.apply(layer, rows[some], which[some]), whole[some])
+        assert_same_rows(edits, edits.apply(layer, rows[some], which[some]), whole[some])
         for row in some[:4].tolist():
             one = edits.apply(layer, rows[[row]], which[[row]])
-            assert_same_bits(one, whole[[row]])
+            assert_same_rows(edits, one, whole[[row]])
     assert any(
         not torch.equal(edits.apply(layer, rows, which), rows) for layer in range(edits.site.layers)
     )
@@ -214,12 +232,14 @@ def test_what_a_setting_is_said_to_select_is_what_it_edits(method: Method) -> No
         selected = method.selected(fit_of(method, site), setting, SEED)
         if selected is None:
             continue
-        assert selected.shape == (site.layers, site.entries)
+        if selected.dim() == 2:  # whole entries, else single activations of them
+            assert selected.shape == (site.layers, site.entries)
+            selected = selected.unsqueeze(-1).expand(site.shape)
+        assert selected.shape == site.shape
         rows = torch.rand(2, site.width, generator=torch.Generator().manual_seed(4)) + 1
         for layer in range(site.layers):
             changed = edits.apply(layer, rows, torch.zeros(2, dtype=torch.long)) != rows
-            wide = selected[layer].repeat_interleave(site.entry_width)
-            assert torch.equal(changed, wide.expand_as(changed))
+            assert torch.equal(changed, selected[layer].flatten().expand_as(changed))
 
 
 @each_method

@@ -264,10 +264,9 @@ def test_a_difference_of_log_likelihoods_is_no_share(objective: str, said: str) 
 
 
 def test_entries_are_binned_into_at_most_64_columns_inside_the_map() -> None:
-    steering = {
-        "layers": 2, "entries": 1000,
-        "fits": [{"selected": [[0, 0], [0, 15], [1, 999], [7, 0], [0, 1000], ["x", 1], 3]}],
-    }  # fmt: skip
+    """Single activations of an entry count for it."""
+    selected = [[0, 0], [0, 15, 7], [1, 999], [7, 0], [0, 1000], ["x", 1], [1, 1, 1, 1], 3]
+    steering = {"layers": 2, "entries": 1000, "fits": [{"selected": selected}]}
     text = page(boards_of([make_record(method="sadi", steering=steering)]))
     titles = re.findall(r"<title>(layer .*?)</title>", text)
     assert titles == ["layer 0, entries 0–15: 2", "layer 1, entries 992–999: 1"]

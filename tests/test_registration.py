@@ -133,7 +133,8 @@ def test_an_interpreter_starts_hardly_later(installed: Environment) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("hf-sadi", "SADI"), ("hf-iti", "ITI"), ("hf-caa", "CAA")]
+    ("name", "expected"),
+    [("hf-sadi", "SADI"), ("hf-iti", "ITI"), ("hf-caa", "CAA"), ("hf-linear-act", "LinearAcT")],
 )
 def test_the_harness_resolves_our_models_and_its_own(name: str, expected: str) -> None:
     code = f"""
@@ -500,6 +501,8 @@ def test_the_entry_points_say_what_the_bridge_says() -> None:
     assert {
         p.name: p.value for p in points.select(group="lm_eval.models")
     } == registration.model_targets()
+    for point in points.select(group="lm_eval.models"):
+        assert point.name.removeprefix("hf-") == point.load().METHOD
     (tasks,) = points.select(group="lm_eval.tasks")
     spec = importlib.util.find_spec(tasks.value)
     assert spec is not None

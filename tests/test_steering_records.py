@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from functools import partialmethod
 from typing import Any
@@ -41,11 +42,12 @@ def method_of(arm: str) -> Method:
 
 
 def numbers_of(arm: str, strength: float) -> dict[str, Any]:
-    """A strength, and of the other axes the least number that steers."""
-    axes = method_of(arm).axes
+    """A strength, or the most that there is, and of the other axes the least number that steers."""
     return {
-        a.name: min(strength, a.most or strength) if a.strength else max(a.least or 0, 1)
-        for a in axes
+        axis.name: min(strength, math.inf if axis.most is None else axis.most)
+        if axis.strength
+        else max(axis.least or 0, 1)
+        for axis in method_of(arm).axes
     }
 
 

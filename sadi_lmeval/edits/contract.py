@@ -75,6 +75,13 @@ class Edits(ABC):
         """
         return None
 
+    def shift(self, edit: int) -> dict[int, Tensor] | None:
+        """Give what one of the edits adds to each layer, ``[width]``, if it does nothing else.
+
+        None: what it does depends on the activations or the prompt, so that no vector says it.
+        """
+        return None
+
     @property
     def alike(self) -> tuple[Hashable, ...]:
         """What edits must share to be joined: the site, the scope, and where A is from."""

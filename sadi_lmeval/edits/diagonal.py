@@ -79,6 +79,17 @@ class DiagonalEdits(Edits):
         after = torch.where((gain == 0) & (shift == 0), before, after)
         return activations.index_copy(1, entries, after)
 
+    def shift(self, edit: int) -> dict[int, Tensor] | None:
+        added = {}
+        for layer in self.layers:
+            gain, shift = self._change[layer][edit]
+            if gain.any() or self.clean or self.gated:
+                return None
+            if shift.any():
+                whole = torch.zeros(self.site.width)
+                added[layer] = whole.index_copy(0, self._entries[layer], shift)
+        return added
+
 
 def _touched(edit: Edit) -> tuple[Tensor, Tensor]:
     """Give (layer, entry) of what an edit touches, ``[n, 2]``, its gain and shift, ``[2, n]``."""

@@ -73,6 +73,14 @@ class NumberedEdits(Edits):
             for edit in range(self.count)
         ]
 
+    def edits_layer(self, edit: int, layer: int) -> bool:
+        """Return whether one of the edits edits a layer."""
+        return bool(self._edited[edit, layer])
+
+    def tensors_of(self, layer: int) -> Mapping[str, Tensor]:
+        """Give the tensors of a layer by name, on the CPU."""
+        return self._tensors[layer]
+
     @abstractmethod
     def change(self, tensors: Mapping[str, Tensor], rows: Tensor, numbers: Tensor) -> Tensor:
         """Compute what the rows become.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from sadi_lmeval.architecture.sites import Site
@@ -46,9 +47,19 @@ class ScaledEdits(NumberedEdits):
         super().__init__(site, ScaledEdits, tensors, numbers, mine, scope, gate, gate_digests)
 
     def change(self, tensors: Mapping[str, Tensor], rows: Tensor, numbers: Tensor) -> Tensor:
-        after = rows
-        if "gain" in tensors:
-            after = after + (numbers * tensors["gain"]).to(rows.dtype) * rows
-        if "shift" in tensors:
-            after = after + (numbers * tensors["shift"]).to(rows.dtype)
-        return after
+        if "gain" not in tensors:
+            return rows + (numbers * tensors["shift"]).to(rows.dtype)
+        # A gain and a shift that nearly undo each other would leave little but rounding in 16 bits.
+        a, gain = rows.float(), tensors["gain"]
+        shift = tensors.get("shift", torch.zeros_like(gain))
+        after = a + numbers * (gain * a + shift)
+        # What is not changed keeps its bits: a zero's sign, and not 0 times infinity.
+        return torch.where((gain == 0) & (shift == 0), rows, after.to(rows.dtype))
+
+    def shift(self, edit: int) -> dict[int, Tensor] | None:
+        mine = [layer for layer in self.layers if self.edits_layer(edit, layer)]
+        tensors = {layer: self.tensors_of(layer) for layer in mine}
+        if self.gated or any("gain" in each for each in tensors.values()):
+            return None
+        strength = float(self.numbers[edit, 0])
+        return {layer: strength * each["shift"] for layer, each in tensors.items()}

@@ -108,6 +108,12 @@ class Arm:
         )
         return replace(self, given=given)
 
+    def with_numbers_of_fit(self, numbers: Mapping[str, float]) -> Arm:
+        """Give the arm with the numbers of a fit's own setting, where the user gives none."""
+        if not numbers or any(number is not None for number in self.given):
+            return self
+        return replace(self, given=tuple(numbers.get(name) for name in self.axes.names))
+
     def is_like(self, name: str) -> bool:
         """Return whether the arm of a name steers so, but for arguments that it leaves open."""
         kind, sets, _ = arm_names()[name]

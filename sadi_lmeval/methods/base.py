@@ -109,7 +109,12 @@ class Method(ABC):
         return size
 
     def selected(self, tensors: Tensors, setting: Setting, seed: int) -> Tensor | None:
-        """Say which entries a setting edits, ``[layers, entries]`` bool; None: whole layers."""
+        """Say what a setting edits; None: whole layers.
+
+        Returns:
+            ``[layers, entries]`` bool; or ``[layers, entries, entry_width]``, where single
+            activations of an entry are edited.
+        """
         return None
 
     def record(self) -> dict[str, Any]:

@@ -32,7 +32,12 @@ _FEWEST = 4
 
 @contextmanager
 def steered_generation(
-    model: nn.Module, edits: Edits, which: int, context: Tensor, attention_mask: Tensor
+    model: nn.Module,
+    edits: Edits,
+    which: int,
+    context: Tensor,
+    attention_mask: Tensor,
+    unsteered: Tensor | None = None,
 ) -> Iterator[None]:
     """Edit the last prompt token, and if asked every later one, of what the block generates.
 
@@ -44,14 +49,17 @@ def steered_generation(
         edits, which: the edit that all sequences get.
         context: left-padded prompts, ``[batch, seq]``.
         attention_mask: ``[batch, seq]``.
+        unsteered: activations of the last prompt tokens ``[batch, layers, width]``, where they are
+            known; None: they are read where the edits need them.
     """
     if not edits.layers:
         yield
         return
     last = context.shape[1] - 1
-    unsteered = gates = None
+    gates = None
     if edits.needs_unsteered:
-        unsteered = _unsteered(model, edits, context, attention_mask)
+        if unsteered is None:
+            unsteered = read_unsteered(model, edits, context, attention_mask)
         table = edits.gates(unsteered)  # of each prompt once, for all its tokens
         gates = None if table is None else table[:, which]
     edited: range = range(0)
@@ -231,8 +239,16 @@ def can_share_beginning(model: Any) -> bool:
     return not reason
 
 
-def _unsteered(model: nn.Module, edits: Edits, context: Tensor, attention_mask: Tensor) -> Tensor:
-    """Read unsteered activations of the last prompt token, ``[batch, layers, width]``."""
+def read_unsteered(
+    model: nn.Module, edits: Edits, context: Tensor, attention_mask: Tensor
+) -> Tensor:
+    """Read activations of the last prompt token, ``[batch, layers, width]``.
+
+    Args:
+        edits: whose site is read.
+        context: left-padded prompts, ``[batch, seq]``.
+        attention_mask: ``[batch, seq]``.
+    """
     batch, width = context.shape
     points = Points.of([(row, width - 1) for row in range(batch)], batch, context.device)
     inputs: dict[str, Any] = {"input_ids": context, "attention_mask": attention_mask}

@@ -80,7 +80,8 @@ class FitRecord:
         source: where its pairs come from, or the file that it was read from.
         n_pairs: how many.
         setting: numbers by axis.
-        selected: the [layer, entry] of what is edited; None where whole layers are.
+        selected: the [layer, entry] of what is edited, or [layer, entry, activation of it]; None
+            where whole layers are.
         cache_key: under which it is kept; empty for one that was given by hand.
         sha256: of its tensors.
         file: the name of its file in the cache folder, or None.
@@ -190,8 +191,8 @@ class SteeringRecord:
             content["element"] = self.element
             if self.layers is not None:  # a strength of 0 names an element, and edits no site
                 content |= {"layers": self.layers, "entries": self.entries}
-            if self.hidden_site is not None:
-                content["hidden_site"] = self.hidden_site
+        if self.hidden_site is not None:
+            content["hidden_site"] = self.hidden_site
         if self.fits and self.fit_file is None:
             content |= {
                 "recipe": self.recipe,
@@ -267,10 +268,10 @@ def _mapping(value: object) -> dict[str, Any]:
 
 
 def _places(value: list[Any]) -> list[list[int]]:
-    """Read pairs of finite numbers, as [layer, entry]."""
+    """Read lists of finite numbers, as [layer, entry] or [layer, entry, activation of it]."""
     places = []
-    for pair in value:
-        numbers = [finite(n) for n in pair] if isinstance(pair, list) else []
-        if len(numbers) == 2 and None not in numbers:
+    for place in value:
+        numbers = [finite(n) for n in place] if isinstance(place, list) else []
+        if len(numbers) in (2, 3) and None not in numbers:
             places.append([int(n or 0) for n in numbers])
     return places

@@ -258,7 +258,7 @@ def _maps(cell: Cell) -> list[Map]:
     width = math.ceil(entries / _COLUMNS)
     spots: Counter[tuple[int, int]] = Counter()
     for fit in fits:
-        for layer, entry in fit.selected or ():
+        for layer, entry, *_ in fit.selected or ():
             if 0 <= layer < layers and 0 <= entry < entries:
                 spots[layer, entry // width] += 1
     if not spots:

@@ -16,10 +16,11 @@ from sadi_lmeval.methods.base import Method
 from sadi_lmeval.methods.collectors import Given
 from sadi_lmeval.pairs.pairs import Pair
 from sadi_lmeval.pairs.plan import Plan, examples
-from sadi_lmeval.pairs.sources import QUESTIONS_BY, Source
+from sadi_lmeval.pairs.sources import QUESTIONS_BY, Identity, Source
 from sadi_lmeval.passes.activations import Collector, TokenPair
 from sadi_lmeval.passes.steerable import SteerableModel, folder_for
 from sadi_lmeval.storage.fit_file import Fit, load_fit, save_fit
+from sadi_lmeval.storage.hub import fit_path
 from sadi_lmeval.storage.store import Kind, get_or_build
 from sadi_lmeval.versions import code_digest, versions
 
@@ -128,18 +129,48 @@ def _measured(
     """
     if not arms:
         return []
-    task, seed = plan.source_task, arms[0].options.seed
-    tokens = [
-        TokenPair(model.encode(*pair.positive), model.encode(*pair.negative)) for pair in pairs
-    ]
-    shown = examples(plan, source, arms[0].options)
-    identities = [*(pair.known_as for pair in pairs), *shown]
-    shared: dict[str, Any] = {
-        **model.model_card,
+    task = plan.source_task
+    origin: dict[str, Any] = {
         "task": task.name,
         "source": plan.pairs_from(source),
         "recipe": plan.recipe.recipe,
         "recipe_digest": plan.recipe.digest,
+    }
+    shown = examples(plan, source, arms[0].options)
+    folds = plan.sources.folds and not plan.is_static
+    label = task.name + (f", {source.label}" if folds else "")
+    return fits_of_pairs(pairs, shown, origin, arms, model, label)
+
+
+def fits_of_pairs(
+    pairs: Sequence[Pair],
+    shown: Sequence[Identity],
+    origin: Mapping[str, Any],
+    arms: Sequence[Arm],
+    model: SteerableModel,
+    label: str,
+) -> list[Fitted]:
+    """Fit each arm to pairs, wherever these come from.
+
+    Args:
+        pairs: the same for all arms.
+        shown: what their prompts show as examples.
+        origin: where they come from: ``task``, ``source``, and more for the card.
+        arms: that steer, at least one; where the cache is comes from the first.
+        model: reads.
+        label: of the pairs, for messages.
+
+    Raises:
+        UserError: nothing can be made of the pairs' activations.
+    """
+    seed = arms[0].options.seed
+    tokens = [
+        TokenPair(model.encode(*pair.positive), model.encode(*pair.negative)) for pair in pairs
+    ]
+    identities = [*(pair.known_as for pair in pairs), *shown]
+    shared: dict[str, Any] = {
+        **model.model_card,
+        **origin,
         "n_pairs": len(pairs),
         "pairs_digest": key_of({"pairs": tokens}),
         "documents": [i.content for i in identities],
@@ -168,27 +199,38 @@ def _measured(
             card["measured_for"] = [method.name, method.code]
         keys.append(key_of({k: v for k, v in card.items() if k not in PROVENANCE}))
         needed[keys[-1]] = _Needed(card, site, method)
-    folds = plan.sources.folds and not plan.is_static
-    name = task.name + (f", {source.label}" if folds else "")
-    origin = f"{task.name} ({plan.pairs_from(source)})"
 
     def build(missing: list[str], _: Path | None) -> dict[str, Fit]:
         collectors = {key: needed[key].collector(len(tokens), seed) for key in missing}
         readers = [(needed[key].site, each) for key, each in collectors.items()]
-        model.engine.read(readers, tokens, f"Pairs of {name}", model.processes)
+        model.engine.read(readers, tokens, f"Pairs of {label}", model.processes)
         if not model.processes.is_first:
             return {}
-        return {key: Fit(each.tensors(name), needed[key].card) for key, each in collectors.items()}
+        return {key: Fit(each.tensors(label), needed[key].card) for key, each in collectors.items()}
 
     folder = folder_for(arms[0].options, model)
     fits = get_or_build(folder, FITS, keys, build, model.processes)
-    return [Fitted(fits[key].value, origin, key, fits[key].file) for key in keys]
+    named = f"{origin['task']} ({origin['source']})"
+    return [Fitted(fits[key].value, named, key, fits[key].file) for key in keys]
 
 
 def _made_by(collector: Collector) -> list[Any]:
     """Give the class of a collector, and the function that it leaves the making to, if any."""
     make = getattr(collector, "make", None)
     return [type(collector)] if make is None else [type(collector), make]
+
+
+def saved_setting(source: str, arm: Arm) -> dict[str, float]:
+    """Give the setting that a fit of the user's brings along for an arm's method, by axis.
+
+    Raises:
+        UserError: it is no fit, or damaged.
+    """
+    steering = load_fit(fit_path(source)).steering
+    if steering.get("method") != method_of(arm).name:
+        return {}
+    read = {axis.name: axis.read(steering.get(axis.name)) for axis in arm.axes}
+    return {name: number for name, number in read.items() if number is not None}
 
 
 def given_fit(path: str, arm: Arm, site: Site, model: SteerableModel) -> Fitted:
@@ -198,7 +240,7 @@ def given_fit(path: str, arm: Arm, site: Site, model: SteerableModel) -> Fitted:
         UserError: it is none, is damaged, or does not fit the method or the model.
     """
     method = method_of(arm)
-    fit = load_fit(Path(path))
+    fit = load_fit(fit_path(path))
     collector = method.collector(site, 1, arm.options.seed)
     model_type = model.model_card["model_type"]
     fit.check_fits(collector.kind, collector.shapes, site, model_type, path)

@@ -25,7 +25,14 @@ from sadi_lmeval.passes.steerable import SteerableModel, folder_for
 from sadi_lmeval.records.steering import FitRecord, SteeringRecord
 from sadi_lmeval.settings import Setting
 from sadi_lmeval.steering.condition import FittedCondition, condition_for, conditional
-from sadi_lmeval.steering.fitting import Fitted, fits_of, given_fit, known_fit, method_of
+from sadi_lmeval.steering.fitting import (
+    Fitted,
+    fits_of,
+    given_fit,
+    known_fit,
+    method_of,
+    saved_setting,
+)
 from sadi_lmeval.steering.objective import resolved, resolved_rule
 from sadi_lmeval.steering.outcome import Choice
 from sadi_lmeval.steering.rules import LEVEL
@@ -40,7 +47,8 @@ class PreparedFit(NamedTuple):
 
     Attributes:
         edits: of its setting, the only one.
-        selected: the [layer, entry] that are edited; None where whole layers are.
+        selected: the [layer, entry], or the [layer, entry, activation of it], that are edited; None
+            where whole layers are.
         choice: how the setting was chosen; None where it was given.
     """
 
@@ -162,6 +170,8 @@ def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Arm]) -> list[T
 def _candidate(task: RunTask, arm: Arm, model: SteerableModel) -> _Candidate:
     place = method_of(arm).place
     site = model.engine.site(*place)
+    if arm.options.fit and arm.space is None:
+        arm = arm.with_numbers_of_fit(saved_setting(arm.options.fit, arm))
     settings, chosen = settings_for(task, arm, site)
     largest = {
         axis.name: max(setting[place] for setting in settings)
@@ -195,8 +205,8 @@ def _prepare(
     first = candidates[0].arm.options
     chosen = tuple(dict.fromkeys(n for c in candidates if c.chosen for n in c.arm.axes.names))
     given = None
-    if first.mask:
-        given = [given_fit(first.mask, c.arm, c.site, model) for c in candidates]
+    if first.fit:
+        given = [given_fit(first.fit, c.arm, c.site, model) for c in candidates]
     known = [known_fit(c.arm, model) for c in candidates] if given is None else [*given]
     measures = given is not None or None in known
     if not chosen and None not in known:
@@ -315,7 +325,7 @@ def _prepared(fitted: Fitted, candidate: _Candidate, choice: Choice | None) -> P
     edits = conditional(method.edits(candidate.site, tensors, [setting], seed), candidate.condition)
     where = method.selected(tensors, setting, seed)
     blocks = candidate.site.blocks
-    selected = None if where is None else [[blocks[n], e] for n, e in where.nonzero().tolist()]
+    selected = None if where is None else [[blocks[n], *e] for n, *e in where.nonzero().tolist()]
     return PreparedFit(fitted, setting, edits, selected, choice)
 
 

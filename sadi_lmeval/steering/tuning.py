@@ -114,10 +114,19 @@ def trial_identity(trial: Trial, model: SteerableModel) -> dict[str, Any]:
 
 def _kind(numbers: str, candidates: dict[str, Candidates]) -> Kind[Choice]:
     def save(choice: Choice, path: Path, key: str) -> None:
-        write_kept({**choice._asdict(), "axes": choice.axes.names}, path, key)
+        of = candidates[key].identity  # for people: what it is a choice for
+        content = {
+            **choice._asdict(),
+            "axes": choice.axes.names,
+            "fit": of["fit"],
+            "arm": of["arm"],
+        }
+        write_kept(content, path, key)
 
     def load(path: Path, key: str) -> Choice:
         values, axes = read_kept(path, key), candidates[key].axes
+        for name in ("fit", "arm"):
+            values.pop(name)
         if tuple(values.pop("axes")) != axes.names:
             raise ValueError("it belongs to another method")
         outcomes = [Outcome(Setting(*o[0]), *o[1:]) for o in values.pop("outcomes")]

@@ -52,6 +52,12 @@ class Fit:
             content.update(values.flatten().view(torch.uint8).numpy().tobytes())
         return content.hexdigest()
 
+    @property
+    def steering(self) -> dict[str, Any]:
+        """The method, its arguments and the setting that the card brings along, by name."""
+        given = self.card.get("steering")
+        return dict(given) if isinstance(given, dict) else {}
+
     def check_fits(
         self,
         kind: str,

@@ -94,7 +94,7 @@ def test_a_sweep_marks_what_overflows(commands: Commands, tmp_path: Path, count:
     count("overflow in a sweep", marked=1)
 
 
-@pytest.mark.parametrize("model", ["hf-sadi", "hf-iti", "hf-caa"])
+@pytest.mark.parametrize("model", ["hf-sadi", "hf-iti", "hf-caa", "hf-austeer", "hf-linear-act"])
 def test_pairs_whose_activations_are_not_finite_make_no_fit(
     evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str
 ) -> None:
@@ -109,7 +109,8 @@ def test_pairs_whose_activations_are_not_finite_make_no_fit(
 
     monkeypatch.setattr(Forward, "activations", overflowing)
     given = {"hf-sadi": {"top_k": 2, "delta": 3}, "hf-iti": {"top_k": 2, "alpha": 3},
-             "hf-caa": {"layer": 1, "multiplier": 1}}[model]  # fmt: skip
+             "hf-caa": {"layer": 1, "multiplier": 1}, "hf-austeer": {"top_k": 2, "alpha": 3},
+             "hf-linear-act": {"layer": 1, "strength": 1}}[model]  # fmt: skip
     with pytest.raises(UserError, match="dtype=bfloat16 or float32"):
         evaluate("tiny_choice", model=model, **given)
     assert not list((tmp_path / "cache").glob("*.safetensors"))

@@ -260,6 +260,21 @@ def plain_logits(model: nn.Module, text: Sequence[int]) -> Tensor:
     return logits
 
 
+def last_activations(
+    model: nn.Module, modules: Sequence[nn.Module], side: str, text: Sequence[int]
+) -> Tensor:
+    """At the last token of one text, ``[layers, width]``."""
+    seen: list[Tensor] = []
+
+    def keep(layer: int, values: Tensor) -> Tensor:
+        seen.append(values[-1].clone())
+        return values
+
+    with changing(modules, side, keep):
+        plain_logits(model, text)
+    return torch.stack(seen)
+
+
 def oracle(
     model: nn.Module,
     named: Named,

@@ -23,7 +23,7 @@ from sadi_lmeval.pairs.plan import draw, find_plan
 from sadi_lmeval.passes.scoring import Score
 from sadi_lmeval.types import Scope
 
-Where = Literal["head", "residual"]
+Where = Literal["head", "mlp", "residual"]
 
 
 Change = Callable[[int, Tensor], Tensor]
@@ -49,7 +49,8 @@ _PLACES = {
     "phi": ("model.layers", "self_attn.dense"),
     "bloom": ("transformer.h", "self_attention.dense"),
 }
-"""Of an architecture: the decoder blocks, and what the heads' outputs go into."""
+"""Of an architecture: the decoder blocks, and what the heads' outputs go into; of a block, the MLP
+is always called so."""
 
 
 @contextmanager
@@ -76,7 +77,8 @@ def changing(model: PreTrainedModel, where: Where, change: Change, span: slice) 
             if where == "head":
                 handle = block.get_submodule(projection).register_forward_pre_hook(before)
             else:
-                handle = block.register_forward_hook(after)
+                changed_module = block.get_submodule("mlp") if where == "mlp" else block
+                handle = changed_module.register_forward_hook(after)
             stack.callback(handle.remove)
         yield
 

@@ -14,8 +14,8 @@ LAYERS, HEADS, HEAD_DIM, WIDTH = 3, 4, 8, 32
 
 Numbers = tuple[float, ...]
 """Of a setting."""
-Places = set[tuple[int, int]]
-"""(layer, head)."""
+Places = set[tuple[int, ...]]
+"""(layer, head), or (layer, head, dimension); in the hidden states (layer, unit)."""
 Given = Mapping[str, Any]
 """Arguments of a run by name, the numbers of its setting among them."""
 
@@ -30,7 +30,7 @@ class Equations(NamedTuple):
             ``[pairs, layers, width]`` each, in double precision, and the run's arguments; gives
             whatever the rest takes.
         change: what the run's setting does to activations; with a gate where it has one.
-        places: the heads that the run's setting edits; None: whole layers.
+        places: what the run's setting edits; None: whole layers.
         assert_measured: compares a fit's tensors with what was measured here.
         cases: changes to ``given`` that are scored as well.
         generated: changes to ``given`` with which texts are generated.

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from helpers.equations.contract import LAYERS, WIDTH, Given
+from helpers.equations.contract import Given
 
 
 def mean_difference(positive: Tensor, negative: Tensor, given: Given) -> Tensor:
     """D of SADI (equation 3) and v of CAA (section 3), ``[layers, width]``."""
-    total = torch.zeros(LAYERS, WIDTH).double()
+    total = torch.zeros_like(positive[0])
     for one, other in zip(positive, negative, strict=True):
         total += one - other
     return (total / len(positive)).float()

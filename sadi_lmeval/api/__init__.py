@@ -1,0 +1,1 @@
+"""Steering outside the harness: fit a method, keep and share the fit, steer any model with it."""
