@@ -17,6 +17,7 @@ from lm_eval.tasks import TaskManager
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+import sadi_lmeval as sadi
 from conftest import Measured
 from helpers.equations.caa import EQUATIONS as CAA
 from helpers.equations.iti import EQUATIONS as ITI
@@ -517,6 +518,15 @@ def test_an_argument_of_a_condition_without_one_is_refused(name: str) -> None:
         read_arm("caa", {name: value})
     with pytest.raises(UserError, match="when=nowhere: no such file"):
         read_arm("caa", {"when": "nowhere", name: value})
+
+
+def test_a_fit_outside_of_the_harness_takes_no_condition(
+    harness_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, fitted: Fitted
+) -> None:
+    pair = {"prompt": "is a stone soft", "positive": "no never", "negative": "yes it is"}
+    with pytest.raises(UserError, match="keeps a run of the harness to some prompts") as caught:
+        sadi.fit(harness_model, tokenizer, [pair] * 2, "caa", when=str(fitted[0]))
+    one_line(caught)
 
 
 def test_a_prompt_that_is_scored_may_not_have_made_the_condition(

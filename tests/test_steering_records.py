@@ -46,7 +46,7 @@ def numbers_of(arm: str, strength: float) -> dict[str, Any]:
     return {
         axis.name: min(strength, math.inf if axis.most is None else axis.most)
         if axis.strength
-        else max(axis.least or 0, 1)
+        else min(max(axis.least or 0, 1), math.inf if axis.most is None else axis.most)
         for axis in method_of(arm).axes
     }
 

@@ -16,7 +16,9 @@ import torch
 from lm_eval.tasks import TaskManager
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+import sadi_lmeval as sadi
 from helpers.messages import one_line
 from helpers.models import tiny_llama
 from helpers.results import masks_of, numbers
@@ -272,6 +274,24 @@ def test_the_vector_of_caa_out_of_a_file_is_caa(
     assert (fit["n_pairs"], fit["cache_key"], fit["source"]) == (None, "", path.name)
     plain = evaluate(task, model="hf-caa", method="none")
     assert [s["resps"] for s in plain["samples"][task]] != texts[0]
+
+
+@pytest.mark.parametrize(("file", "form"), [("v.gguf", "gguf"), ("v.pt", "steered")])
+def test_what_is_exported_here_is_read_again(
+    evaluate: Any,
+    harness_model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    file: str,
+    form: str,
+) -> None:
+    pair = {"prompt": "is a stone soft", "positive": "no never", "negative": "yes it is"}
+    given: dict[str, Any] = {"layer": 1, "multiplier": 2, "cache_dir": str(tmp_path)}
+    fit = sadi.fit(harness_model, tokenizer, [pair] * 2, "caa", **given)
+    own = evaluate("tiny_choice", model="hf-caa", fit=str(fit.save(tmp_path / "own.safetensors")))
+    path = fit.export(tmp_path / file, to=form)
+    found = evaluate("tiny_choice", model="hf-vector", vector=str(path), multiplier=1)
+    assert numbers(found, "tiny_choice") == pytest.approx(numbers(own, "tiny_choice"), abs=1e-5)
 
 
 def test_at_a_prompt_of_one_token_the_harness_s_steered_says_the_same(
