@@ -56,8 +56,8 @@ def fit(
         raise UserError("fit: method=none measures nothing")
     if arm.options.when is not None:
         raise UserError(
-            f"fit: when={arm.options.when} keeps a run of the harness to some prompts; a fit steers "
-            "whatever it is given, so leave it out"
+            f"fit: when={arm.options.when} keeps a run of the harness to some prompts; this steers "
+            "whatever it is given: leave it out"
         )
     if from_task is not None:
         task = load_task(from_task, user_folders(arm.options, None), None)
