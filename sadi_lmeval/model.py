@@ -62,6 +62,7 @@ from sadi_lmeval.passes.prefill import (
 )
 from sadi_lmeval.passes.scoring import Score, truncated
 from sadi_lmeval.processes import ALONE, Processes, leave_at_exit
+from sadi_lmeval.steering.fitting import refuse_unsuited
 from sadi_lmeval.steering.steering import TaskSteering, prepare
 from sadi_lmeval.versions import versions
 
@@ -338,12 +339,13 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             and identity == self._prepared_for
         ):
             return
-        prepared = {}
+        tasks = {}
         for name in names:
             if name is None:
                 raise UserError("a request names no task, so there are no pairs to fit a method to")
-            task = noted.get(name) or load_task(name, user_folders(self.options, None), None)
-            [prepared[name]] = prepare(task, self, [self.arm])
+            tasks[name] = noted.get(name) or load_task(name, user_folders(self.options, None), None)
+            refuse_unsuited(tasks[name], [self.arm])
+        prepared = {name: prepare(task, self, [self.arm])[0] for name, task in tasks.items()}
         self._use(prepared)
         self._prepared_for = identity
 

@@ -22,6 +22,7 @@ from sadi_lmeval.errors import UserError, nearest
 from sadi_lmeval.types import Side
 
 Negative = Literal["random", "hardest", "all"]
+Labels = Literal["gold", "shuffled"]
 Protocol = Literal["default", "reference"]
 Objective = Literal["auto", "metric", "likelihood", "exact_match"]
 RuleName = Literal[
@@ -67,6 +68,11 @@ class Options:
     negative: Negative = choice(
         "random", get_args(Negative), "which wrong choice a pair has: `random`, `all` of them in "
         "pairs of their own, or the `hardest` for the unsteered model",
+    )  # fmt: skip
+    labels: Labels = choice(
+        "gold", get_args(Labels), "`shuffled`: in half of the pairs, drawn by `seed`, right and "
+        "wrong are swapped before anything is measured: what is left without information "
+        "([docs/comparison.md](docs/comparison.md))",
     )  # fmt: skip
     pairs_num_fewshot: int | None = whole(
         None, 0, "few-shot examples in the pairs' prompts", shown="as the run"
@@ -168,6 +174,11 @@ def read_options(given: Mapping[str, Any]) -> tuple[Options, list[str]]:
         for name in ("when_layer", "when_threshold", "when_side")
         if name in values and given.get("when") is None
     ]
+    if values.get("fit") is not None and values.get("labels") == "shuffled":
+        faults.append(
+            "fit= was given with labels=shuffled: a saved fit has the labels that it was made "
+            "with; pass one of them"
+        )
     return Options(**values), faults
 
 

@@ -26,6 +26,7 @@ pytest.register_assert_rewrite("helpers")
 
 # isort: split
 
+from helpers.forms import LETTERS  # noqa: E402
 from helpers.models import CHAT_TEMPLATE, tiny_llama  # noqa: E402
 from helpers.results import with_paths  # noqa: E402
 
@@ -80,7 +81,8 @@ def tasks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     tiny_choice (train, validation), tiny_folds (validation only), tiny_input (options stand in the
     context), tiny_empty (empty context), tiny_text (generate_until), tiny_sum (generate_until with
-    numbers), tiny_word (loglikelihood), tiny_rolling (loglikelihood_rolling).
+    numbers), tiny_word (loglikelihood), tiny_rolling (loglikelihood_rolling); letters_choice and
+    letters_folds: the same with letters as choices.
     """
     folder = tmp_path_factory.mktemp("tasks")
     rng = random.Random(0)
@@ -127,6 +129,8 @@ def tasks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write("tiny_same_split", training_split="validation")
     write("tiny_input", doc_to_text="label", doc_to_choice="{{choices}}", doc_to_target="answer")
     write("tiny_empty", doc_to_text="")
+    write("letters_choice", **LETTERS.config)
+    write("letters_folds", training_split=None, **LETTERS.config)
     generation: dict[str, Any] = {
         "output_type": "generate_until",
         "doc_to_choice": None,
@@ -277,7 +281,13 @@ def measured(
     ``measured("iti", "tiny_choice")``.
     """
     from helpers.equations import EQUATIONS
-    from helpers.loops import activations_of_pairs, texts_of_pairs
+    from helpers.loops import (
+        activations_of_pairs,
+        answered_prompts,
+        drawn_pairs,
+        texts_of_pairs,
+    )
+    from sadi_lmeval.methods.registry import method_class
 
     def find(
         method: str,
@@ -287,9 +297,14 @@ def measured(
         folder: Path = tasks_folder,
         **given: Any,
     ) -> Any:
-        texts, equations = texts_of_pairs(folder, task, method, mask, **given), EQUATIONS[method]
-        where = equations.where(given)
-        sides = activations_of_pairs(harness_model, tokenizer, texts, where, max_length)
+        equations, models = EQUATIONS[method], (harness_model, tokenizer)
+        where, drawn = equations.where(given), (folder, task, method, mask)
+        if method_class(method).fitted_on == "prompts":
+            documents = [pair.document for pair in drawn_pairs(*drawn, **given)]
+            read = answered_prompts(*models, documents, equations.form, where, max_length)
+            return equations.measure(*read, given)
+        texts = texts_of_pairs(*drawn, **given)
+        sides = activations_of_pairs(*models, texts, where, max_length)
         return equations.measure(*sides, given)
 
     return find

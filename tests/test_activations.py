@@ -12,10 +12,11 @@ from transformers import LlamaForCausalLM
 
 from helpers.oracle import SITES, VOCAB, make_model, plain_pass
 from sadi_lmeval.architecture.sites import find_site
-from sadi_lmeval.methods.collectors import Kept, MeanDifference
-from sadi_lmeval.passes.activations import TokenPair, read_pairs
+from sadi_lmeval.methods.collectors import Kept, KeptPrompts, MeanDifference
+from sadi_lmeval.passes.activations import Answers, TokenPair, TokenPrompt, read_pairs
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.forward import Forward
+from sadi_lmeval.processes import Processes
 from sadi_lmeval.types import Element, HiddenSite
 
 PAIRS = [
@@ -200,3 +201,49 @@ def test_probes_keep_every_activation_under_its_pair_and_its_side(
                 expected = plain_pass(model, text, len(text) - 1, "head").activations.float()
                 found = probes.values[side, number]
                 torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+# ------------------------------------------------------------------ labelled prompts
+
+
+PROMPTS = [
+    TokenPrompt(text, Answers(number % 4, number % 3))
+    for number, pair in enumerate([*SAME_BEGINNING, *PAIRS])
+    for text in pair
+]
+
+
+@pytest.mark.parametrize("branching", [False, True])
+def test_prompts_are_read_at_their_last_token_and_keep_their_answers(
+    model: LlamaForCausalLM, branching: bool
+) -> None:
+    site = find_site(model, "hidden", "residual")
+    for bounds in LAYOUTS:
+        kept = KeptPrompts("all", site, len(PROMPTS), {}, lambda values, answers, label: {})
+        read_pairs(Forward(model), [(site, kept)], PROMPTS, 2, branching, bounds, "test")
+        assert kept.answers.tolist() == [list(prompt.answers) for prompt in PROMPTS]
+        for number, (text, _) in enumerate(PROMPTS):
+            expected = plain_pass(model, text, len(text) - 1, "residual").activations.float()
+            torch.testing.assert_close(kept.values[number], expected, atol=1e-4, rtol=1e-4)
+
+
+class OnePart(Processes):
+    """One of several processes, whose sums are made by hand."""
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+
+def test_what_several_processes_have_read_of_prompts_adds_up(model: LlamaForCausalLM) -> None:
+    site = find_site(model, "hidden", "residual")
+
+    def read(processes: Processes) -> KeptPrompts:
+        kept = KeptPrompts("all", site, len(PROMPTS), {}, lambda values, answers, label: {})
+        read_pairs(Forward(model), [(site, kept)], PROMPTS, 2, True, FEW_TOKENS, "test", processes)
+        return kept
+
+    whole, parts = read(Processes()), [read(OnePart(rank, 2)) for rank in range(2)]
+    assert all(0 < int(part.answers.any(dim=1).sum()) < len(PROMPTS) for part in parts)
+    assert torch.equal(parts[0].answers + parts[1].answers, whole.answers)
+    values = parts[0].values + parts[1].values
+    torch.testing.assert_close(values, whole.values, atol=1e-5, rtol=1e-5)

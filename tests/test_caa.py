@@ -18,11 +18,12 @@ from helpers.equations.caa import EQUATIONS, caa_shift
 from helpers.equations.contract import LAYERS, WIDTH
 from helpers.loops import adding, plain_score
 from helpers.messages import one_line
+from helpers.models import tiny_llama
 from helpers.results import masks_of
 from helpers.tasks import held_out_of
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.methods.caa import CAA
+from sadi_lmeval.methods.caa import CAA, principal_component, random_vectors
 from sadi_lmeval.settings import Setting
 from sadi_lmeval.steering.outcome import Outcome, ranked
 
@@ -76,6 +77,75 @@ def test_a_layer_that_the_model_does_not_have_is_refused(
     with pytest.raises(UserError, match=f"layer={layer}") as caught:
         evaluate("tiny_choice", model="hf-caa", **{**GIVEN, "layer": layer})
     one_line(caught)
+
+
+# ------------------------------------------------------------------ the direction
+
+
+@pytest.mark.quick
+def test_the_principal_component_is_that_of_pair_centred_states() -> None:
+    """What both texts of a pair share is no part of it, however large."""
+    generator = np.random.default_rng(0)
+    shared = 100 * generator.normal(size=(20, 3))
+    apart = np.array([[0.0, 2.0, 0.0], [0.0, 3.0, 0.1]] * 10)
+    found = principal_component(shared + apart, shared - apart)
+    assert found == pytest.approx([0, 1, 0], abs=0.1)
+    assert np.linalg.norm(found) == pytest.approx(1)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("ahead", "expected"),
+    [
+        ([3, 3, -1], 1),  # two of three
+        ([-3, -3, 1], -1),
+        ([5, -1, -1], -1),  # by majority, not by the sum
+        ([1, -1], 1),  # a tie: the largest coordinate is positive
+        ([-1, 1, 0], 1),
+    ],
+)
+def test_its_sign_is_that_of_the_majority(ahead: list[float], expected: int) -> None:
+    right = np.outer(ahead, [0.6, 0.8])
+    found = principal_component(right, np.zeros_like(right))
+    assert found == pytest.approx(expected * np.array([0.6, 0.8]))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("direction", ["pca", "probe", "random"])
+def test_every_direction_has_the_length_of_the_mean_difference(direction: Any) -> None:
+    site = find_site(tiny_llama(40), "hidden", "residual")
+    generator = torch.Generator().manual_seed(0)
+    sides = [torch.randn(9, site.layers, site.width, generator=generator) for _ in range(2)]
+    sides[0][:, 1] = sides[1][:, 1]  # in this layer there is no difference at all
+    found = {}
+    for name in ("mean", direction):
+        method = CAA(direction=name)
+        collector = method.collector(site, 9, 0)
+        for sign, side in zip((1, -1), sides, strict=True):
+            collector.add(list(range(9)), [sign] * 9, side)
+        tensors = collector.tensors("test")
+        edits = method.edits(site, tensors, [Setting(n, 1) for n in range(site.layers)], 0)
+        rows = torch.zeros(1, site.width)
+        every = [edits.apply(n, rows, torch.tensor([n])) for n in range(site.layers)]
+        found[name] = torch.cat(every)
+    lengths = {name: v.norm(dim=1) for name, v in found.items()}
+    torch.testing.assert_close(lengths[direction], lengths["mean"])
+    assert lengths["mean"][1] == 0
+    assert torch.equal(found[direction][1], torch.zeros(site.width))
+    cosine = torch.cosine_similarity(found[direction][[0, 2]], found["mean"][[0, 2]])
+    assert (cosine < 0.99).all()
+
+
+@pytest.mark.quick
+def test_a_random_direction_depends_on_the_seed_and_the_layer_alone() -> None:
+    v = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    drawn = random_vectors(v, 5)
+    assert torch.equal(drawn, random_vectors(v, 5))
+    assert not torch.equal(drawn, random_vectors(v, 6))
+    torch.testing.assert_close(random_vectors(3 * v, 5), 3 * drawn)
+    unit = drawn / drawn.norm(dim=1, keepdim=True)
+    assert (unit @ unit.T - torch.eye(4)).abs().max() < 0.5
+    assert torch.cosine_similarity(drawn, v).abs().max() < 0.5
 
 
 # ------------------------------------------------------------------ what is chosen

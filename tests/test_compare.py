@@ -825,7 +825,7 @@ REFUSED = [
             *(("--methods", "none,sadi-head"), {"grid": "1x2", "element": "head"}),
             ["--model_args element, grid"],
         ),
-        (("--methods", "none,caa"), {"direction": "probe"}, ["no method of none, caa", "direct"]),
+        (("--methods", "none,caa"), {"direction": "probe"}, ["--model_args direction: several"]),
         ((), {"method": "none"}, ["--model_args method"]),
         ((), {"max_settings": 5}, ["--model_args max_settings"]),
         ((), {"mask": "mask.safetensors"}, ["--model_args mask", "mask_from=TASK"]),

@@ -41,6 +41,22 @@ from sadi_lmeval.types import Scope
 each_method = pytest.mark.parametrize("method", EQUATIONS)
 
 
+def task_of(method: str, task: str = "tiny_choice") -> str:
+    """A task in the form in which the method is asked."""
+    return EQUATIONS[method].form.tasks[task]
+
+
+def each_method_with(*tasks: str) -> pytest.MarkDecorator:
+    """Each method with each of some tasks that has a form for it."""
+    asked = [
+        (method, task_of(method, task))
+        for method, equations in EQUATIONS.items()
+        for task in tasks
+        if task in equations.form.tasks
+    ]
+    return pytest.mark.parametrize(("method", "task"), asked)
+
+
 def axes_of(method: str) -> tuple[str, ...]:
     return method_class(method).axes.names
 
@@ -53,14 +69,19 @@ def setting_of(method: str, given: Mapping[str, Any]) -> Numbers:
     return tuple(given[name] for name in axes_of(method))
 
 
-def cases_of(listed: Callable[[Equations], Sequence[dict[str, Any]]]) -> list[Any]:
-    """What each method's equations list, a test each."""
+def cases_of(listed: Callable[[Equations], Sequence[dict[str, Any]]], *tasks: str) -> list[Any]:
+    """What each method's equations list, with each of some tasks that has a form for the method."""
     return [
         pytest.param(
-            method, changes, id=" ".join([method, *(f"{k}={v}" for k, v in changes.items())])
+            method,
+            changes,
+            task_of(method, task),
+            id=" ".join([task, method, *(f"{k}={v}" for k, v in changes.items())]),
         )
         for method, equations in EQUATIONS.items()
         for changes in listed(equations)
+        for task in tasks
+        if task in equations.form.tasks
     ]
 
 
@@ -72,15 +93,14 @@ def scope_of(method: str, given: Mapping[str, Any]) -> Scope:
 # ------------------------------------------------------------------ what is measured
 
 
-@pytest.mark.parametrize("task", ["tiny_choice", "tiny_folds", "tiny_empty", "tiny_word"])
-@each_method
+@each_method_with("tiny_choice", "tiny_folds", "tiny_empty", "tiny_word")
 def test_the_fit_is_that_of_plain_passes(
     evaluate: Any, measured: Measured, method: str, task: str
 ) -> None:
     """At the last token of each answer, in each layer."""
     results = evaluate(task, model=f"hf-{method}", limit=4, **given_to(method, n_pairs=20))
     masks = masks_of(results, task)
-    assert len(masks) == (2 if task == "tiny_folds" else 1)
+    assert len(masks) == (2 if task.endswith("folds") else 1)
     for index, mask in enumerate(masks):
         tensors = load_fit(Path(mask["file"])).tensors
         EQUATIONS[method].assert_measured(
@@ -91,8 +111,10 @@ def test_the_fit_is_that_of_plain_passes(
 # ------------------------------------------------------------------ scores
 
 
-@pytest.mark.parametrize(("method", "changes"), cases_of(lambda equations: equations.cases))
-@pytest.mark.parametrize("task", ["tiny_choice", "tiny_folds", "tiny_empty", "tiny_input"])
+@pytest.mark.parametrize(
+    ("method", "changes", "task"),
+    cases_of(lambda e: e.cases, "tiny_choice", "tiny_folds", "tiny_empty", "tiny_input"),
+)
 def test_every_choice_scores_what_the_equations_say(
     evaluate: Any,
     measured: Measured,
@@ -103,7 +125,7 @@ def test_every_choice_scores_what_the_equations_say(
     changes: dict[str, Any],
 ) -> None:
     equations, given = EQUATIONS[method], given_to(method, **changes)
-    limit = 50 if task == "tiny_folds" else 12
+    limit = 50 if task.endswith("folds") else 12
     results = evaluate(task, model=f"hf-{method}", limit=limit, **given)
     masks = masks_of(results, task)
     known = [measured(method, task, index, **given) for index in range(len(masks))]
@@ -113,7 +135,7 @@ def test_every_choice_scores_what_the_equations_say(
         assert (selected and {tuple(place) for place in selected}) == places
 
     def change_of(document: int) -> Any:
-        return equations.change(known[document // 25 if task == "tiny_folds" else 0], given)
+        return equations.change(known[document // 25 if task.endswith("folds") else 0], given)
 
     scored = tried(results, task)
     assert len(scored) == 3 * limit
@@ -128,7 +150,7 @@ def test_every_choice_scores_what_the_equations_say(
 
 @pytest.mark.parametrize("plainly", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 3, "auto"])
-@each_method
+@each_method_with("alike")
 def test_prompts_that_begin_and_end_alike_score_what_the_equations_say(
     run_task: Any,
     measured: Measured,
@@ -137,6 +159,7 @@ def test_prompts_that_begin_and_end_alike_score_what_the_equations_say(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     method: str,
+    task: str,
     batch_size: Any,
     plainly: bool,
 ) -> None:
@@ -144,10 +167,10 @@ def test_prompts_that_begin_and_end_alike_score_what_the_equations_say(
     if plainly:
         monkeypatch.setattr(Engine, "longest_branching_path", 0)
     equations, given = EQUATIONS[method], given_to(method)
-    results = run_task("alike", f"hf-{method}", batch_size, **given)
-    known = measured(method, "alike", folder=tmp_path, **given)
+    results = run_task(task, f"hf-{method}", batch_size, **given)
+    known = measured(method, task, folder=tmp_path, **given)
     change = equations.change(known, given)
-    found = tried(results, "alike")
+    found = tried(results, task)
     assert len({one.context + one.continuation for one in found}) < len(found) - 10
     where, scope = equations.where(given), scope_of(method, given)
     assert_scored_as_the_loop_says(found, harness_model, tokenizer, where, lambda _: change, scope)
@@ -161,12 +184,12 @@ def test_prompts_cut_from_the_left_score_what_the_equations_say(
     tokenizer: PreTrainedTokenizerFast,
     method: str,
 ) -> None:
-    equations, given = EQUATIONS[method], given_to(method)
-    results = evaluate("tiny_choice", model=f"hf-{method}", max_length=9, **given)
-    known = measured(method, "tiny_choice", max_length=9, **given)
+    equations, given, task = EQUATIONS[method], given_to(method), task_of(method)
+    results = evaluate(task, model=f"hf-{method}", max_length=9, **given)
+    known = measured(method, task, max_length=9, **given)
     change = equations.change(known, given)
     assert_scored_as_the_loop_says(
-        tried(results, "tiny_choice"),
+        tried(results, task),
         harness_model,
         tokenizer,
         equations.where(given),
@@ -176,7 +199,9 @@ def test_prompts_cut_from_the_left_score_what_the_equations_say(
     )
 
 
-@pytest.mark.parametrize(("method", "changes"), cases_of(lambda equations: equations.generated))
+@pytest.mark.parametrize(
+    ("method", "changes", "task"), cases_of(lambda e: e.generated, "tiny_text")
+)
 def test_texts_are_those_of_a_loop_that_generates_token_for_token(
     evaluate: Any,
     measured: Measured,
@@ -184,16 +209,17 @@ def test_texts_are_those_of_a_loop_that_generates_token_for_token(
     tokenizer: PreTrainedTokenizerFast,
     method: str,
     changes: dict[str, Any],
+    task: str,
 ) -> None:
     """Where later tokens are edited, every generated one is."""
     equations, given = EQUATIONS[method], given_to(method, **changes)
-    change = equations.change(measured(method, "tiny_text", **given), given)
+    change = equations.change(measured(method, task, **given), given)
     for size in (1, 5):
         settings = {"batch_size": size}
-        results = evaluate("tiny_text", model=f"hf-{method}", limit=20, settings=settings, **given)
+        results = evaluate(task, model=f"hf-{method}", limit=20, settings=settings, **given)
         assert_generated_as_the_loop_says(
             results,
-            "tiny_text",
+            task,
             harness_model,
             tokenizer,
             equations.where(given),
@@ -214,9 +240,10 @@ def test_a_planted_document_is_in_nothing_that_is_measured(
         for split in ("train", "validation")
     )
     train, scored = train[:16], scored[:6]
-    planted = [scored[1], scored[4], {**train[0], "question": scored[2]["question"].upper()}]
+    planted = [scored[1], scored[4], {**scored[2], "question": scored[2]["question"].upper()}]
     mixed = [*train[:5], planted[0], *train[5:9], planted[1], *train[9:], planted[2]]
-    task = make_task(tmp_path, "planted", {"train": mixed, "validation": scored})
+    form = EQUATIONS[method].form
+    task = make_task(tmp_path, "planted", {"train": mixed, "validation": scored}, **form.config)
     given = given_to(method, n_pairs=16)
     [mask] = masks_of(run_task("planted", f"hf-{method}", **given), "planted")
     fit = load_fit(Path(mask["file"]))
@@ -238,13 +265,13 @@ def test_each_fold_is_steered_by_the_others_documents_alone(
     evaluate: Any, measured: Measured, method: str
 ) -> None:
     """All 25 of the other half: every one of them, and none of the own."""
-    given = given_to(method, n_pairs=25)
-    masks = masks_of(evaluate("tiny_folds", model=f"hf-{method}", **given), "tiny_folds")
+    given, task = given_to(method, n_pairs=25), task_of(method, "tiny_folds")
+    masks = masks_of(evaluate(task, model=f"hf-{method}", **given), task)
     fits = [load_fit(Path(mask["file"])) for mask in masks]
     assert [len(set(fit.card["documents"])) for fit in fits] == [25, 25]
     assert not set(fits[0].card["documents"]) & set(fits[1].card["documents"])
     for index, fit in enumerate(fits):
-        known = measured(method, "tiny_folds", index, **given)
+        known = measured(method, task, index, **given)
         EQUATIONS[method].assert_measured(fit.tensors, known)
 
 
@@ -253,27 +280,28 @@ def test_each_fold_is_steered_by_the_others_documents_alone(
 
 @each_method
 def test_a_saved_fit_steers_another_run(evaluate: Any, tmp_path: Path, method: str) -> None:
-    model, given = f"hf-{method}", given_to(method)
-    own = evaluate("tiny_choice", model=model, **given)
-    [mask] = masks_of(own, "tiny_choice")
+    model, given, task = f"hf-{method}", given_to(method), task_of(method)
+    own = evaluate(task, model=model, **given)
+    [mask] = masks_of(own, task)
     saved = {"mask": mask["file"], "cache_dir": str(tmp_path / "none")}
     saved |= {name: given[name] for name in axes_of(method)}
-    other = evaluate("tiny_choice", model=model, **saved)
-    assert numbers(other, "tiny_choice") == numbers(own, "tiny_choice")
+    other = evaluate(task, model=model, **saved)
+    assert numbers(other, task) == numbers(own, task)
     assert not (tmp_path / "none").exists()
     for arguments in EQUATIONS[method].served:
-        fresh = evaluate("tiny_choice", model=model, **{**given, **arguments})
-        again = evaluate("tiny_choice", model=model, **{**saved, **arguments})
-        assert numbers(again, "tiny_choice") == numbers(fresh, "tiny_choice")
-        assert numbers(again, "tiny_choice") != numbers(own, "tiny_choice")
+        fresh = evaluate(task, model=model, **{**given, **arguments})
+        again = evaluate(task, model=model, **{**saved, **arguments})
+        assert numbers(again, task) == numbers(fresh, task)
+        assert numbers(again, task) != numbers(own, task)
 
 
 @each_method
 def test_a_fit_of_a_document_that_is_scored_is_refused(evaluate: Any, method: str) -> None:
-    model, given = f"hf-{method}", given_to(method)
-    masks = masks_of(evaluate("tiny_folds", model=model, **given), "tiny_folds")
-    with pytest.raises(UserError, match="a document that task tiny_choice scores") as caught:
-        evaluate("tiny_choice", model=model, limit=50, mask=masks[0]["file"], **given)
+    model, given, task = f"hf-{method}", given_to(method), task_of(method)
+    folds = task_of(method, "tiny_folds")
+    masks = masks_of(evaluate(folds, model=model, **given), folds)
+    with pytest.raises(UserError, match=f"a document that task {task} scores") as caught:
+        evaluate(task, model=model, limit=50, mask=masks[0]["file"], **given)
     assert masks[0]["file"] in one_line(caught)
 
 
@@ -314,11 +342,11 @@ def test_a_setting_is_chosen_on_held_out_documents_by_what_it_scores_there(
     method: str,
 ) -> None:
     arguments, settings = EQUATIONS[method].chosen
-    given = {**arguments, "n_pairs": 12, "rule": "best"}
-    results = evaluate("tiny_choice", model=f"hf-{method}", **given)
-    [mask] = masks_of(results, "tiny_choice")
-    of_pairs, documents = held_out_of(tasks_folder, "tiny_choice", method, **given)
-    scored = {digest(d) for d in load(tasks_folder, "tiny_choice").evaluated()}
+    given, task = {**arguments, "n_pairs": 12, "rule": "best"}, task_of(method)
+    results = evaluate(task, model=f"hf-{method}", **given)
+    [mask] = masks_of(results, task)
+    of_pairs, documents = held_out_of(tasks_folder, task, method, **given)
+    scored = {digest(d) for d in load(tasks_folder, task).evaluated()}
     held_out = {digest(d) for d in documents}
     assert of_pairs == set(load_fit(Path(mask["file"])).card["documents"])
     assert len(held_out) == given["n_tune"]
@@ -326,14 +354,14 @@ def test_a_setting_is_chosen_on_held_out_documents_by_what_it_scores_there(
 
     equations, axes = EQUATIONS[method], axes_of(method)
     where, scope = equations.where(given), scope_of(method, given)
-    known, table = measured(method, "tiny_choice", **given), []
+    known, table = measured(method, task, **given), []
     for setting in [None, *settings]:
         change = None
         if setting is not None:
             change = equations.change(known, {**given, **dict(zip(axes, setting, strict=True))})
         values, margins = [], []
         for document in documents:
-            context = tokenizer.encode(f"{document['question']} answer :")
+            context = tokenizer.encode(equations.form.prompt(document))
             likely = [
                 plain_score(
                     harness_model,
@@ -343,7 +371,7 @@ def test_a_setting_is_chosen_on_held_out_documents_by_what_it_scores_there(
                     change,
                     scope,
                 )[0]
-                for choice in document["choices"]
+                for choice in equations.form.choices(document)
             ]
             values.append(float(np.argmax(likely) == document["label"]))
             right = likely.pop(document["label"])
@@ -355,7 +383,7 @@ def test_a_setting_is_chosen_on_held_out_documents_by_what_it_scores_there(
     assert found == [pytest.approx(row, abs=1e-4) for row in table]
     chosen = max(table, key=lambda row: row[-2:])
     assert tuning["chosen"] == dict(zip(axes, chosen, strict=False))
-    record = results["config"]["sadi"]["tiny_choice"]
+    record = results["config"]["sadi"][task]
     assert setting_of(method, record) == setting_of(method, mask) == chosen[:-2]
     foreign = {name for other in method_names() for name in axes_of(other)} - set(axes)
     assert not foreign & {*record, *mask, *tuning["table"][0]}
@@ -363,7 +391,7 @@ def test_a_setting_is_chosen_on_held_out_documents_by_what_it_scores_there(
 
 
 def table_of(results: dict[str, Any], method: str) -> list[Numbers]:
-    [mask] = masks_of(results, "tiny_choice")
+    [mask] = masks_of(results, task_of(method))
     return [setting_of(method, row) for row in mask["tuning"]["table"]]
 
 
@@ -374,7 +402,7 @@ TUNED = [(name, *case) for name, equations in EQUATIONS.items() for case in equa
 def test_a_number_that_is_given_is_not_tuned(
     evaluate: Any, method: str, arguments: dict[str, Any], settings: list[Numbers]
 ) -> None:
-    results = evaluate("tiny_choice", model=f"hf-{method}", n_tune=8, **arguments)
+    results = evaluate(task_of(method), model=f"hf-{method}", n_tune=8, **arguments)
     assert table_of(results, method) == [(0,) * len(axes_of(method)), *settings]
 
 
@@ -390,7 +418,8 @@ def test_with_the_usual_numbers_nothing_is_tuned(
     setting: Numbers,
 ) -> None:
     monkeypatch.setattr(Engine, "score_grid", None)
-    [mask] = masks_of(evaluate("tiny_choice", model=f"hf-{method}", **arguments), "tiny_choice")
+    task = task_of(method)
+    [mask] = masks_of(evaluate(task, model=f"hf-{method}", **arguments), task)
     assert setting_of(method, mask) == setting
     assert "tuning" not in mask
 

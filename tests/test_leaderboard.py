@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -352,3 +353,187 @@ def test_held_out_documents_of_a_metric_that_is_better_when_lower_are_compared_a
         steered = replace(tuned((score, 0.04)), higher_is_better=False)
         [board] = boards_of([unsteered, steered])
         assert any("held-out" in warning for warning in board.warnings) is told
+
+
+# ------------------------------------------------------------------ controls
+
+
+def with_control(
+    right: int, shuffled: int, method: str = "iti", task: str = "boolq"
+) -> list[Record]:
+    """A method and its control, by how many of forty answers are right."""
+    return [scored(right, method, task), scored(shuffled, f"{method}-shuffled", task)]
+
+
+def daggers(records: list[Record], task: str = "boolq") -> list[str]:
+    (board,) = boards_of(records)
+    return [row.method for row in board.rows if "†" in row.cells[task].mark]
+
+
+@pytest.mark.parametrize(
+    ("right", "shuffled", "fails"),
+    [(32, 20, False), (32, 31, True), (32, 32, True), (20, 32, True)],
+)
+def test_a_method_that_does_not_beat_its_own_shuffled_control_is_marked_and_said_not_to(
+    right: int, shuffled: int, fails: bool
+) -> None:
+    records = [scored(20, "none"), *with_control(right, shuffled), scored(33, "caa")]
+    assert daggers(records) == (["iti"] if fails else [])
+    boards = boards_of(records)
+    text = markdown(boards)
+    [row] = [line for line in text.splitlines() if line.startswith("| iti |")]
+    assert row.endswith("† |") is fails
+    assert "†: does not beat its own shuffled control (NAME-shuffled:" in text
+    said = (
+        f"- iti does not beat iti-shuffled: boolq ({shown((right - shuffled) / 40, 100, True)}, p "
+    )
+    assert (said in text) is fails
+    line = next(n for n in csv.DictReader(io.StringIO(comma_separated(boards)))
+                if n["method"] == "iti")  # fmt: skip
+    assert line["beats_control"] == str(not fails)
+    assert float(line["control_difference"]) == pytest.approx((right - shuffled) / 40)
+    [run] = json.loads(json_text(boards))["runs"]
+    assert len(run["not_beating_control"]) == fails
+    cell = next(r for r in run["rows"] if r["method"] == "iti")["cells"]["boolq"]
+    assert cell["beats_control"] is not fails
+
+
+def test_of_a_metric_that_is_better_when_lower_less_beats_the_control() -> None:
+    for right, fails in ((8, False), (32, True)):
+        records = [scored(20, "none"), *with_control(right, 20)]
+        records = [replace(r, higher_is_better=False) for r in records]
+        assert daggers(records) == (["iti"] if fails else [])
+
+
+def test_methods_against_their_controls_are_one_family_of_a_column() -> None:
+    records = [scored(20, "none"), *with_control(26, 20), *with_control(30, 20, "caa")]
+    (board,) = boards_of(records)
+    found = {row.method: row.cells["boolq"].control for row in board.rows}
+    raw = [2 / 2**10, 2 / 2**6]  # exact McNemar, of ten and of six that differ
+    expected = multipletests(raw, method="holm")[1]
+    for name, p in zip(("caa", "iti"), expected, strict=True):
+        control = found[name]
+        assert control is not None
+        assert control.p_holm == pytest.approx(p)
+    assert found["none"] is found["iti-shuffled"] is None
+
+
+def test_controls_cost_methods_no_power() -> None:
+    methods = [scored(20, "none"), scored(27, "iti"), scored(28, "caa")]
+    controls = [scored(21, f"{name}-shuffled") for name in ("iti", "caa")]
+    controls += [scored(22, "caa-random"), scored(30, "prompt-only")]
+
+    def adjusted(records: list[Record]) -> dict[str, float | None]:
+        (board,) = boards_of(records)
+        return {row.method: row.cells["boolq"].p_holm for row in board.rows}
+
+    alone, all_of_them = adjusted(methods), adjusted([*methods, *controls])
+    assert {name: all_of_them[name] for name in alone} == alone
+    of_controls = adjusted([methods[0], *controls])
+    assert {name: all_of_them[name] for name in of_controls} == of_controls
+    assert "Controls are adjusted among themselves." in markdown(boards_of([*methods, *controls]))
+    assert "shuffled" not in markdown(boards_of(methods))
+
+
+def test_an_average_is_compared_with_that_of_its_control() -> None:
+    records = [scored(20, "none"), scored(10, "none", "rte")]
+    records += [*with_control(32, 20), *with_control(30, 12, task="rte")]
+    records += [*with_control(32, 20, "caa"), *with_control(12, 32, "caa", "rte")]
+    (board,) = boards_of(records)
+    average = {row.method: row.average for row in board.rows}
+    for name, beats in (("iti", True), ("caa", False)):
+        mine = average[name]
+        assert mine is not None
+        assert mine.control is not None
+        assert mine.control.beats is beats
+        assert ("†" in mine.mark) is not beats
+    text = markdown([board])
+    assert "- caa does not beat caa-shuffled: rte (-50.0, p " in text
+    assert "the average (-10.0, p " in text
+    assert "- iti does not" not in text
+
+
+def test_a_control_without_its_method_or_of_other_documents_is_a_row_and_nothing_else() -> None:
+    assert daggers([scored(20, "none"), scored(22, "iti-shuffled"), scored(20, "caa")]) == []
+    other = replace(scored(20, "iti-shuffled"), documents=[f"other {i}" for i in range(40)])
+    assert daggers([scored(20, "iti"), other]) == []
+
+
+def test_a_control_without_any_finite_value_is_not_beaten() -> None:
+    lost = replace(scored(20, "iti-shuffled"), values=[None] * 40)
+    records = [scored(20, "none"), scored(30, "iti"), lost]
+    assert daggers(records) == ["iti"]
+    assert "- iti does not beat iti-shuffled: boolq (n/a, p n/a)" in markdown(boards_of(records))
+
+
+# ------------------------------------------------------------------ elsewhere
+
+
+def with_side_effects() -> list[Record]:
+    """Two methods fitted to boolq and rte, both scored on copa and sst2 too."""
+    records = [scored(20, "none", task) for task in ("boolq", "rte", "copa", "sst2")]
+    records += [scored(21, "prompt-only", task) for task in ("boolq", "rte", "copa", "sst2")]
+    for method, change in (("iti", 4), ("caa", -12)):
+        records += [scored(30, method, task) for task in ("boolq", "rte")]
+        records += [
+            scored(20 + change, method, task, mask_from=own)
+            for own in ("boolq", "rte")
+            for task in ("copa", "sst2")
+        ]
+    return records
+
+
+def test_side_effects_are_a_column_and_their_tasks_are_none() -> None:
+    (board,) = boards_of(with_side_effects())
+    assert board.tasks == ["boolq", "rte"]
+    found = {row.method: row.elsewhere for row in board.rows}
+    assert found["none"] is None
+    for method, change in (("iti", 4), ("caa", -12), ("prompt-only", 1)):
+        mine = found[method]
+        assert mine is not None
+        assert mine.difference.value == pytest.approx(change / 40)
+    # Twice the same documents of two tasks are two samples, not four.
+    caa, iti = found["caa"], found["iti"]
+    assert caa is not None
+    assert iti is not None
+    error = math.sqrt(0.3 * 0.7 / 39)
+    assert caa.difference.stderr == pytest.approx(error / math.sqrt(2))
+    raw = [caa.difference.p, iti.difference.p]
+    assert [caa.p_holm, iti.p_holm] == pytest.approx(multipletests(raw, method="holm")[1])
+    assert (caa.mark, iti.mark) == ("↓*", "↑*")
+    text = markdown([board])
+    assert "| method | boolq (acc) | rte (acc) | average | elsewhere |" in text
+    assert re.search(r"^\| unsteered \|.*\|  \|$", text, re.MULTILINE)
+    assert re.search(r"^\| caa \|.*\| -30\.0 ± 5\.2 \(p .*\) ↓\* \|$", text, re.MULTILINE)
+    assert "Elsewhere: the mean difference from the unsteered model" in text
+    assert text.count("### Transfer of") == 2
+    assert "| fitted on \\ scored on | boolq | copa | rte | sst2 |" in text
+    lines = list(csv.DictReader(io.StringIO(comma_separated([board]))))
+    assert len(lines) == len(with_side_effects())
+    [run] = json.loads(json_text([board]))["runs"]
+    assert {cell["method"] for cell in run["aside"]} == {"none", "prompt-only"}
+    assert {cell["task"] for cell in run["aside"]} == {"copa", "sst2"}
+
+
+def test_a_transfer_has_the_column_too() -> None:
+    records = [scored(20, name, task) for name in ("none", "caa") for task in ("boolq", "rte")]
+    records += [scored(24, "caa", "rte", mask_from="boolq")]
+    records += [scored(22, "caa", "boolq", mask_from="rte")]
+    (board,) = boards_of(records)
+    assert board.tasks == ["boolq", "rte"]
+    assert board.aside == []
+    mine = board.rows[1].elsewhere
+    assert mine is not None
+    assert mine.difference.value == pytest.approx(3 / 40)
+
+
+def test_what_is_not_whole_or_no_share_has_no_mean_elsewhere() -> None:
+    records = with_side_effects()
+    lost = [r for r in records if (r.method, r.task, r.mask_from) != ("caa", "copa", "rte")]
+    (board,) = boards_of(lost)
+    assert [row.method for row in board.rows if row.elsewhere is not None] == ["iti", "prompt-only"]
+    odd = [replace(r, values=[5.0 * (v or 0) for v in r.values]) if r.task == "copa" else r
+           for r in records]  # fmt: skip
+    (board,) = boards_of(odd)
+    assert not board.has_elsewhere
+    assert "elsewhere" not in markdown([board])

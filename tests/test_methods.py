@@ -22,6 +22,7 @@ from sadi_lmeval.edits.directions import DirectionEdits
 from sadi_lmeval.edits.field import FieldEdits
 from sadi_lmeval.methods.base import Method
 from sadi_lmeval.methods.registry import arm_names, method_class, method_names
+from sadi_lmeval.passes.activations import Answers
 from sadi_lmeval.settings import Axis, Setting
 from sadi_lmeval.types import Element, HiddenSite
 
@@ -66,7 +67,8 @@ def variants() -> dict[str, Method]:
     named = {name: made(method_class(name)) for name in method_names()}
     arms = {name: made(arm.method, **arm.sets) for name, arm in arm_names().items() if arm.method}
     named |= {name: method for name, method in arms.items() if method not in named.values()}
-    for name in [name for kind in map(method_class, method_names()) for name in kind.arms]:
+    kinds = [method_class(name) for name in method_names()]
+    for name in [name for kind in kinds for name in kind.arms or kind.ablations]:
         for key in declared(arms[name]):
             for value in others(arms[name], key):
                 changed = replace(arms[name], **{key: value})
@@ -86,7 +88,11 @@ def fit_of(method: Method, site: Site) -> dict[str, Tensor]:
     collector = method.collector(site, PAIRS, SEED)
     generator = torch.Generator().manual_seed(1)
     values = torch.randn(2 * PAIRS, site.layers, site.width, generator=generator)
-    collector.add([*range(PAIRS)] * 2, [1] * PAIRS + [-1] * PAIRS, values)
+    if method.fitted_on == "prompts":
+        answers = [Answers(i % 3, i % 4) for i in range(PAIRS)]
+        collector.add([*range(PAIRS)], answers, values[:PAIRS])
+    else:
+        collector.add([*range(PAIRS)] * 2, [1] * PAIRS + [-1] * PAIRS, values)
     return collector.tensors("test")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from helpers.records import answered, make_record
+from helpers.records import answered, make_record, scored
 from sadi_lmeval.records.record import Record
 from sadi_lmeval.reports.leaderboard import boards_of
 from sadi_lmeval.reports.page import page
@@ -270,6 +270,22 @@ def test_entries_are_binned_into_at_most_64_columns_inside_the_map() -> None:
     text = page(boards_of([make_record(method="sadi", steering=steering)]))
     titles = re.findall(r"<title>(layer .*?)</title>", text)
     assert titles == ["layer 0, entries 0–15: 2", "layer 1, entries 992–999: 1"]
+
+
+def test_the_page_says_what_does_not_beat_its_control_and_what_happens_elsewhere() -> None:
+    records = [
+        *(scored(20, "none", task) for task in ("boolq", "rte")),
+        scored(30, "iti"),
+        scored(29, "iti-shuffled"),
+        *(scored(8, name, "rte", mask_from="boolq") for name in ("iti", "iti-shuffled")),
+    ]
+    text = page(boards_of(records))
+    assert Reader(text).open == []
+    words = Reader(text).text
+    assert "boolq acc elsewhere unsteered" in words
+    assert "[+12.5, +40.0] ↑* †" in words
+    assert "-30.0 ± 7.3 ↓*" in words
+    assert "† Not better than without information: iti does not beat iti-shuffled: boolq (" in words
 
 
 HOSTILE = "<script>alert(1)</script>{{ 7 * 7 }}{% raw %}\"'><img src=x onerror=alert(1)>&amp;"

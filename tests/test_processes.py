@@ -187,6 +187,28 @@ def test_masks_are_those_of_one_process(runs: dict[str, Run], rounding: float, l
             torch.testing.assert_close(several[name].tensors[key], tensor, atol=bound, rtol=0)
 
 
+def test_prompts_are_answered_and_read_as_by_one_process(layouts: Layouts) -> None:
+    """Of a method that is fitted on them; each process knows some activations and some answers."""
+    options = ("--tasks", "letters_choice", "--limit", "7")
+    given: dict[str, Any] = {"model": "hf-kappa", "n_pairs": 13, "layer": 1, "alpha": 4}
+    one, two = (
+        layouts(layout, f"prompts_{layout}", *options, **given) for layout in ("one", "two")
+    )
+    assert one.code == two.code == 0, one.output[-3000:] + two.output[-3000:]
+    assert list(one.masks) == list(two.masks)
+    for fit, other in zip(one.masks.values(), two.masks.values(), strict=True):
+        assert fit.card["n_prompts"] == 13
+        for key, tensor in fit.tensors.items():
+            # Probes follow the rounding of what they are fitted to; a bias is not even penalised.
+            torch.testing.assert_close(other.tensors[key], tensor, atol=1e-3, rtol=0)
+            assert tensor.abs().max() > 0.1
+    samples = [run.samples("letters_choice") for run in (one, two)]
+    assert sorted(samples[0]) == sorted(samples[1]) == list(range(7))
+    for number, sample in samples[0].items():
+        for found, expected in zip(samples[1][number]["resps"], sample["resps"], strict=True):
+            assert float(found[0][0]) == pytest.approx(float(expected[0][0]), abs=1e-3)
+
+
 @pytest.mark.parametrize("layout", SEVERAL)
 def test_settings_and_selected_entries_are_those_of_one_process(
     runs: dict[str, Run], layout: str

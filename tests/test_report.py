@@ -261,8 +261,15 @@ def test_records_of_format_1_give_the_leaderboard_that_they_gave(
     for method in ("none", "sadi-head", "caa"):
         assert f"tiny, {method} on tiny_folds: acc " in text
     board = (tmp_path / "out" / "leaderboard.md").read_text("utf-8")
-    # Steered rows are now in the order of their names.
-    assert sorted(board.splitlines()) == sorted(EARLIER["leaderboard"].splitlines())
+    # Steered rows are now in the order of their names, and transfers have a column and its legend.
+    conditions, table, legend, *rest = board.split("\n\n")[1:]
+    rows = [line.rsplit("|", 2)[0] + "|" for line in table.splitlines()]
+    assert table.splitlines()[0] == f"{rows[0]} elsewhere |"
+    before, _, after = legend.partition(" Elsewhere: ")
+    legend = before + after[after.index(" In brackets") :]
+    told = ["## tiny", conditions, "\n".join(rows), legend, *rest]
+    expected = EARLIER["leaderboard"].splitlines()
+    assert sorted("\n\n".join(told).splitlines()) == sorted(expected)
 
 
 def test_a_record_of_format_1_is_written_as_one_of_today_s(earlier: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from lm_eval.tasks import TaskManager
 
 from conftest import Evaluate
+from helpers.equations import EQUATIONS
 from helpers.vector_files import needed
 from sadi_lmeval.methods.arm import read_arms
 from sadi_lmeval.methods.base import Method
@@ -66,16 +67,20 @@ class Run:
 
     def __init__(self, evaluate: Evaluate, arm: str) -> None:
         self.arm, self._evaluate = arm, evaluate
+        self.kind = method_of(arm).name
+        self.tasks = EQUATIONS[self.kind].form.tasks
+        self.fits = {task: count for task, count in FITS.items() if task in self.tasks}
 
     def entries(self, *tasks: str, **arguments: Any) -> dict[str, dict[str, Any]]:
-        """What the results file says of each task."""
-        kind, given = method_of(self.arm).name, {**arm_names()[self.arm].sets, **arguments}
-        tasks = tasks or tuple(FITS)
+        """What the results file says of each task, which are asked in the form for the method."""
+        given = {**arm_names()[self.arm].sets, **arguments}
+        plain = tasks or tuple(self.fits)
+        asked = [self.tasks[task] for task in plain]
         found: dict[str, dict[str, Any]] = self._evaluate(
-            *tasks, model=f"hf-{kind}", limit=3, **given
+            *asked, model=f"hf-{self.kind}", limit=3, **given
         )["config"]["sadi"]
-        assert list(found) == list(tasks)
-        return found
+        assert list(found) == asked
+        return dict(zip(plain, found.values(), strict=True))
 
     def records(self, *tasks: str, **arguments: Any) -> dict[str, SteeringRecord]:
         """The same, read and written and read again."""
@@ -92,7 +97,7 @@ def test_a_record_of_chosen_settings_survives_being_read_and_written(run: Run) -
     space = method_of(run.arm).search_space(SIZE).thinned(3)
     grid = "x".join("/".join(map(str, values)) for values in space.values)
     records = run.records(grid=grid, n_tune=12)
-    assert {task: len(record.fits) for task, record in records.items()} == FITS
+    assert {task: len(record.fits) for task, record in records.items()} == run.fits
     for record in records.values():
         assert all(fit.tuning and len(fit.tuning.table) > 1 for fit in record.fits)
         assert record.setting.keys() == set(record.axes) == set(method_of(run.arm).axes.names)
@@ -110,7 +115,7 @@ def test_a_choice_of_an_earlier_release_says_what_it_said() -> None:
 def test_a_record_of_a_given_setting_survives_being_read_and_written(run: Run) -> None:
     numbers = numbers_of(run.arm, 3)
     records = run.records(**numbers)
-    assert {task: len(record.fits) for task, record in records.items()} == FITS
+    assert {task: len(record.fits) for task, record in records.items()} == run.fits
     for record in records.values():
         assert [(fit.setting, fit.tuning) for fit in record.fits] == [(numbers, None)] * len(
             record.fits
@@ -119,7 +124,7 @@ def test_a_record_of_a_given_setting_survives_being_read_and_written(run: Run) -
 
 def test_a_record_of_the_strength_0_survives_being_read_and_written(run: Run) -> None:
     records = run.records(**numbers_of(run.arm, 0))
-    assert [record.fits for record in records.values()] == [()] * len(FITS)
+    assert [record.fits for record in records.values()] == [()] * len(run.fits)
 
 
 def test_a_record_of_a_method_that_is_switched_off_survives_being_read_and_written(
@@ -130,9 +135,11 @@ def test_a_record_of_a_method_that_is_switched_off_survives_being_read_and_writt
 
 
 def test_a_record_of_another_task_s_fit_survives_being_read_and_written(run: Run) -> None:
-    records = run.records(**numbers_of(run.arm, 3), mask_from="tiny_folds")
+    folds = run.tasks["tiny_folds"]
+    records = run.records(**numbers_of(run.arm, 3), mask_from=folds)
     sources = {task: record.mask_from for task, record in records.items()}
-    assert sources == {"tiny_choice": "tiny_folds", "tiny_folds": None, "tiny_text": "tiny_folds"}
+    assert sources == {task: None if task == "tiny_folds" else folds for task in run.fits}
+    assert len(sources) > 1
 
 
 def test_a_record_of_a_fit_that_is_given_by_hand_survives_being_read_and_written(

@@ -829,3 +829,42 @@ def test_a_folder_is_no_output_file(
     (tmp_path / "file").write_text("")
     arguments = command("tiny_choice", *SMALL, "--output", str(tmp_path / "file" / "out.jsonl"))
     assert "cannot be used" in refused(arguments, capsys)
+
+
+# ------------------------------------------------------------------ controls
+
+
+def test_shuffled_labels_are_other_lines_of_the_same_file(command: Command, tmp_path: Path) -> None:
+    """Whether they are asked for by an arm's name or by the argument."""
+    grid = ("--layer", "0,1", "--multiplier", "1")
+
+    def lines(methods: str, **model: Any) -> Lines:
+        before = (tmp_path / "out.jsonl").read_text() if (tmp_path / "out.jsonl").exists() else ""
+        given = command("tiny_choice", "--methods", methods, *grid, "--limit", "6", **model)
+        assert cli.main(given) == 0
+        text = (tmp_path / "out.jsonl").read_text()
+        assert text.startswith(before)
+        return [json.loads(line) for line in text[len(before) :].splitlines()]
+
+    gold = {line.get("layer"): line for line in lines("caa")}
+    by_argument = {line.get("layer"): line for line in lines("caa", labels="shuffled")}
+    by_name = {line.get("layer"): line for line in lines("caa-shuffled")}
+    assert set(gold) == {None, 0, 1}
+    assert set(by_argument) == set(by_name) == {0, 1}  # the unsteered model is there already
+    for layer in (0, 1):
+        one, other = by_argument[layer], by_name[layer]
+        assert (one["method"], other["method"]) == ("caa", "caa-shuffled")
+        assert one["labels"] == other["labels"] == "shuffled"
+        assert "labels" not in gold[layer]
+        assert one["fits"] == other["fits"] != gold[layer]["fits"]
+        assert one["margin"] == other["margin"] != gold[layer]["margin"]
+    assert lines("caa") == lines("caa", labels="shuffled") == []
+
+
+def test_a_prompt_alone_has_nothing_to_sweep(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for methods in ("prompt-only", "caa,controls"):
+        assert cli.main(command("tiny_choice", "--methods", methods)) == 1
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert f"--methods {methods}: prompt-only has no settings to try" in said

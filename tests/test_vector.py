@@ -283,7 +283,7 @@ def test_what_is_exported_here_is_read_again(
     tokenizer: PreTrainedTokenizerFast,
     tmp_path: Path,
     file: str,
-    form: str,
+    form: Any,
 ) -> None:
     pair = {"prompt": "is a stone soft", "positive": "no never", "negative": "yes it is"}
     given: dict[str, Any] = {"layer": 1, "multiplier": 2, "cache_dir": str(tmp_path)}
@@ -395,6 +395,15 @@ def test_a_sweep_takes_a_vector_too(
     swept = [[line for line in each if line["method"] == "vector"] for each in lines]
     for one, other in itertools.pairwise(swept):
         assert [line["multiplier"] for line in one] == [line["multiplier"] for line in other]
+
+
+def test_a_vector_has_no_labels_to_shuffle(evaluate: Any) -> None:
+    given = {"vector": vector_files()[0], "layer": 1, "multiplier": 1, "labels": "shuffled"}
+    with pytest.raises(
+        UserError, match="hf-vector measures no pairs, so it has no labels"
+    ) as caught:
+        evaluate("tiny_choice", model="hf-vector", **given)
+    one_line(caught)
 
 
 def test_a_fit_is_not_taken_for_a_vector(evaluate: Any, tmp_path: Path) -> None:

@@ -45,11 +45,11 @@ def chosen_arms(text: str | None) -> list[str]:
     Raises:
         UserError: there is no such arm, or one is named twice.
     """
-    from sadi_lmeval.methods.registry import check_arm_names, usual_arms
+    from sadi_lmeval.methods.registry import check_arm_names, spelled_out, usual_arms
 
     if text is None:
         return usual_arms()
-    names = listed("methods", text)
+    names = spelled_out(listed("methods", text))
     check_arm_names(names)
     return names
 
@@ -63,19 +63,20 @@ def model_arguments(
         arguments: of ``--model_args``.
         names: of the arms.
         instead: the command's options to name.
-        every: whether what any arm of their methods sets is refused, or only what these set.
+        every: whether what any arm of their methods sets is refused, or only what these set. What
+            another method takes, of which no arm sets it, is that one's.
     """
-    from sadi_lmeval.methods.arm import SETTING_NAMES
-    from sadi_lmeval.methods.registry import arm_names, methods
+    from sadi_lmeval.methods.arm import SETTING_NAMES, set_by_arms
+    from sadi_lmeval.methods.registry import argument_names, arm_named, methods
 
     axes = [name for method in methods().values() for name in method.axes.names]
-    kinds = {arm_names()[name].method for name in names}
-    set_by_name = [
-        key
-        for name, (kind, sets, _) in arm_names().items()
-        if name in names or (every and kind in kinds)
-        for key in sets
-    ]
+    arms = [arm_named(name) for name in names]
+    set_by_name = [key for arm in arms for key in (*arm.sets, *arm.shared)]
+    if every:
+        kinds = dict.fromkeys(arm.method for arm in arms if arm.method is not None)
+        own = {kind: set_by_arms(kind) for kind in kinds}
+        free = frozenset().union(*(argument_names(kind) - own[kind] for kind in kinds))
+        set_by_name = [*(k for keys in own.values() for k in sorted(keys - free)), "labels"]
     refused = dict.fromkeys(["method", *axes, *set_by_name, *SETTING_NAMES])
     ours = [name for name in refused if name in arguments]
     if ours:

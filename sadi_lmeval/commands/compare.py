@@ -10,6 +10,7 @@ from typing import Any
 
 from sadi_lmeval.commands.arguments import chosen_arms, listed, loaded_model, model_arguments
 from sadi_lmeval.commands.report import add_report_options, write_report
+from sadi_lmeval.controls import CONTROLS, INSTRUCTION, PROMPT_ONLY
 from sadi_lmeval.errors import UserError
 
 
@@ -25,8 +26,8 @@ def add(commands: Any) -> None:
     )
     compare.add_argument(
         "--methods",
-        help="comma-separated arms (default: none, and those of every method of this package; "
-        "an unknown name lists all)",
+        help="comma-separated arms (default: none, and those of SADI's paper; an unknown name "
+        "lists what there is); `all` stands for every method's, `controls` for the control rows",
     )
     compare.add_argument("--tasks", "-t", required=True, help="comma-separated tasks or groups")
     compare.add_argument("--output_path", "-o", type=Path, required=True, help="a folder")
@@ -37,7 +38,17 @@ def add(commands: Any) -> None:
         help="the most settings that each method may try while tuning (default: %(default)s)",
     )
     compare.add_argument(
-        "--transfer", action="store_true", help="try each task's fits on every other task too"
+        "--side_effects",
+        metavar="TASKS",
+        help="comma-separated tasks or groups: score these too with what is fitted to each task",
+    )
+    compare.add_argument(
+        "--transfer", action="store_true", help="the tasks themselves as --side_effects"
+    )
+    compare.add_argument(
+        "--prompt_only",
+        metavar="TEXT",
+        help=f"the instruction of the row {PROMPT_ONLY} (default: {INSTRUCTION})",
     )
     add_report_options(compare)
     compare.set_defaults(run=run)
@@ -50,6 +61,14 @@ def run(given: argparse.Namespace, rest: Sequence[str], command: str) -> None:
     if UNSTEERED not in methods:
         raise UserError(f"--methods: {UNSTEERED} is missing, which every method is compared with")
     listed("tasks", given.tasks)
+    aside = [] if given.side_effects is None else listed("side_effects", given.side_effects)
+    if given.prompt_only is not None:
+        if PROMPT_ONLY not in methods:
+            raise UserError(
+                f"--prompt_only: --methods lists no {PROMPT_ONLY}; add it, or {CONTROLS}"
+            )
+        if not given.prompt_only.strip():
+            raise UserError("--prompt_only: an empty instruction; leave it out for the default")
     if given.settings < 1:
         raise UserError(f"--settings {given.settings}: must be at least 1")
 
@@ -63,9 +82,16 @@ def run(given: argparse.Namespace, rest: Sequence[str], command: str) -> None:
     # What some arm of a method sets makes a row of its own.
     arguments = model_arguments(host.model_args, methods, ("settings", "methods"), every=True)
     tasks = host.load_tasks()
+    others = host.load_tasks(aside) if aside else []
+    if [task.name for task in others] == [task.name for task in tasks] and len(tasks) == 1:
+        raise UserError(
+            f"--side_effects {given.side_effects}: is the only task itself; name another one"
+        )
+    if given.transfer:
+        others = [*tasks, *others]
     what = Comparison(
-        tuple(methods), tuple(tasks), given.settings, given.transfer, host.evaluation, command,
-        host.log_samples,
+        tuple(methods), tuple(tasks), given.settings, tuple(others), host.evaluation, command,
+        given.prompt_only or INSTRUCTION, host.log_samples,
     )  # fmt: skip
     check_folder(given.output_path, what)
     model = loaded_model(partial(ComparedModel, arm_names=methods), arguments)

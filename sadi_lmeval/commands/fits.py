@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def _table(folder: Path) -> str:
         (
             fit.key[:12],
             fit.card.get("model"),
-            f"{fit.card.get('task')} ({fit.card.get('source')})",
+            f"{fit.card.get('task')} ({fit.card.get('source')}{_labels(fit.card)})",
             fit.arm.get("method", "–"),
             ", ".join(f"{name}={value:g}" for name, value in fit.setting.items()) or "–",
             f"{fit.made:%Y-%m-%d %H:%M}",
@@ -77,6 +78,12 @@ def _table(folder: Path) -> str:
         for fit in kept_fits(folder)
     ]
     return str(MarkdownTableWriter(headers=headers, value_matrix=rows).dumps())
+
+
+def _labels(card: Mapping[str, Any]) -> str:
+    """Say which labels the pairs had, where they were not their own."""
+    labels = card.get("labels", "gold")
+    return "" if labels == "gold" else f", labels {labels}"
 
 
 def _export(folder: Path, given: argparse.Namespace) -> None:

@@ -68,13 +68,16 @@ class HostOptions:
             "task_manager": self._manager,
         }
 
-    def load_tasks(self) -> list[RunTask]:
-        """Load the tasks, those of groups and tags one by one.
+    def load_tasks(self, names: Sequence[str] | None = None) -> list[RunTask]:
+        """Load tasks, those of groups and tags one by one.
+
+        Args:
+            names: of them; None: those of the command.
 
         Raises:
             UserError: one is not known, or cannot be scored here.
         """
-        named = self._config.tasks
+        named = self._config.tasks if names is None else names
         if any(not isinstance(name, str) for name in named):
             raise UserError("--tasks: name tasks; for files of your own pass --include_path")
         for name in named:

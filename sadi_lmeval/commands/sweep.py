@@ -15,6 +15,7 @@ from sadi_lmeval.commands.arguments import (
     loaded_model,
     model_arguments,
 )
+from sadi_lmeval.controls import PROMPT_ONLY
 from sadi_lmeval.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ def add(commands: Any) -> None:
     add_host_options(sweep)
     sweep.add_argument(
         "--methods",
-        help="comma-separated arms (default: those of every method of this package; an unknown "
-        "name lists all)",
+        help="comma-separated arms (default: those of SADI's paper; an unknown name lists what "
+        "there is); `all` stands for every method's",
     )
     sweep.add_argument(
         "--grid",
@@ -61,6 +62,10 @@ def run(given: argparse.Namespace, rest: Sequence[str], command: object) -> None
     from sadi_lmeval.reports.heatmap import check_can_draw, check_folder, draw_heatmaps
 
     methods = [name for name in chosen_arms(given.methods) if name != UNSTEERED]
+    if PROMPT_ONLY in methods:
+        raise UserError(
+            f"--methods {given.methods}: {PROMPT_ONLY} has no settings to try; compare has that row"
+        )
     if not methods:
         raise UserError(
             f"--methods {given.methods}: the unsteered model is always tried; name a method that "

@@ -21,6 +21,7 @@ from lm_eval.loggers import EvaluationTracker
 
 from sadi_lmeval.arguments import recorded
 from sadi_lmeval.comparison.compared import Answers, ComparedModel, Row
+from sadi_lmeval.controls import INSTRUCTION, PROMPT_ONLY, RANDOM, SHUFFLED
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.metrics import is_number, mean_metrics, numbers_of
 from sadi_lmeval.harness.run_task import RunTask, digest
@@ -29,7 +30,7 @@ from sadi_lmeval.identity.key import differing, key_of
 from sadi_lmeval.identity.model import OF_THE_MACHINE, model_identity
 from sadi_lmeval.identity.task import task_digest
 from sadi_lmeval.methods.arm import Arm, own_arguments
-from sadi_lmeval.methods.registry import UNSTEERED
+from sadi_lmeval.methods.registry import arm_named
 from sadi_lmeval.options import Options
 from sadi_lmeval.pairs.benchmark import find_benchmark
 from sadi_lmeval.pairs.contrasts import gold_and_wrong
@@ -46,6 +47,8 @@ _IDENTITY = "comparison.json"
 _ANSWERS = "answers.jsonl"
 _NOT_OURS = ("task_manager", "model_args", "verbosity", "write_out", "check_integrity")
 """Arguments of the harness that results do not depend on, or that count by themselves."""
+_NOT_SHARED = ("cache_dir", "include_path", "labels")
+"""Shared arguments that results do not depend on, or that the names of arms set."""
 _ON_THE_CARD = frozenset(["pretrained", "revision", "dtype"])
 """Model arguments that the model's card covers."""
 
@@ -58,30 +61,39 @@ class Comparison:
         methods: names of arms, see :func:`sadi_lmeval.methods.registry.arm_names`.
         tasks: leaves, not groups.
         settings: how many settings each method may try while tuning, the same for all.
-        transfer: whether each task's masks are tried on every other task too.
+        elsewhere: tasks, some of ``tasks`` or others, on which what is fitted to each of ``tasks``
+            is scored too.
         host: arguments of the harness's ``simple_evaluate``, the same for every method.
         command: that the records are to name.
+        instruction: before the prompts of the row ``prompt-only``, after what the host has there.
         log_samples: whether the harness's samples are written beside its results.
     """
 
     methods: tuple[str, ...]
     tasks: tuple[RunTask, ...]
     settings: int
-    transfer: bool
+    elsewhere: tuple[RunTask, ...]
     host: Mapping[str, Any]
     command: str
+    instruction: str = INSTRUCTION
     log_samples: bool = False
 
     @property
-    def task_names(self) -> list[str]:
-        return [task.name for task in self.tasks]
+    def all_tasks(self) -> list[RunTask]:
+        """All that some row is scored on, each once."""
+        return list({task.name: task for task in (*self.tasks, *self.elsewhere)}.values())
 
     @property
-    def rows(self) -> list[Row]:
-        rows = [Row(method) for method in self.methods]
-        if self.transfer:
-            steered = [method for method in self.methods if method != UNSTEERED]
-            rows += [Row(method, task) for method in steered for task in self.task_names]
+    def rows(self) -> dict[Row, list[str]]:
+        """Every row, with the names of the tasks that it is scored on."""
+        tasks, others = ([each.name for each in of] for of in (self.tasks, self.elsewhere))
+        fitted = [method for method in self.methods if arm_named(method).method is not None]
+        # What is fitted to no task has one row for all of them.
+        every = [task.name for task in self.all_tasks]
+        rows = {Row(m): tasks if m in fitted else every for m in self.methods}
+        if others:
+            rows |= {Row(m, task): [other for other in others if other != task]
+                     for m in fitted for task in tasks}  # fmt: skip
         return rows
 
 
@@ -98,24 +110,24 @@ def compare(model: ComparedModel, what: Comparison, folder: Path) -> list[Path]:
         UserError: the folder holds the records of another run, or a task has no metric by which
             documents can be paired.
     """
-    for task in what.tasks:
+    for task in what.all_tasks:
         if task.task.higher_is_better() and not mean_metrics(task.task, ()):
             raise _without_metric(task.task)
     shared, card = model.options, model_identity(model.model_card)
+    needed = what.rows
+    arms = {row: _arm(row, what, model) for row in needed}
     if card["weights_digest"] is None:
         card["weights_digest"] = f"unreadable {uuid4().hex}"  # so that nothing is taken for it
     claim = _Claim(
         {
             **_asked(what),
-            **{k: v for k, v in recorded(shared).items() if k not in ("cache_dir", "include_path")},
+            **{k: v for k, v in recorded(shared).items() if k not in _NOT_SHARED},
             "model": card,
         },
-        {name: model.arms[name].record() for name in what.methods},
+        {name: arms[Row(name)].record() for name in what.methods},
         {task.name: _definition(task, shared) for task in _depended_on(what, shared)},
     )
     run = claim.claim(folder, what.command)
-    arms = {row: _arm(row, what, model) for row in what.rows}
-    needed = {row: [t for t in what.task_names if t != row.mask_from] for row in arms}
     paths = {
         (row, task): folder / FOLDER / file_name(task, *row)
         for row, tasks in needed.items()
@@ -126,10 +138,12 @@ def compare(model: ComparedModel, what: Comparison, folder: Path) -> list[Path]:
         for row, tasks in needed.items()
         if not all(paths[row, task].is_file() for task in tasks)
     }
+    # Last, as what is prepared for the others has their prompts.
+    left = dict(sorted(left.items(), key=lambda item: item[1].instruction is not None))
     answers = folder / _ANSWERS
     if left:
-        model.compare(left, Answers(Journal(answers, required=True)))
-        if what.transfer:
+        model.compare(left, needed, Answers(Journal(answers, required=True)))
+        if what.elsewhere:
             _note_tasks(model, what)
         for number, row in enumerate(left):
             with _without_repetition(number):
@@ -175,10 +189,10 @@ def _asked(what: Comparison) -> dict[str, Any]:
 def _depended_on(what: Comparison, options: Options) -> list[RunTask]:
     """List the tasks that records depend on: those that are scored, and that of the pairs."""
     name = options.mask_from
-    if name is None or name in what.task_names:
-        return list(what.tasks)
-    first = what.tasks[0]
-    return [*what.tasks, load_task(name, user_folders(options, first), first)]
+    tasks = what.all_tasks
+    if name is None or name in {task.name for task in tasks}:
+        return tasks
+    return [*tasks, load_task(name, user_folders(options, tasks[0]), tasks[0])]
 
 
 def _definition(task: RunTask, options: Options) -> dict[str, Any]:
@@ -320,12 +334,36 @@ def _size(path: Path) -> int:
 def _arm(row: Row, what: Comparison, model: ComparedModel) -> Arm:
     """Give the arm of a row, its search space no larger than any other's."""
     arm = model.arms[row.arm]
+    if arm.instruction is not None:
+        return replace(arm, instruction=_instruction(what, model))
     if row.mask_from is not None:
         arm = replace(arm, options=replace(arm.options, mask_from=row.mask_from))
     if arm.is_unsteered:
         return arm
     site = model.engine.site(*method_of(arm).place)
     return replace(arm, space=arm.search_space(site.size).thinned(what.settings))
+
+
+def _instruction(what: Comparison, model: ComparedModel) -> str:
+    """Give the instruction of ``prompt-only``, after the one that all rows have.
+
+    Raises:
+        UserError: the model's chat template leaves out what a system says.
+    """
+    system = what.host.get("system_instruction")
+    instruction = what.instruction if not system else f"{system}\n{what.instruction}"
+    if what.host.get("apply_chat_template"):
+        model.chat_template(what.host["apply_chat_template"])
+        said = [("system", instruction), ("user", "?")]
+        prompt = model.apply_chat_template([{"role": r, "content": text} for r, text in said])
+        if what.instruction not in prompt:
+            raise UserError(
+                f"{PROMPT_ONLY}: the chat template of {model.model_card['model']} leaves out "
+                "system instructions, so this row would be the unsteered model's; list the other "
+                f"controls by name in --methods ({RANDOM}, NAME{SHUFFLED}), or leave out "
+                "--apply_chat_template"
+            )
+    return instruction
 
 
 def _note_tasks(model: ComparedModel, what: Comparison) -> None:
@@ -343,7 +381,8 @@ def _note_tasks(model: ComparedModel, what: Comparison) -> None:
     if chat:
         model.chat_template(host["apply_chat_template"])
     manager, shots = host.get("task_manager"), host.get("num_fewshot")
-    for task in load_tasks(what.task_names, [], shots, settings, manager):
+    names = [task.name for task in what.all_tasks]
+    for task in load_tasks(names, [], shots, settings, manager):
         task.task.build_all_requests(limit=1, rank=model.rank, world_size=1, **settings)
 
 
@@ -355,8 +394,11 @@ def _run(
     name = row.arm if row.mask_from is None else f"{row.arm}@{row.mask_from}"
     tracker = EvaluationTracker(output_path=str(folder / "harness" / name))
     start = time.perf_counter()
+    host = dict(what.host)
+    if model.arm.instruction is not None:
+        host["system_instruction"] = model.arm.instruction
     results = lm_eval.simple_evaluate(
-        model=model, tasks=tasks, log_samples=True, evaluation_tracker=tracker, **what.host
+        model=model, tasks=tasks, log_samples=True, evaluation_tracker=tracker, **host
     )
     seconds = time.perf_counter() - start
     samples = results.pop("samples")

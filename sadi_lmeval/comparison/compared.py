@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lm_eval.api.instance import Instance
@@ -13,10 +13,11 @@ from tqdm import tqdm
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.joined import joined
 from sadi_lmeval.harness.response_cache import ResponseCache
-from sadi_lmeval.methods.arm import Arm
+from sadi_lmeval.methods.arm import Arm, read_arms
 from sadi_lmeval.model import ManyArmsModel
 from sadi_lmeval.passes.packing import UNSTEERED
 from sadi_lmeval.passes.scoring import Score
+from sadi_lmeval.steering.fitting import refuse_unsuited
 from sadi_lmeval.steering.steering import TaskSteering, prepare
 from sadi_lmeval.storage.journal import Journal
 
@@ -59,17 +60,24 @@ class ComparedModel(ManyArmsModel):
     """A model whose arms take turns at answering the same requests.
 
     The first arm that is asked has every other arm answer too, as they share the pass over the
-    prompts; the others then find their answers.
+    prompts; the others then find their answers. One that has an instruction before its prompts is
+    asked by itself, after all others: what is prepared for these has prompts without it.
     """
 
-    def compare(self, rows: Mapping[Row, Arm], answers: Answers) -> None:
+    def _read_arms(self, given: dict[str, Any]) -> dict[str, Arm]:
+        return read_arms(self._arm_names, given, by_name=True)
+
+    def compare(
+        self, rows: Mapping[Row, Arm], tasks: Mapping[Row, Collection[str]], answers: Answers
+    ) -> None:
         """Set what is compared, before the first turn.
 
         Args:
             rows: with their arms.
+            tasks: that each row is scored on.
             answers: what has been answered before.
         """
-        self._rows = dict(rows)
+        self._rows, self._tasks_of = dict(rows), tasks
         self._prepared: dict[str, dict[Row, TaskSteering]] = {}
         self._answers = answers
 
@@ -90,7 +98,11 @@ class ComparedModel(ManyArmsModel):
         noted = self._run.by_name
         for name, task in noted.items():
             if name not in self._prepared:
-                rows = [row for row in self._rows if row.mask_from != name]
+                steered = [row for row in self._rows if name in self._tasks_of[row]]
+                refuse_unsuited(task, [self._rows[row] for row in steered])
+        for name, task in noted.items():
+            if name not in self._prepared:
+                rows = [row for row in self._rows if name in self._tasks_of[row]]
                 steering = prepare(task, self, [self._rows[row] for row in rows])
                 self._prepared[name] = dict(zip(rows, steering, strict=True))
         mine = {name: self._prepared[name].get(self._row) for name in noted}
@@ -100,14 +112,18 @@ class ComparedModel(ManyArmsModel):
         self._steer(requests)  # prepares every arm
         groups: dict[tuple[str, tuple[int, ...]], list[Instance]] = {}
         for request in requests:
-            steering = self._prepared[request.task_name].values()
-            edits = tuple(each.edit_of(request.doc) for each in steering)
+            edits = tuple(each.edit_of(request.doc) for each in self._asked(request.task_name))
             groups.setdefault((request.task_name, edits), []).append(request)
         label = f"Scoring under {len(self._rows)} methods at once"
         with tqdm(total=len(requests), desc=label, disable=disable_tqdm) as bar:
             for (name, edits), alike in groups.items():
-                self._answer(list(self._prepared[name].values()), edits, alike, bar)
+                self._answer(self._asked(name), edits, alike, bar)
         return super()._loglikelihood(requests, True)
+
+    def _asked(self, task: str) -> list[TaskSteering]:
+        """List how the rows steer a task whose prompts are those of the row whose turn it is."""
+        prepared = self._prepared[task].values()
+        return [each for each in prepared if each.arm.instruction == self.arm.instruction]
 
     def _answer(
         self,

@@ -25,7 +25,13 @@ from sadi_lmeval.pairs.plan import draw, find_plan, num_fewshot, recipe_of
 from sadi_lmeval.pairs.sources import refuse_scored_documents
 from sadi_lmeval.passes.steerable import SteerableModel
 from sadi_lmeval.settings import SearchSpace, Setting
-from sadi_lmeval.steering.fitting import Fitted, fits_of, known_fit, method_of
+from sadi_lmeval.steering.fitting import (
+    Fitted,
+    fits_of,
+    known_fit,
+    method_of,
+    refuse_unsuited,
+)
 from sadi_lmeval.steering.objective import Judged, resolved
 from sadi_lmeval.steering.outcome import outcome
 from sadi_lmeval.steering.steering import candidates_of
@@ -56,11 +62,12 @@ class Sweep:
 
     @cached_property
     def keys(self) -> dict[str, str]:
-        """What tells arms of one name apart: their methods' arguments, and the code."""
-        return {
-            name: key_of({"arm": arm.record(), "code": method_of(arm).code, **when(arm)})[:12]
-            for name, arm in self.arms.items()
-        }
+        """What tells arms of one name apart: arguments, code, labels and condition."""
+        keys = {}
+        for name, arm in self.arms.items():
+            own = {"arm": arm.record(), "code": method_of(arm).code, "labels": arm.options.labels}
+            keys[name] = key_of({**own, **when(arm)})[:12]
+        return keys
 
     def settings(self, name: str, model: SteerableModel) -> list[Setting]:
         """List the settings of an arm; its method's own space goes no further than the model.
@@ -110,6 +117,8 @@ def sweep(
         the lines of this sweep, those that were there before included.
     """
     check_output(output)
+    for task in tasks:
+        refuse_unsuited(task, what.arms.values())
     file = Journal(output, required=True, checked=False)
     lines: list[dict[str, Any]] = []
     every: _Every = {UNSTEERED: [_NOTHING]}
@@ -288,6 +297,8 @@ def _lines(
             place = {"element": method_of(arm).place[0]}
             of_arm = {**place, **arm.axes.named(setting), **record}
             of_arm |= {**when(arm), "arm": what.keys[name]}
+            if arm.options.labels != "gold":
+                of_arm["labels"] = arm.options.labels
         lines.append(
             {
                 "method": name,

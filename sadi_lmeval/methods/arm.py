@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sadi_lmeval import arguments
+from sadi_lmeval.controls import INSTRUCTION, PROMPT_ONLY
 from sadi_lmeval.errors import UserError, nearest
 from sadi_lmeval.methods.base import Method
 from sadi_lmeval.methods.registry import (
     UNSTEERED,
     all_argument_names,
     argument_names,
+    arm_named,
     arm_names,
     method_class,
 )
@@ -37,6 +39,8 @@ class Arm:
         options: what all methods share.
         given: of each axis what the user gave.
         space: the search space that the user gave, or None for the method's own.
+        instruction: what stands before its prompts, and before those of no other arm; None: nothing
+            does.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Arm:
     options: Options
     given: tuple[Number, ...] = ()
     space: SearchSpace | None = None
+    instruction: str | None = None
 
     @property
     def axes(self) -> Axes:
@@ -116,14 +121,19 @@ class Arm:
 
     def is_like(self, name: str) -> bool:
         """Return whether the arm of a name steers so, but for arguments that it leaves open."""
-        kind, sets, _ = arm_names()[name]
-        return type(self.method) is kind and all(
-            getattr(self.method, key) == value for key, value in sets.items()
+        other = arm_named(name)
+        return type(self.method) is other.method and all(
+            getattr(of, key) == value
+            for of, sets in ((self.method, other.sets), (self.options, other.shared))
+            for key, value in sets.items()
         )
 
     def record(self) -> dict[str, Any]:
         """Describe the method for results files and keys."""
-        return {"method": UNSTEERED} if self.method is None else self.method.record()
+        if self.method is not None:
+            return self.method.record()
+        said = {} if self.instruction is None else {"system_instruction": self.instruction}
+        return {"method": UNSTEERED, **said}
 
     def _numbers(self) -> tuple[Number, ...]:
         """Complete what is given: ``auto`` if nothing is, the usual value, ``auto`` without one."""
@@ -171,7 +181,9 @@ def read_arm(method: str, given: Mapping[str, Any]) -> Arm:
     return arm
 
 
-def read_arms(names: Sequence[str], given: Mapping[str, Any]) -> dict[str, Arm]:
+def read_arms(
+    names: Sequence[str], given: Mapping[str, Any], by_name: bool = False
+) -> dict[str, Arm]:
     """Read the arguments of a model that is steered by several arms.
 
     An argument of a method counts for every arm whose method has it.
@@ -179,12 +191,14 @@ def read_arms(names: Sequence[str], given: Mapping[str, Any]) -> dict[str, Arm]:
     Args:
         names: of arms.
         given: what the user gave.
+        by_name: an argument does not count for a method of which some arm sets it: those arms are
+            how it is given (see :func:`set_by_arms`).
 
     Raises:
         UserError: naming every fault at once; an argument that no arm has is one.
     """
     options, faults = read_options(given)
-    listed = {name: arm_names()[name] for name in names}
+    listed = {name: arm_named(name) for name in names}
     kinds = [each.method for each in listed.values() if each.method is not None]
     taken = frozenset(NAMES).union(*(argument_names(kind) for kind in kinds))
     for name in given:
@@ -194,15 +208,24 @@ def read_arms(names: Sequence[str], given: Mapping[str, Any]) -> dict[str, Arm]:
                 f"{nearest(name, taken)}"
             )
     arms: dict[str, Arm] = {}
-    for name, (kind, sets, _) in listed.items():
+    for name, (kind, sets, _, shared) in listed.items():
         if kind is None:
-            arms[name] = Arm(name, None, options)
+            instruction = INSTRUCTION if name == PROMPT_ONLY else None
+            arms[name] = Arm(name, None, options, instruction=instruction)
             continue
-        of_kind = {key: given[key] for key in argument_names(kind) if key in given}
-        arms[name] = _arm(name, kind, {**of_kind, **sets}, options, faults)
+        taken = argument_names(kind) - (set_by_arms(kind) if by_name else frozenset())
+        of_kind = {key: given[key] for key in taken if key in given}
+        mine = replace(options, **shared)
+        arms[name] = _arm(name, kind, {**of_kind, **sets}, mine, faults)
     if faults:
         raise UserError("; ".join(dict.fromkeys(faults)))
     return arms
+
+
+def set_by_arms(kind: type[Method]) -> frozenset[str]:
+    """Name the arguments of a method that make rows of their own: those that some arm sets."""
+    mine = [each for each in arm_names().values() if each.method is kind]
+    return frozenset(key for each in mine for key in each.sets)
 
 
 def _of_others(kind: type[Method], given: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from sadi_lmeval.types import Element, HiddenSite, Scope, Size
 from sadi_lmeval.versions import code_digest
 
 Tensors = Mapping[str, Tensor]
-"""What was measured of the pairs, by name, float32."""
+"""What was measured of the pairs or prompts, by name, float32."""
 
 
 def scoped(default: Scope = "onwards") -> Any:
@@ -43,8 +43,11 @@ class Method(ABC):
         axes: the numbers of a setting.
         arms: names by which ``sweep`` and ``compare`` list the method, each with the arguments
             that it sets.
-        ablations: the same, but not among the arms that ``compare`` takes by default.
+        ablations: the same, but not among those that ``all`` stands for.
+        compared: whether ``compare`` and ``sweep`` take the arms where the user names none.
         protocols: the arguments that a value of ``protocol=`` sets.
+        fitted_on: ``pairs``, or ``prompts``: those of the same documents, up to where their choices
+            begin; the collector is then told which choice is right and which is the model's own.
     """
 
     name: ClassVar[str]
@@ -52,6 +55,8 @@ class Method(ABC):
     arms: ClassVar[Mapping[str, Mapping[str, Any]]]
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     protocols: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    compared: ClassVar[bool] = False
+    fitted_on: ClassVar[Literal["pairs", "prompts"]] = "pairs"
 
     @property
     @abstractmethod
@@ -65,7 +70,7 @@ class Method(ABC):
 
     @abstractmethod
     def collector(self, site: Site, pairs: int, seed: int) -> Collector:
-        """Make what measures the pairs, see :mod:`sadi_lmeval.methods.collectors`.
+        """Make what measures the pairs or prompts, see :mod:`sadi_lmeval.methods.collectors`.
 
         Args:
             site: of the model.
@@ -97,6 +102,21 @@ class Method(ABC):
         """Give each axis its value where the user gives only others; None: it is then chosen."""
         return (None,) * len(self.axes)
 
+    def unsuited(self, question: str, choices: Sequence[str]) -> str | None:
+        """Say what documents must be like, if one is not; None: the method takes it.
+
+        Every document that is scored, and every one of a fit on prompts, is asked about before
+        anything is measured.
+
+        Args:
+            question: the document's own part of the prompt.
+            choices: the document's; none where it has none.
+
+        Returns:
+            the end of "hf-NAME takes …", with what came.
+        """
+        return None
+
     def edit_size(self, setting: Setting) -> float:
         """Say how large an edit is: of equally good settings the smallest is taken.
 
@@ -123,7 +143,7 @@ class Method(ABC):
 
     @property
     def measured_by(self) -> dict[str, Any]:
-        """What a fit depends on beside the model, the site and the pairs."""
+        """What a fit depends on beside the model, the site and the pairs or prompts."""
         own = declared(self)
         return {name: value for name, value in recorded(self).items() if own[name].measured}
 

@@ -1,4 +1,4 @@
-"""What methods measure of contrastive pairs, at the last token of each text."""
+"""What methods measure at the last token of each text of contrastive pairs, or of each prompt."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.passes.activations import Answers
 from sadi_lmeval.processes import Processes
 
 Shapes = dict[str, tuple[int, ...]]
@@ -104,11 +105,53 @@ class Kept:
     def tensors(self, label: str) -> dict[str, Tensor]:
         shape = self.values.shape[1], *self.site.shape
         positive, negative = (side.view(shape) for side in self.values)
-        bad = int((~(positive.isfinite() & negative.isfinite())).flatten(1).any(dim=1).sum())
-        if bad:
-            raise UserError(
-                f"{bad} of {shape[0]} pairs have activations that are not finite, of which no "
-                f"{self.kind} can be made; load the model in a wider type (dtype=bfloat16 or "
-                "float32)"
-            )
+        _refuse_infinite(self.kind, "pairs", positive.isfinite() & negative.isfinite())
         return self.make(positive, negative, label)
+
+
+class KeptPrompts:
+    """All activations of the prompts' last tokens, float32, each with its prompt's answers."""
+
+    def __init__(
+        self,
+        kind: str,
+        site: Site,
+        prompts: int,
+        shapes: Shapes,
+        make: Callable[[Tensor, list[Answers], str], dict[str, Tensor]],
+    ) -> None:
+        """
+        Args:
+            kind: of what is made.
+            site: of the model.
+            prompts: how many.
+            shapes: of what is made.
+            make: makes it of the activations, ``[prompts, layers, entries, entry_width]``, and the
+                answers; its third argument is the label of a progress bar.
+        """
+        self.kind, self.site, self.shapes, self.make = kind, site, shapes, make
+        self.values = torch.zeros(prompts, site.layers, site.width)
+        self.answers = torch.zeros(prompts, len(Answers._fields), dtype=torch.long)
+
+    def add(self, prompts: list[int], answers: list[Answers], values: Tensor) -> None:
+        self.values[prompts] = values.float()
+        self.answers[prompts] = torch.tensor(answers)
+
+    def join(self, processes: Processes) -> None:
+        self.values = processes.all_reduce(self.values)  # zero where another process has read
+        self.answers = processes.all_reduce(self.answers)
+
+    def tensors(self, label: str) -> dict[str, Tensor]:
+        values = self.values.view(-1, *self.site.shape)
+        _refuse_infinite(self.kind, "prompts", values.isfinite())
+        return self.make(values, [Answers(*each) for each in self.answers.tolist()], label)
+
+
+def _refuse_infinite(kind: str, read: str, finite: Tensor) -> None:
+    """Refuse to make anything of activations that are not finite, ``[read, ...]`` bool."""
+    bad = int((~finite).flatten(1).any(dim=1).sum())
+    if bad:
+        raise UserError(
+            f"{bad} of {len(finite)} {read} have activations that are not finite, of which no "
+            f"{kind} can be made; load the model in a wider type (dtype=bfloat16 or float32)"
+        )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
 
 from sadi_lmeval.arguments import declared
+from sadi_lmeval.controls import CONTROLS, PROMPT_ONLY, RANDOM, SHUFFLED, is_control
 from sadi_lmeval.errors import UserError, nearest
 from sadi_lmeval.methods.base import Method
 from sadi_lmeval.plugins import loaded
@@ -18,6 +19,8 @@ logger = logging.getLogger("lm_eval.sadi")
 
 UNSTEERED = "none"
 """The arm of the unsteered model, which every other one is compared with."""
+ALL = "all"
+"""In a list of arms: every arm of every method."""
 
 
 class ArmName(NamedTuple):
@@ -25,13 +28,15 @@ class ArmName(NamedTuple):
 
     Attributes:
         method: None: the unsteered model.
-        sets: the arguments that the name sets.
+        sets: the method's arguments that the name sets.
         usual: whether ``compare`` takes it by default.
+        shared: the arguments of all methods that the name sets.
     """
 
     method: type[Method] | None
     sets: Mapping[str, Any]
     usual: bool
+    shared: Mapping[str, Any]
 
 
 @cache
@@ -88,15 +93,65 @@ def methods() -> dict[str, type[Method]]:
 
 @cache
 def arm_names() -> dict[str, ArmName]:
-    """List every arm, the unsteered one first, then those of each method, then the ablations."""
-    every = {UNSTEERED: ArmName(None, {}, True)}
+    """List every arm: the unsteered one, those of each method, the ablations, ``prompt-only``.
+
+    The shuffled control of each is not listed, see :func:`arm_named`.
+    """
+    every = {UNSTEERED: ArmName(None, {}, True, {})}
     for usual in (True, False):
         for name, method in methods().items():
             listed = method.arms if usual else method.ablations
             mine = usual and _is_ours(_points()[name])
             for arm, sets in listed.items():
-                every.setdefault(arm, ArmName(method, sets, mine))
+                every.setdefault(arm, ArmName(method, sets, mine, {}))
+    every[PROMPT_ONLY] = ArmName(None, {}, False, {})
     return every
+
+
+def arm_named(name: str) -> ArmName:
+    """Look an arm up; every one that steers has a control, ``NAME-shuffled``.
+
+    Raises:
+        UserError: there is none, naming the nearest ones.
+    """
+    every = arm_names()
+    if name in every:
+        return every[name]
+    controlled = every.get(name.removesuffix(SHUFFLED))
+    if controlled is None or controlled.method is None:
+        raise UserError(f"unknown method {name!r}: {nearest(name, [*every, CONTROLS, ALL])}")
+    return controlled._replace(usual=False, shared={"labels": "shuffled"})
+
+
+def spelled_out(names: Sequence[str]) -> list[str]:
+    """Put the rows that they stand for in place of ``all`` and ``controls`` in a list of arms.
+
+    ``all`` are the unsteered model and every arm of every method, but for ablations; ``controls``
+    are the shuffled control of every arm that steers, and two that there are once.
+
+    Raises:
+        UserError: no arm is there to be controlled.
+    """
+    every = [name for name in arm_names() if is_arm(name)]
+    names = [n for name in names for n in ([UNSTEERED, *every] if name == ALL else [name])]
+    names = list(dict.fromkeys(names))
+    if CONTROLS not in names:
+        return names
+    listed = [name for name in names if name != CONTROLS]
+    steer = [n for n in listed if arm_named(n).method is not None and not is_control(n)]
+    if not steer:
+        raise UserError(
+            f"--methods {','.join(names)}: {CONTROLS} are of methods that steer; name one beside "
+            "them, as in none,caa,controls"
+        )
+    added = [*(name + SHUFFLED for name in steer), RANDOM, PROMPT_ONLY]
+    return list(dict.fromkeys([*listed, *added]))
+
+
+def is_arm(name: str) -> bool:
+    """Return whether a name is among the arms of its method, not its ablations."""
+    method = arm_named(name).method
+    return method is not None and name in method.arms
 
 
 def usual_arms() -> list[str]:
@@ -111,8 +166,7 @@ def check_arm_names(names: Iterable[str]) -> None:
         UserError: naming the nearest ones.
     """
     for name in names:
-        if name not in arm_names():
-            raise UserError(f"unknown method {name!r}: {nearest(name, arm_names())}")
+        arm_named(name)
 
 
 def argument_names(method: type[Method]) -> frozenset[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sadi_lmeval.errors import UserError, nearest
 from sadi_lmeval.folders import task_configs
-from sadi_lmeval.methods.registry import arm_names
+from sadi_lmeval.methods.registry import arm_named, arm_names
 from sadi_lmeval.storage.yaml_files import read_if_ours, yaml_files
 
 
@@ -110,7 +110,10 @@ def _of_settings(given: object) -> list[str]:
         return ["settings must map arms to numbers by name, as {sadi-head: {top_k: 6}}"]
     faults = []
     for name, numbers in given.items():
-        method = arm_names()[name].method if name in arm_names() else None
+        try:
+            method = arm_named(str(name)).method
+        except UserError:
+            method = None
         if method is None:
             faults.append(f"settings of {name!r}: {nearest(str(name), arm_names())}")
             continue

@@ -1,4 +1,4 @@
-"""The wrong answers that the unsteered model likes best."""
+"""The answers that the unsteered model likes best, among the wrong ones or among all."""
 
 from __future__ import annotations
 
@@ -26,10 +26,22 @@ def hardest(model: SteerableModel, folder: Path | None) -> Likes:
         model: scores, unsteered.
         folder: of the cache; one that cannot be written costs time, nothing else.
     """
+    return _likes(model, folder, "hardest wrong choices")
 
-    def likes(wrongs: Sequence[Sequence[Text]]) -> list[int]:
-        tokens = [[model.continuation(*text) for text in each] for each in wrongs]
-        sizes = [len(each) for each in wrongs]
+
+def own_choices(model: SteerableModel, folder: Path | None) -> Likes:
+    """Make a function that gives, of all of each document's choices, the index of the model's own.
+
+    Args:
+        model, folder: as of :func:`hardest`.
+    """
+    return _likes(model, folder, "own choices")
+
+
+def _likes(model: SteerableModel, folder: Path | None, what: str) -> Likes:
+    def likes(answers: Sequence[Sequence[Text]]) -> list[int]:
+        tokens = [[model.continuation(*text) for text in each] for each in answers]
+        sizes = [len(each) for each in answers]
         key = key_of(
             {"hardest": tokens, "model": model_identity(model.model_card), "versions": versions()}
         )
@@ -44,9 +56,9 @@ def hardest(model: SteerableModel, folder: Path | None) -> Likes:
                 raise ValueError("it is of other documents")
             return [int(index) for index in indices]
 
-        kind: Kind[list[int]] = Kind("hardest wrong choices", ".hardest.json", load, write_kept)
+        kind: Kind[list[int]] = Kind(what, ".hardest.json", load, write_kept)
         stored = get_or_build(
-            folder, kind, [key], lambda keys, _: {keys[0]: _likeliest(model, wrongs)},
+            folder, kind, [key], lambda keys, _: {keys[0]: _likeliest(model, answers)},
             model.processes,
         )  # fmt: skip
         return stored[key].value
@@ -54,14 +66,14 @@ def hardest(model: SteerableModel, folder: Path | None) -> Likes:
     return likes
 
 
-def _likeliest(model: SteerableModel, wrongs: Sequence[Sequence[Text]]) -> list[int]:
+def _likeliest(model: SteerableModel, answers: Sequence[Sequence[Text]]) -> list[int]:
     """Find the first of the answers with the highest log-likelihood, as a choice is scored."""
-    mine = model.processes.shard(wrongs)
+    mine = model.processes.shard(answers)
     asked = [(d, i) for d, each in mine for i in range(len(each)) if len(each) > 1]
-    values = [[0.0] * len(each) for each in wrongs]
-    continuations = [model.continuation(*wrongs[d][i]) for d, i in asked]
+    values = [[0.0] * len(each) for each in answers]
+    continuations = [model.continuation(*answers[d][i]) for d, i in asked]
     shown = bool(asked) and model.processes.is_first
-    with tqdm(total=len(asked), desc="Hardest wrong choices", disable=not shown) as bar:
+    with tqdm(total=len(asked), desc="Likeliest choices", disable=not shown) as bar:
 
         def done(scored: list[tuple[int, Score]]) -> None:
             for position, (value, _) in scored:
@@ -73,4 +85,4 @@ def _likeliest(model: SteerableModel, wrongs: Sequence[Sequence[Text]]) -> list[
     best = {document: values[document].index(max(values[document])) for document, _ in mine}
     for part in model.processes.all_gather(best):
         best |= part
-    return [best[document] for document in range(len(wrongs))]
+    return [best[document] for document in range(len(answers))]

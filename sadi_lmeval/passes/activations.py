@@ -1,9 +1,9 @@
-"""Activations of contrastive pairs at the last token of each text (paper section 3.1)."""
+"""Activations of pairs or of prompts, at the last token of each text (paper section 3.1)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 from tqdm import tqdm
@@ -24,6 +24,38 @@ class TokenPair(NamedTuple):
     positive: list[int]
     negative: list[int]
 
+    @property
+    def texts(self) -> Sequence[tuple[list[int], int]]:
+        """The positive text with 1 and the negative one with −1."""
+        return (self.positive, 1), (self.negative, -1)
+
+
+class Answers(NamedTuple):
+    """Choices of a prompt, by index: the right one, and the unsteered model's own."""
+
+    right: int
+    own: int
+
+
+class TokenPrompt(NamedTuple):
+    """A prompt as tokens, up to where its choices begin."""
+
+    prompt: list[int]
+    answers: Answers
+
+    @property
+    def texts(self) -> Sequence[tuple[list[int], Answers]]:
+        """The prompt with its answers."""
+        return ((self.prompt, self.answers),)
+
+
+class Labelled(Protocol):
+    """What activations are read of: one text or two, each with its label."""
+
+    @property
+    def texts(self) -> Sequence[tuple[list[int], Any]]:
+        """Tokens, and what collectors are told of them."""
+
 
 class Collector(Protocol):
     """Makes what a method needs of activations as they come.
@@ -36,12 +68,13 @@ class Collector(Protocol):
     kind: str
     shapes: dict[str, tuple[int, ...]]
 
-    def add(self, pairs: list[int], signs: list[int], values: Tensor) -> None:
+    def add(self, items: list[int], labels: list[Any], values: Tensor) -> None:
         """Take some texts' activations.
 
         Args:
-            pairs: of each text, the index of its pair.
-            signs: of each text, 1 for the positive and -1 for the negative one.
+            items: of each text, the index of its pair or prompt.
+            labels: of each text: of a pair 1 for the positive and -1 for the negative one; of a
+                prompt its :class:`Answers`.
             values: ``[texts, layers, width]`` on the CPU.
         """
 
@@ -49,10 +82,10 @@ class Collector(Protocol):
         """Put together what each process has taken."""
 
     def tensors(self, label: str) -> dict[str, Tensor]:
-        """Make the tensors, float32, when every text of every pair has been taken.
+        """Make the tensors, float32, when every text has been taken.
 
         Args:
-            label: of the pairs, for a progress bar.
+            label: of the texts, for a progress bar.
 
         Raises:
             UserError: an activation is not finite.
@@ -62,7 +95,7 @@ class Collector(Protocol):
 def read_pairs(
     forward: Forward,
     readers: Sequence[tuple[Site, Collector]],
-    pairs: list[TokenPair],
+    pairs: Sequence[Labelled],
     pad: int,
     branching: bool,
     bounds: Bounds,
@@ -78,7 +111,7 @@ def read_pairs(
     Args:
         forward: the model.
         readers: sites, and what takes their activations.
-        pairs: T pairs, at least one.
+        pairs: T pairs, or prompts, at least one.
         pad: the padding token.
         branching: whether the model takes packed rows with branches.
         bounds: the size of a batch.
@@ -91,7 +124,7 @@ def read_pairs(
         part = [
             (index, pair)
             for index, pair in mine
-            if (branching and max(map(len, pair)) <= longest_path) == packed
+            if (branching and max(len(text) for text, _ in pair.texts) <= longest_path) == packed
         ]
         if part:
             numbers, own = [index for index, _ in part], [pair for _, pair in part]
@@ -104,7 +137,7 @@ def read_pairs(
 def _read(
     forward: Forward,
     readers: Sequence[tuple[Site, Collector]],
-    pairs: list[TokenPair],
+    pairs: Sequence[Labelled],
     numbers: list[int],
     pad: int,
     branching: bool,
@@ -114,10 +147,12 @@ def _read(
 ) -> None:
     """Read one process's part of the pairs, which have these numbers among all."""
     # Each pair's own end lets what two pairs share be all that either of them shares.
-    shared = [[*pair.positive[: _shared(pair)], -1 - i] for i, pair in enumerate(pairs)]
+    shared = [[*pair.texts[0][0][: _shared(pair)], -1 - i] for i, pair in enumerate(pairs)]
     groups = group_by_prefix(shared) if branching else [Group(0, list(range(len(pairs))))]
     sites = [site for site, _ in readers]
-    with tqdm(total=len(pairs) * 2, desc=label, unit="text", disable=not shown) as bar:
+    with tqdm(
+        total=sum(len(p.texts) for p in pairs), desc=label, unit="text", disable=not shown
+    ) as bar:
         for group in groups:
             past = forward.prefix(shared[group.members[0]][: group.length])
             rows: list[_Row] = []
@@ -126,14 +161,14 @@ def _read(
                 rows += [_packed(pair, member, group.length)] if branching else _apart(pair, member)
 
             def run(batch: list[_Row], past: Past | None = past) -> None:
-                ends = [(i, end, row.pair, sign)
-                        for i, row in enumerate(batch) for end, sign in row.ends]  # fmt: skip
+                ends = [(i, end, row.pair, said)
+                        for i, row in enumerate(batch) for end, said in row.ends]  # fmt: skip
                 points = Points.of([(i, end) for i, end, *_ in ends], len(batch), forward.device)
                 inputs = pack([row.tree for row in batch], pad, forward.dtype, forward.device, past)
                 values = forward.activations(inputs, points, sites)
-                which, signs = [numbers[pair] for *_, pair, _ in ends], [sign for *_, sign in ends]
+                which, labels = [numbers[pair] for *_, pair, _ in ends], [said for *_, said in ends]
                 for (_, collector), activations in zip(readers, values, strict=True):
-                    collector.add(which, signs, activations.cpu())
+                    collector.add(which, labels, activations.cpu())
                 bar.update(len(ends))
 
             for batch in batches(rows, bounds):
@@ -141,11 +176,11 @@ def _read(
 
 
 class _Row(NamedTuple):
-    """A packed row, and the last token of each of its texts with the text's sign."""
+    """A packed row, and the last token of each of its texts with the text's label."""
 
     tree: Tree
     pair: int
-    ends: list[tuple[int, int]]
+    ends: list[tuple[int, Any]]
     scored: int = 0  # nothing is read off logits
 
     @property
@@ -153,28 +188,29 @@ class _Row(NamedTuple):
         return self.tree.length
 
 
-def _shared(pair: TokenPair) -> int:
-    """Count tokens that both texts of a pair begin with; each keeps at least one of its own."""
-    least = min(len(pair.positive), len(pair.negative)) - 1
-    return min(least, shared_length(pair.positive, pair.negative))
+def _shared(pair: Labelled) -> int:
+    """Count tokens that all texts of a pair begin with; each keeps at least one of its own."""
+    first, *others = (text for text, _ in pair.texts)
+    alike = [shared_length(first, other) for other in others]
+    return min([len(first) - 1, *(len(other) - 1 for other in others), *alike])
 
 
-def _packed(pair: TokenPair, number: int, past: int) -> _Row:
-    """Put both texts in one row, what they share once."""
+def _packed(pair: Labelled, number: int, past: int) -> _Row:
+    """Put all texts in one row, what they share once."""
     shared = _shared(pair)
     tree = Tree(past=past)
-    root = tree.add(pair.positive[past:shared])
+    root = tree.add(pair.texts[0][0][past:shared])
     ends = []
-    for text, sign in ((pair.positive, 1), (pair.negative, -1)):
+    for text, label in pair.texts:
         tree.add(text[shared:], root)
-        ends.append((tree.length - 1, sign))
+        ends.append((tree.length - 1, label))
     return _Row(tree, number, ends)
 
 
-def _apart(pair: TokenPair, number: int) -> list[_Row]:
+def _apart(pair: Labelled, number: int) -> list[_Row]:
     rows = []
-    for text, sign in ((pair.positive, 1), (pair.negative, -1)):
+    for text, label in pair.texts:
         tree = Tree()
         tree.add(text)
-        rows.append(_Row(tree, number, [(tree.length - 1, sign)]))
+        rows.append(_Row(tree, number, [(tree.length - 1, label)]))
     return rows

@@ -11,7 +11,7 @@ from torch import nn
 
 from sadi_lmeval.architecture.sites import Site, find_site, unwrapped
 from sadi_lmeval.edits.contract import Edits
-from sadi_lmeval.passes.activations import Collector, TokenPair, read_pairs
+from sadi_lmeval.passes.activations import Collector, Labelled, read_pairs
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.branching import can_resume, longest_branching_path
 from sadi_lmeval.passes.checked import longest_row_is_right
@@ -92,11 +92,11 @@ class Engine:
     def read(
         self,
         readers: Sequence[tuple[Site, Collector]],
-        pairs: list[TokenPair],
+        pairs: Sequence[Labelled],
         label: str,
         processes: Processes = ALONE,
     ) -> None:
-        """Read the activations of pairs, see :func:`read_pairs`."""
+        """Read the activations of pairs or prompts, see :func:`read_pairs`."""
         with self._call():
             read_pairs(
                 self.forward,

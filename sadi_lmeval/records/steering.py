@@ -16,7 +16,7 @@ RESERVED = frozenset(
     "when version not_finite degenerate task_digest recipe_digest method source n_pairs selected "
     "cache_key sha256 file tuning score stderr difference difference_stderr margin documents "
     "likelihood_difference likelihood_difference_stderr objective run task split model "
-    "of_model".split()
+    "of_model labels".split()
 )
 """Keys of a record or of a line of ``sweep``: no method may call an argument like one of them,
 unless it means the site's own element."""
@@ -87,6 +87,7 @@ class FitRecord:
         file: the name of its file in the cache folder, or None.
         tuning: how the setting was chosen; None where it was given.
         of_model: the model that the fit was made for, where that is another one.
+        labels: of its pairs: ``gold`` or ``shuffled``.
     """
 
     source: str
@@ -98,6 +99,7 @@ class FitRecord:
     file: str | None
     tuning: ChoiceRecord | None
     of_model: str | None = None
+    labels: str = "gold"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -109,6 +111,7 @@ class FitRecord:
             "sha256": self.sha256,
             "file": self.file,
             **({} if self.of_model is None else {"of_model": self.of_model}),
+            **({} if self.labels == "gold" else {"labels": self.labels}),
             **({} if self.tuning is None else {"tuning": self.tuning.to_json()}),
         }
 
@@ -126,6 +129,7 @@ class FitRecord:
             str(given["file"]) if isinstance(given.get("file"), str) else None,
             ChoiceRecord.from_json(given.get("tuning")),
             str(given["of_model"]) if isinstance(given.get("of_model"), str) else None,
+            str(given["labels"]) if isinstance(given.get("labels"), str) else "gold",
         )
 
     @property

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple, NoReturn
 
 from scipy.stats import norm, sem
 
+from sadi_lmeval.controls import PROMPT_ONLY, SHUFFLED, is_control
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.records.record import Record
 from sadi_lmeval.records.steering import finite
@@ -27,6 +28,24 @@ UNSTEERED = "none"
 """The method of the row that all others are compared with."""
 
 
+class AgainstControl(NamedTuple):
+    """A method against its own control: the same, fitted to pairs whose labels are shuffled.
+
+    Attributes:
+        difference: mean of the document-wise differences; None where nothing can be paired.
+        p_holm: its p after Holm's adjustment over all methods of the column that have a control.
+        beats: whether it is in the metric's good direction, and p_holm below :data:`LEVEL`.
+    """
+
+    difference: float | None
+    p_holm: float | None
+    beats: bool
+
+
+NOT_BEATING = "†"
+"""Marks a method that does not beat its own shuffled control."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """A method on a task.
@@ -36,8 +55,10 @@ class Cell:
         value: of the metric, as the harness gives it.
         stderr: its standard error.
         comparison: with the unsteered model; None for that itself, and where it was not run.
-        p_holm: the comparison's p after Holm's adjustment over the steered methods of the task.
+        p_holm: the comparison's p after Holm's adjustment over the methods of the task; controls
+            are adjusted among themselves.
         diagnosis: what changed in the answers.
+        control: against the method's own shuffled control; None where that was not run.
     """
 
     record: Record
@@ -46,6 +67,7 @@ class Cell:
     comparison: PairedTest | None
     p_holm: float | None
     diagnosis: Diagnosis
+    control: AgainstControl | None = None
 
     @property
     def significant(self) -> bool:
@@ -58,8 +80,12 @@ class Cell:
         return (difference or 0.0) * (1 if self.record.higher_is_better else -1) > 0
 
     @property
-    def mark(self) -> str:
+    def arrow(self) -> str:
         return ("↑*" if self.better else "↓*") if self.significant else ""
+
+    @property
+    def mark(self) -> str:
+        return _with_dagger(self.arrow, self.control)
 
 
 @dataclass(frozen=True)
@@ -69,27 +95,67 @@ class Average:
     Attributes:
         value: of the metrics, with its error.
         difference: from the unsteered model, with its error and p; None for that itself.
-        p_holm: the difference's p after Holm's adjustment over the rows that have one.
+        p_holm: the difference's p after Holm's adjustment over the rows that have one; controls
+            are adjusted among themselves.
+        control: against the row's own shuffled control; None where that has no average.
     """
 
     value: Mean
     difference: Mean | None
     p_holm: float | None = None
+    control: AgainstControl | None = None
+
+    @property
+    def arrow(self) -> str:
+        return _arrow(self.difference, self.p_holm)
 
     @property
     def mark(self) -> str:
-        if self.difference is None or self.p_holm is None or self.p_holm >= LEVEL:
-            return ""
-        return "↑*" if self.difference.value > 0 else "↓*"
+        return _with_dagger(self.arrow, self.control)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """What steering for some tasks does to others: its side effects.
+
+    Attributes:
+        difference: from the unsteered model, the mean over every task that was scored with what is
+            fitted to another one; each pair of tasks counts alike.
+        p_holm: its p after Holm's adjustment over the rows that have one; controls are adjusted
+            among themselves.
+    """
+
+    difference: Mean
+    p_holm: float | None = None
+
+    @property
+    def mark(self) -> str:
+        return _arrow(self.difference, self.p_holm)
+
+
+def _arrow(difference: Mean | None, p_holm: float | None) -> str:
+    if difference is None or p_holm is None or p_holm >= LEVEL:
+        return ""
+    return "↑*" if difference.value > 0 else "↓*"
+
+
+def _with_dagger(arrow: str, control: AgainstControl | None) -> str:
+    fails = control is not None and not control.beats
+    return " ".join(filter(None, (arrow, NOT_BEATING if fails else "")))
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method: its cell of each task that it was run on, and their average if that is all."""
+    """A method: its cell of each task that it was run on, and their average if that is all.
+
+    Attributes:
+        elsewhere: None where it was scored on no other tasks, or some number is missing.
+    """
 
     method: str
     cells: dict[str, Cell]
     average: Average | None
+    elsewhere: Elsewhere | None = None
 
     @property
     def name(self) -> str:
@@ -127,12 +193,15 @@ class Board:
         tasks: the columns.
         rows: the unsteered model first.
         transfers: one a method that has any.
+        aside: cells of tasks that are no columns, as methods are fitted to others alone: those of
+            the rows that are fitted to none.
     """
 
     record: Record
     tasks: list[str]
     rows: list[Row]
     transfers: list[Transfer]
+    aside: list[Cell] = field(default_factory=list)
 
     @property
     def model(self) -> str:
@@ -143,15 +212,25 @@ class Board:
         """All there are, each once."""
         main = [cell for row in self.rows for cell in row.cells.values()]
         moved = [c for t in self.transfers for c in t.cells.values() if c.record.mask_from]
-        return main + moved
+        return main + moved + self.aside
 
     @property
     def warnings(self) -> list[str]:
         of_cells = [cell.diagnosis.warning for cell in self.cells]
-        of_tasks = [self._elsewhere(task) for task in self.tasks]
+        of_tasks = [self._unlike_held_out(task) for task in self.tasks]
         return [warning for warning in (*of_cells, *of_tasks) if warning is not None]
 
-    def _elsewhere(self, task: str) -> str | None:
+    @property
+    def has_controls(self) -> bool:
+        """Whether some method is compared with its own control."""
+        return any(cell.control is not None for cell in self.cells)
+
+    @property
+    def has_elsewhere(self) -> bool:
+        """Whether some row was scored on tasks that it is not fitted to."""
+        return any(row.elsewhere is not None for row in self.rows)
+
+    def _unlike_held_out(self, task: str) -> str | None:
         """Say where the held-out documents are easier or harder than the scored ones."""
         column = {row.method: row.cells[task] for row in self.rows if task in row.cells}
         scored, tuned = column.get(UNSTEERED), [_held_out(cell) for cell in column.values()]
@@ -222,26 +301,37 @@ def boards_of(records: Iterable[Record]) -> list[Board]:
 def _board(records: Sequence[Record]) -> Board:
     _refuse_disagreement(records)
     main = [record for record in records if record.mask_from is None]
+    moved = [record for record in records if record.mask_from is not None]
     unsteered = {record.task: record for record in main if record.method == UNSTEERED}
-    tasks = sorted({record.task for record in main})
+    fitted = {record.task for record in main if record.method not in (UNSTEERED, PROMPT_ONLY)}
+    side = {record.task for record in moved} - fitted
+    tasks = sorted({record.task for record in main} - side)
     methods = sorted({record.method for record in main}, key=_order)
     cells = {(r.method, r.task): _cell(r, unsteered.get(r.task)) for r in main}
-    for task in tasks:
+    for task in (*tasks, *side):
         column = [key for key in cells if key[1] == task]
-        cells |= zip(column, _adjusted([cells[key] for key in column]), strict=True)
+        found = _adjusted([cells[key] for key in column])
+        cells |= zip(column, _with_controls(found), strict=True)
     rows = [Row(m, {t: cells[m, t] for t in tasks if (m, t) in cells}, None) for m in methods]
-    moved = [record for record in records if record.mask_from is not None]
     transfers = [
         _transfer(method, [record for record in moved if record.method == method], unsteered, cells)
         for method in sorted({record.method for record in moved})
     ]
-    board = Board(records[0], tasks, rows, transfers)
-    fit = len(tasks) > 1 and all(
-        board.scale(task) == 100 and all(r.higher_is_better for r in main) for task in tasks
-    )
-    if not fit:
-        return board
-    return replace(board, rows=_with_averages(rows, unsteered, len(tasks)))
+    aside = [cell for (_, task), cell in cells.items() if task in side]
+    board = Board(records[0], tasks, rows, transfers, aside)
+
+    def averaged(names: Iterable[str]) -> bool:
+        return all(
+            board.scale(cell.record.task) == 100 and cell.record.higher_is_better
+            for cell in board.cells
+            if cell.record.task in names
+        )
+
+    if len(tasks) > 1 and averaged(tasks):
+        rows = _with_averages(rows, unsteered, len(tasks))
+    if moved and averaged({record.task for record in moved}):
+        rows = _with_elsewhere(rows, [*(r for r in main if r.task in side), *moved], unsteered)
+    return replace(board, rows=rows)
 
 
 def _order(method: str) -> tuple[bool, str]:
@@ -325,9 +415,52 @@ def _held_out(cell: Cell) -> _HeldOut | None:
     return _HeldOut(sign * sum(known) / len(known), math.hypot(*sound) / len(sound))
 
 
-def _adjusted(family: Sequence[Cell]) -> list[Cell]:
-    adjusted = holm([None if c.comparison is None else c.comparison.p for c in family])
-    return [replace(cell, p_holm=p) for cell, p in zip(family, adjusted, strict=True)]
+def _adjusted(column: Sequence[Cell]) -> list[Cell]:
+    p = [None if cell.comparison is None else cell.comparison.p for cell in column]
+    adjusted = _by_family([cell.record.method for cell in column], p)
+    return [replace(cell, p_holm=value) for cell, value in zip(column, adjusted, strict=True)]
+
+
+def _by_family(methods: Sequence[str], p: Sequence[float | None]) -> list[float | None]:
+    """Adjust p by Holm, methods and controls each among themselves.
+
+    So to look at controls costs the methods none of their power.
+    """
+    of_controls = [is_control(method) for method in methods]
+    found: list[float | None] = [None] * len(p)
+    for family in (False, True):
+        places = [place for place, mine in enumerate(of_controls) if mine == family]
+        for place, value in zip(places, holm([p[place] for place in places]), strict=True):
+            found[place] = value
+    return found
+
+
+def _with_controls(column: Sequence[Cell]) -> list[Cell]:
+    """Compare each method of a column with its own shuffled control, where that is there."""
+    by_method = {cell.record.method: cell.record for cell in column}
+    tests: list[PairedTest | None] = []
+    for cell in column:
+        control = by_method.get(cell.record.method + SHUFFLED)
+        same = control is not None and control.documents == cell.record.documents
+        tests.append(
+            compare_paired(cell.record.values, control.values)
+            if control is not None and same
+            else None
+        )
+    adjusted = holm([None if test is None else test.p for test in tests])
+    return [
+        cell
+        if test is None
+        else replace(
+            cell, control=_against(test.difference, p, 1 if cell.record.higher_is_better else -1)
+        )
+        for cell, test, p in zip(column, tests, adjusted, strict=True)
+    ]
+
+
+def _against(difference: float | None, p_holm: float | None, sign: int = 1) -> AgainstControl:
+    better = p_holm is not None and p_holm < LEVEL and (difference or 0.0) * sign > 0
+    return AgainstControl(difference, p_holm, better)
 
 
 def _average(row: Row, unsteered: Mapping[str, Record], tasks: int) -> Average | None:
@@ -337,14 +470,23 @@ def _average(row: Row, unsteered: Mapping[str, Record], tasks: int) -> Average |
         return None
     value = mean_over_tasks([_by_document(r, r.values) for r in records])
     others = [unsteered.get(record.task) for record in records]
-    if row.method == UNSTEERED or any(o is None or None in o.values for o in others):
+    known = [other for other in others if other is not None and None not in other.values]
+    if row.method == UNSTEERED or len(known) < len(records):
         return Average(value, None)
-    differences = [
-        _by_document(r, [(a or 0.0) - (b or 0.0) for a, b in zip(r.values, o.values, strict=True)])
-        for r, o in zip(records, others, strict=True)
-        if o is not None
-    ]
-    return Average(value, mean_over_tasks(differences))
+    return Average(value, _mean_difference(zip(records, known, strict=True)))
+
+
+def _mean_difference(pairs: Iterable[tuple[Record, Record]]) -> Mean:
+    """Average the document-wise differences of records from others, all of them known."""
+    return mean_over_tasks(
+        [
+            _by_document(
+                one,
+                [(a or 0.0) - (b or 0.0) for a, b in zip(one.values, other.values, strict=True)],
+            )
+            for one, other in pairs
+        ]
+    )
 
 
 def _by_document(record: Record, values: Sequence[float | None]) -> dict[str, list[float]]:
@@ -357,10 +499,63 @@ def _by_document(record: Record, values: Sequence[float | None]) -> dict[str, li
 
 def _with_averages(rows: Sequence[Row], unsteered: Mapping[str, Record], tasks: int) -> list[Row]:
     averages = [_average(row, unsteered, tasks) for row in rows]
-    p = holm([None if a is None or a.difference is None else a.difference.p for a in averages])
+    p = [None if a is None or a.difference is None else a.difference.p for a in averages]
+    adjusted = _by_family([row.method for row in rows], p)
+    whole = {row.method: row for row, a in zip(rows, averages, strict=True) if a is not None}
+    against: list[Mean | None] = []
+    for row in rows:
+        control = whole.get(row.method + SHUFFLED)
+        pairs = [
+            (cell.record, control.cells[task].record)
+            for task, cell in row.cells.items()
+            if control is not None and row.method in whole
+        ]
+        against.append(_mean_difference(pairs) if pairs else None)
+    p_control = holm([None if each is None else each.p for each in against])
     return [
-        replace(row, average=None if mean is None else replace(mean, p_holm=adjusted))
-        for row, mean, adjusted in zip(rows, averages, p, strict=True)
+        replace(
+            row,
+            average=None
+            if mean is None
+            else replace(
+                mean,
+                p_holm=own,
+                control=None if test is None else _against(test.value, p_test),
+            ),
+        )
+        for row, mean, own, test, p_test in zip(
+            rows, averages, adjusted, against, p_control, strict=True
+        )
+    ]
+
+
+def _with_elsewhere(
+    rows: Sequence[Row], records: Sequence[Record], unsteered: Mapping[str, Record]
+) -> list[Row]:
+    """Average what each row does to tasks that it is not fitted to.
+
+    Args:
+        rows: of the table.
+        records: of those tasks.
+        unsteered: by task.
+    """
+    every = {(record.mask_from, record.task) for record in records if record.mask_from is not None}
+    found: list[Elsewhere | None] = []
+    for row in rows:
+        mine = [record for record in records if record.method == row.method]
+        pairs = [(r, unsteered[r.task]) for r in mine if r.task in unsteered]
+        of_fits = {(record.mask_from, record.task) for record in mine}
+        # What is fitted to no task has one record of each.
+        expected = {(None, task) for _, task in every} if row.method == PROMPT_ONLY else every
+        whole = of_fits == expected and len(pairs) == len(expected)
+        known = all(None not in record.values for pair in pairs for record in pair)
+        fit = whole and known and row.method != UNSTEERED
+        found.append(Elsewhere(_mean_difference(pairs)) if fit else None)
+    p = [None if each is None else each.difference.p for each in found]
+    adjusted = _by_family([row.method for row in rows], p)
+    return [
+        replace(row, elsewhere=None if each is None else replace(each, p_holm=own))
+        for row, each, own in zip(rows, found, adjusted, strict=True)
     ]
 
 

@@ -14,7 +14,14 @@ import jinja2
 
 from sadi_lmeval.records.steering import FitRecord, finite
 from sadi_lmeval.reports.leaderboard import UNSTEERED, Board, Cell
-from sadi_lmeval.reports.tables import conditions, how_to_repeat, legend, majorities, shown
+from sadi_lmeval.reports.tables import (
+    conditions,
+    how_to_repeat,
+    legend,
+    majorities,
+    not_beating,
+    shown,
+)
 
 _COLUMNS = 64
 """The most columns of a map of entries: wider sites are binned."""
@@ -112,6 +119,7 @@ def _section(board: Board) -> dict[str, Any]:
         "conditions": conditions(board),
         "legend": legend(board),
         "majorities": majorities(board),
+        "not_beating": not_beating(board),
         "gaps": _gaps(steered, board),
         "grids": _by_task(board, steered, lambda cell: _heatmaps(cell, board)),
         "maps": _by_task(board, steered, _maps),
@@ -324,7 +332,7 @@ def _matrix(
             shown(compared[key], board.scale(key[1]), sign=True),
             _level(gains.get(key, 0.0), reach),
             key[0] == key[1],
-            cells[key].mark,
+            cells[key].arrow,
         )
 
     return Grid(

@@ -12,8 +12,17 @@ from typing import Any
 from huggingface_hub import CardData, EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from sadi_lmeval.controls import SHUFFLED
 from sadi_lmeval.records.record import Record
-from sadi_lmeval.reports.leaderboard import Average, Board, Cell, Transfer, printable
+from sadi_lmeval.reports.leaderboard import (
+    NOT_BEATING,
+    Average,
+    Board,
+    Cell,
+    Elsewhere,
+    Transfer,
+    printable,
+)
 from sadi_lmeval.reports.significance import LEVEL
 
 _LEGEND = (
@@ -25,16 +34,55 @@ _LEGEND = (
 )
 
 
+_OF_CONTROLS = (
+    "Controls are adjusted among themselves. "
+    f"{NOT_BEATING}: does not beat its own shuffled control (NAME{SHUFFLED}: the same method and "
+    "choice, fitted to pairs whose labels are shuffled) on the same documents, by the same test: "
+    f"p not below {LEVEL:g} after Holm's adjustment over the column's methods, or worse."
+)
+_OF_ELSEWHERE = (
+    "Elsewhere: the mean difference from the unsteered model, ± standard error, on tasks that were "
+    "scored with what is fitted to another one; each pair of tasks counts alike, and t test and "
+    "adjustment are those of the average."
+)
+
+
 def legend(board: Board) -> str:
     """Say how to read a table, with what the number of its columns means for its arrows."""
+    said = [_LEGEND]
     columns = len(board.tasks)
-    if columns < 2:
-        return _LEGEND
-    chance = 100 * (1 - (1 - LEVEL) ** columns)
-    return (
-        f"{_LEGEND} Were steering without effect, up to {100 * LEVEL:.0f} % of columns would "
-        f"still have an arrow, and up to {chance:.0f} % of tables of {columns} columns."
-    )
+    if columns > 1:
+        chance = 100 * (1 - (1 - LEVEL) ** columns)
+        said.append(
+            f"Were steering without effect, up to {100 * LEVEL:.0f} % of columns would "
+            f"still have an arrow, and up to {chance:.0f} % of tables of {columns} columns."
+        )
+    if board.has_controls:
+        said.append(_OF_CONTROLS)
+    if board.has_elsewhere:
+        said.append(_OF_ELSEWHERE)
+    return " ".join(said)
+
+
+def not_beating(board: Board) -> list[str]:
+    """Say of each method where it does not beat its own shuffled control, a line each."""
+    lines = []
+    for row in board.rows:
+        found = [(task, cell.control, board.scale(task)) for task, cell in row.cells.items()]
+        if row.average is not None:
+            found.append(("the average", row.average.control, 100))
+        places = [
+            f"{place} ({shown(control.difference, scale, sign=True)}, p {_p(control.p_holm)})"
+            for place, control, scale in found
+            if control is not None and not control.beats
+        ]
+        if places:
+            lines.append(f"{row.method} does not beat {row.method}{SHUFFLED}: {', '.join(places)}")
+    return lines
+
+
+def _p(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.2g}"
 
 
 def how_to_repeat(record: Record) -> dict[str, Any]:
@@ -110,6 +158,7 @@ def _sections(board: Board) -> list[str]:
     averaged = any(row.average is not None for row in board.rows)
     heads = [f"{_escaped(t)} ({_escaped(board.metric(t))})" for t in board.tasks]
     heads += ["average"] if averaged else []
+    heads += ["elsewhere"] if board.has_elsewhere else []
     lines = [_markdown_row(["method", *heads]), "|---|" + "---:|" * len(heads)]
     for row in board.rows:
         texts = []
@@ -123,11 +172,17 @@ def _sections(board: Board) -> list[str]:
                          + _difference(cell, board.scale(task)))  # fmt: skip
         if averaged:
             texts.append("" if row.average is None else _average(row.average, board))
+        if board.has_elsewhere:
+            texts.append("" if row.elsewhere is None else _elsewhere(row.elsewhere))
         lines.append(_markdown_row([_escaped(row.name), *texts]))
     sections = [f"## {_escaped(board.model)}", _escaped(conditions(board))]
     if board.tasks:
         brackets = "In brackets: the difference from the unsteered model, and its adjusted p."
         sections += ["\n".join(lines), f"{legend(board)} {brackets}", _escaped(majorities(board))]
+    failing = not_beating(board)
+    if failing:
+        heading = f"{NOT_BEATING} Not better than without information:"
+        sections.append("\n".join([heading, "", *(f"- {_escaped(line)}" for line in failing)]))
     if board.warnings:
         sections.append("\n".join(["Warnings:", "", *(f"- {_escaped(w)}" for w in board.warnings)]))
     for transfer in board.transfers:
@@ -163,6 +218,13 @@ def _average(mean: Average, board: Board) -> str:
     return f"{text} ({shown(gain.value, 100, sign=True)}{p}) {mean.mark}".rstrip()
 
 
+def _elsewhere(mean: Elsewhere) -> str:
+    gain = mean.difference
+    error = "" if gain.stderr is None else f" ± {shown(gain.stderr, 100)}"
+    p = "" if mean.p_holm is None else f" (p {mean.p_holm:.2g})"
+    return f"{shown(gain.value, 100, sign=True)}{error}{p} {mean.mark}".rstrip()
+
+
 def _matrix(board: Board, transfer: Transfer) -> list[str]:
     targets = transfer.targets
     lines = [
@@ -177,7 +239,7 @@ def _matrix(board: Board, transfer: Transfer) -> list[str]:
                 texts.append("")
                 continue
             text = shown(cell.comparison.difference, board.scale(target), sign=True)
-            texts.append(f"{text} {cell.mark}".rstrip())
+            texts.append(f"{text} {cell.arrow}".rstrip())
         lines.append(_markdown_row([_escaped(source), *texts]))
     return lines
 
@@ -205,6 +267,9 @@ def _numbers(cell: Cell) -> dict[str, Any]:
         "p": compared.get("p"),
         "p_holm": cell.p_holm,
         "significant": cell.significant,
+        "control_difference": None if cell.control is None else cell.control.difference,
+        "control_p_holm": None if cell.control is None else cell.control.p_holm,
+        "beats_control": None if cell.control is None else cell.control.beats,
         "majority": diagnosis.majority,
         "right_to_wrong": diagnosis.right_to_wrong,
         "wrong_to_right": diagnosis.wrong_to_right,
@@ -261,6 +326,7 @@ def json_text(boards: Sequence[Board]) -> str:
                 {
                     "method": row.method,
                     "average": None if row.average is None else asdict(row.average),
+                    "elsewhere": None if row.elsewhere is None else asdict(row.elsewhere),
                     "cells": {task: content(cell) for task, cell in row.cells.items()},
                 }
                 for row in board.rows
@@ -272,6 +338,8 @@ def json_text(boards: Sequence[Board]) -> str:
                 }
                 for transfer in board.transfers
             ],
+            "aside": [content(cell) for cell in board.aside],
+            "not_beating_control": not_beating(board),
             "warnings": board.warnings,
         }
         for board in boards

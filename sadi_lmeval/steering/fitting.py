@@ -1,24 +1,28 @@
-"""Fits of methods to drawn pairs: out of the cache, or measured."""
+"""Fits of methods to drawn pairs, or to their prompts: out of the cache, or measured."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.harness.run_task import Document, RunTask
 from sadi_lmeval.identity.key import key_of
 from sadi_lmeval.identity.model import PROVENANCE
 from sadi_lmeval.methods.arm import Arm
 from sadi_lmeval.methods.base import Method
 from sadi_lmeval.methods.collectors import Given
+from sadi_lmeval.pairs.hardest import own_choices
 from sadi_lmeval.pairs.pairs import Pair
 from sadi_lmeval.pairs.plan import Plan, examples
+from sadi_lmeval.pairs.prompts import LabelledPrompt, labelled_prompts
 from sadi_lmeval.pairs.sources import QUESTIONS_BY, Identity, Source
-from sadi_lmeval.passes.activations import Collector, TokenPair
+from sadi_lmeval.passes.activations import Answers, Collector, Labelled, TokenPair, TokenPrompt
 from sadi_lmeval.passes.steerable import SteerableModel, folder_for
+from sadi_lmeval.steering.labels import Relabelled, right_answers_permuted, sides_swapped
 from sadi_lmeval.storage.fit_file import Fit, load_fit, save_fit
 from sadi_lmeval.storage.hub import fit_path
 from sadi_lmeval.storage.store import Kind, get_or_build
@@ -59,8 +63,14 @@ class _Needed(NamedTuple):
     site: Site
     method: Method
 
-    def collector(self, pairs: int, seed: int) -> Collector:
-        return self.method.collector(self.site, pairs, seed)
+    def collector(self, texts: Sequence[Labelled], right: Sequence[int], seed: int) -> Collector:
+        """Make what measures the texts; ``right`` has the right answers of prompts."""
+        collector = self.method.collector(self.site, len(texts), seed)
+        if self.card["labels"] == "gold":
+            return collector
+        if self.method.fitted_on == "prompts":
+            return Relabelled(collector, right_answers_permuted(right, seed))
+        return Relabelled(collector, sides_swapped(len(texts), seed))
 
 
 def method_of(arm: Arm) -> Method:
@@ -82,6 +92,11 @@ def known_fit(arm: Arm, model: SteerableModel) -> Fitted | None:
     collector = method.collector(site, 1, arm.options.seed)
     if not isinstance(collector, Given):
         return None
+    if arm.options.labels == "shuffled":
+        raise UserError(
+            f"labels=shuffled: hf-{method.name} measures no pairs, so it has no labels to shuffle; "
+            "leave that control out"
+        )
     card = {
         "kind": collector.kind,
         "element": element,
@@ -118,6 +133,8 @@ def _measured(
 ) -> list[Fitted]:
     """Fit each arm to the pairs: take fits out of the cache, or measure all others in one pass.
 
+    Methods that are fitted on prompts have those of the same documents, and a pass of their own.
+
     Args:
         plan, source: where the pairs come from.
         pairs: the same for all arms.
@@ -125,7 +142,7 @@ def _measured(
         model: reads.
 
     Raises:
-        UserError: nothing can be made of the pairs' activations.
+        UserError: nothing can be made of the activations, or a document does not suit a method.
     """
     if not arms:
         return []
@@ -139,7 +156,11 @@ def _measured(
     shown = examples(plan, source, arms[0].options)
     folds = plan.sources.folds and not plan.is_static
     label = task.name + (f", {source.label}" if folds else "")
-    return fits_of_pairs(pairs, shown, origin, arms, model, label)
+    prompts: list[LabelledPrompt] = []
+    if any(map(_is_on_prompts, arms)):
+        prompts = labelled_prompts(plan, source, pairs, arms[0].options)
+        refuse_unsuited(task, arms, [prompt.document for prompt in prompts])
+    return fits_of_pairs(pairs, shown, origin, arms, model, label, prompts)
 
 
 def fits_of_pairs(
@@ -149,6 +170,7 @@ def fits_of_pairs(
     arms: Sequence[Arm],
     model: SteerableModel,
     label: str,
+    prompts: Sequence[LabelledPrompt] = (),
 ) -> list[Fitted]:
     """Fit each arm to pairs, wherever these come from.
 
@@ -159,10 +181,17 @@ def fits_of_pairs(
         arms: that steer, at least one; where the cache is comes from the first.
         model: reads.
         label: of the pairs, for messages.
+        prompts: of the pairs' documents, where they are of documents with choices.
 
     Raises:
-        UserError: nothing can be made of the pairs' activations.
+        UserError: nothing can be made of the activations, or a method needs prompts.
     """
+    for arm in arms:
+        if _is_on_prompts(arm) and not prompts:
+            raise UserError(
+                f"method {method_of(arm).name}: is fitted on a task's prompts with their choices, "
+                "which pairs do not have; name the task (from_task=TASK)"
+            )
     seed = arms[0].options.seed
     tokens = [
         TokenPair(model.encode(*pair.positive), model.encode(*pair.negative)) for pair in pairs
@@ -179,6 +208,7 @@ def fits_of_pairs(
         "seed": seed,
         "versions": versions(),
     }
+    of_prompts = _of_prompts(prompts, model)
     needed: dict[str, _Needed] = {}
     keys = []
     for arm in arms:
@@ -188,7 +218,9 @@ def fits_of_pairs(
         probe = method.collector(site, 1, seed)
         card = {
             **shared,
+            **(of_prompts if _is_on_prompts(arm) else {}),
             "kind": probe.kind,
+            "labels": arm.options.labels,
             "measured_by": method.measured_by,
             "code": [code_digest(made_by) for made_by in _made_by(probe)],
             "element": site.element,
@@ -201,9 +233,20 @@ def fits_of_pairs(
         needed[keys[-1]] = _Needed(card, site, method)
 
     def build(missing: list[str], _: Path | None) -> dict[str, Fit]:
-        collectors = {key: needed[key].collector(len(tokens), seed) for key in missing}
-        readers = [(needed[key].site, each) for key, each in collectors.items()]
-        model.engine.read(readers, tokens, f"Pairs of {label}", model.processes)
+        collectors: dict[str, Collector] = {}
+        for fitted_on in ("pairs", "prompts"):
+            mine = [key for key in missing if needed[key].method.fitted_on == fitted_on]
+            if not mine:
+                continue
+            texts: Sequence[Labelled] = tokens
+            if fitted_on == "prompts":
+                texts = _answered(prompts, model, folder)
+            right = [prompt.right for prompt in prompts]
+            fresh = {key: needed[key].collector(texts, right, seed) for key in mine}
+            readers = [(needed[key].site, each) for key, each in fresh.items()]
+            said = f"{fitted_on.capitalize()} of {label}"
+            model.engine.read(readers, texts, said, model.processes)
+            collectors |= fresh
         if not model.processes.is_first:
             return {}
         return {key: Fit(each.tensors(label), needed[key].card) for key, each in collectors.items()}
@@ -212,6 +255,52 @@ def fits_of_pairs(
     fits = get_or_build(folder, FITS, keys, build, model.processes)
     named = f"{origin['task']} ({origin['source']})"
     return [Fitted(fits[key].value, named, key, fits[key].file) for key in keys]
+
+
+def refuse_unsuited(
+    task: RunTask, arms: Iterable[Arm], documents: Sequence[Document] | None = None
+) -> None:
+    """Refuse documents that a method cannot be fitted to, or cannot steer.
+
+    Args:
+        task: of the documents.
+        arms: the unsteered one takes any.
+        documents: that fits are made of; None: all that the task scores.
+
+    Raises:
+        UserError: naming task and method, and what the document is like.
+    """
+    for method in dict.fromkeys(method_of(arm) for arm in arms if not arm.is_unsteered):
+        if type(method).unsuited is Method.unsuited:
+            continue  # documents take time to render
+        for document in task.evaluated() if documents is None else documents:
+            words = method.unsuited(task.question(document), task.choices(document))
+            if words is not None:
+                raise UserError(f"task {task.name}: hf-{method.name} takes {words}")
+
+
+def _is_on_prompts(arm: Arm) -> bool:
+    return method_of(arm).fitted_on == "prompts"
+
+
+def _of_prompts(prompts: Sequence[LabelledPrompt], model: SteerableModel) -> dict[str, Any]:
+    """Say what a fit depends on beside the pairs that the prompts are of."""
+    asked = [[model.continuation(*text) for text in prompt.choices] for prompt in prompts]
+    labels = [prompt.right for prompt in prompts]
+    return {
+        "n_prompts": len(prompts),
+        "prompts_digest": key_of({"prompts": asked, "right": labels}),
+    }
+
+
+def _answered(
+    prompts: Sequence[LabelledPrompt], model: SteerableModel, folder: Path | None
+) -> list[TokenPrompt]:
+    """Give the prompts as scoring has them, with the choice that the unsteered model makes."""
+    own = own_choices(model, folder)([prompt.choices for prompt in prompts])
+    tokens = [list(model.continuation(*prompt.choices[0]).context) for prompt in prompts]
+    answers = [Answers(prompt.right, its) for prompt, its in zip(prompts, own, strict=True)]
+    return [TokenPrompt(*each) for each in zip(tokens, answers, strict=True)]
 
 
 def _made_by(collector: Collector) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, RunTask
 from sadi_lmeval.identity.task import task_digest
 from sadi_lmeval.methods.arm import Arm
-from sadi_lmeval.methods.registry import arm_names
+from sadi_lmeval.methods.registry import arm_named
 from sadi_lmeval.options import Options
 from sadi_lmeval.pairs.benchmark import find_benchmark
 from sadi_lmeval.pairs.pairs import scored_texts
@@ -137,7 +137,7 @@ def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Arm]) -> list[T
     """Fit each arm to a task, or load its fit, and choose the settings that are not given.
 
     Arms that take their pairs from the same documents get the same pairs and the same held-out
-    documents, in passes that they share.
+    documents, in passes that they share; so do those whose pairs' labels are shuffled.
 
     Args:
         task: of the run.
@@ -160,7 +160,7 @@ def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Arm]) -> list[T
             )
             steering[index] = TaskSteering(task, arm, [], lambda _: UNSTEERED, record)
         else:
-            alike.setdefault(arm.options, []).append(index)
+            alike.setdefault(replace(arm.options, labels="gold"), []).append(index)
     for indices in alike.values():
         together = [_candidate(task, arms[index], model) for index in indices]
         steering |= zip(indices, _prepare(task, model, together), strict=True)
@@ -187,7 +187,7 @@ def settings_for(task: RunTask, arm: Arm, site: Site) -> tuple[list[Setting], bo
         folders = user_folders(arm.options, task)
         named = find_benchmark(arm.options.mask_from or task.name, folders).settings
         alike = [name for name in named if arm.is_like(name)]
-        closest = max(alike, key=lambda name: len(arm_names()[name].sets), default=None)
+        closest = max(alike, key=_arguments_set, default=None)
         arm = arm.with_numbers({} if closest is None else named[closest])
     settings = arm.search_space(site.size).settings
     if not settings:
@@ -196,6 +196,12 @@ def settings_for(task: RunTask, arm: Arm, site: Site) -> tuple[list[Setting], bo
             f"pass {arm.axes.names[-1]}="
         )
     return settings, arm.is_chosen
+
+
+def _arguments_set(name: str) -> int:
+    """Count the arguments that an arm's name sets."""
+    arm = arm_named(name)
+    return len(arm.sets) + len(arm.shared)
 
 
 def _prepare(
@@ -382,4 +388,5 @@ def _fit_record(prepared: PreparedFit, arm: Arm) -> FitRecord:
         None if fitted.file is None else fitted.file.name,
         None if choice is None else choice.record(),
         fitted.of_model,
+        labels=fitted.fit.card.get("labels", "gold"),
     )

@@ -16,9 +16,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from helpers.forms import Form
 from helpers.oracle import oracle_score
 from helpers.tasks import load
+from sadi_lmeval.harness.run_task import Document
 from sadi_lmeval.methods.arm import read_arm
+from sadi_lmeval.pairs.pairs import Pair
 from sadi_lmeval.pairs.plan import draw, find_plan
 from sadi_lmeval.passes.scoring import Score
 from sadi_lmeval.types import Scope
@@ -228,6 +231,15 @@ def assert_scored_as_the_loop_says(
     assert [one.score[1] for one in found] == [e[1] for e in expected]
 
 
+def drawn_pairs(
+    folder: Path, name: str, method: str, mask: int = 0, **arguments: Any
+) -> list[Pair]:
+    """The pairs of a mask."""
+    options = read_arm(method, {"n_pairs": 12, **arguments}).options
+    plan = find_plan(load(folder, name), options)
+    return draw(plan, plan.sources.sources[mask], options, ()).pairs
+
+
 def texts_of_pairs(
     folder: Path, name: str, method: str, mask: int = 0, **arguments: Any
 ) -> list[tuple[str, str]]:
@@ -235,14 +247,35 @@ def texts_of_pairs(
 
     One without a prompt begins with the token that scoring puts in its place.
     """
-    options = read_arm(method, {"n_pairs": 12, **arguments}).options
-    plan = find_plan(load(folder, name), options)
-    drawn = draw(plan, plan.sources.sources[mask], options, ())
 
     def whole(prompt: str, answer: str) -> str:
         return (prompt or "<s>") + answer
 
-    return [(whole(*pair.positive), whole(*pair.negative)) for pair in drawn.pairs]
+    pairs = drawn_pairs(folder, name, method, mask, **arguments)
+    return [(whole(*pair.positive), whole(*pair.negative)) for pair in pairs]
+
+
+def answered_prompts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    documents: list[Document],
+    form: Form,
+    where: Where,
+    max_length: int = 256,
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Activations of the prompts, ``[prompts, layers, width]`` in double precision, and of each the
+    index of the right choice and of the likeliest, the first of equals.
+    """
+    values, answers = [], []
+    for document in documents:
+        requests = [
+            tokens_of(tokenizer, form.prompt(document), choice, max_length)
+            for choice in form.choices(document)
+        ]
+        likely = [plain_score(model, *request, where, None)[0] for request in requests]
+        values.append(plain_activations(model, requests[0][0], where).double())
+        answers.append((document["label"], likely.index(max(likely))))
+    return torch.stack(values), answers
 
 
 def activations_of_pairs(

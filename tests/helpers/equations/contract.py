@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from helpers.forms import PLAIN, Form
 from helpers.loops import Change, Gated, Where
 
 LAYERS, HEADS, HEAD_DIM, WIDTH = 3, 4, 8, 32
@@ -28,7 +29,8 @@ class Equations(NamedTuple):
         where: what is read and edited, of a run's arguments.
         measure: takes the activations of the right and of the wrong texts,
             ``[pairs, layers, width]`` each, in double precision, and the run's arguments; gives
-            whatever the rest takes.
+            whatever the rest takes. Of a method that is fitted on prompts: the activations of the
+            prompts, and of each the index of the right choice and of the model's own.
         change: what the run's setting does to activations; with a gate where it has one.
         places: what the run's setting edits; None: whole layers.
         assert_measured: compares a fit's tensors with what was measured here.
@@ -39,11 +41,12 @@ class Equations(NamedTuple):
         narrowed: arguments that fix a part of the setting, and the settings that are tried.
         usual: arguments that leave nothing to be chosen, and the setting.
         scope: of the edits where the run's arguments name none.
+        form: in which the tests' tasks ask the method.
     """
 
     given: dict[str, Any]
     where: Callable[[Given], Where]
-    measure: Callable[[Tensor, Tensor, Given], Any]
+    measure: Callable[[Tensor, Any, Given], Any]
     change: Callable[[Any, Given], Change | Gated | None]
     places: Callable[[Any, Given], Places | None]
     assert_measured: Callable[[Mapping[str, Tensor], Any], None]
@@ -54,6 +57,7 @@ class Equations(NamedTuple):
     cases: Sequence[dict[str, Any]] = ({},)
     generated: Sequence[dict[str, Any]] = ({},)
     scope: Any = "onwards"
+    form: Form = PLAIN
 
 
 def part_of(head: int) -> slice:
