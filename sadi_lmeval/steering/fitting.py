@@ -14,6 +14,7 @@ from sadi_lmeval.identity.key import key_of
 from sadi_lmeval.identity.model import PROVENANCE
 from sadi_lmeval.methods.arm import Arm
 from sadi_lmeval.methods.base import Method
+from sadi_lmeval.methods.collectors import Given
 from sadi_lmeval.pairs.hardest import own_choices
 from sadi_lmeval.pairs.pairs import Pair
 from sadi_lmeval.pairs.plan import Plan, examples
@@ -74,7 +75,51 @@ def method_of(arm: Arm) -> Method:
     return arm.method
 
 
+def known_fit(arm: Arm, model: SteerableModel) -> Fitted | None:
+    """Give the fit of an arm that measures nothing of pairs; None: it measures them.
+
+    Raises:
+        UserError: what it knows does not fit the model.
+    """
+    method = method_of(arm)
+    element, hidden_site = method.place
+    site = model.engine.site(element, hidden_site)
+    collector = method.collector(site, 1, arm.options.seed)
+    if not isinstance(collector, Given):
+        return None
+    if arm.options.labels == "shuffled":
+        raise UserError(
+            f"labels=shuffled: hf-{method.name} measures no pairs, so it has no labels to shuffle; "
+            "leave that control out"
+        )
+    card = {
+        "kind": collector.kind,
+        "element": element,
+        "hidden_site": hidden_site if element == "hidden" else None,
+        "shape": list(site.shape),
+    }
+    fit = Fit(collector.tensors(collector.source), card)
+    return Fitted(fit, collector.source, "", Path(collector.source))
+
+
 def fits_of(
+    plan: Plan,
+    source: Source,
+    pairs: list[Pair],
+    arms: Sequence[Arm],
+    model: SteerableModel,
+) -> list[Fitted]:
+    """Fit each arm to the pairs; one that measures nothing has its fit already.
+
+    See :func:`_measured`.
+    """
+    known = [known_fit(arm, model) for arm in arms]
+    rest = [arm for arm, fit in zip(arms, known, strict=True) if fit is None]
+    measured = iter(_measured(plan, source, pairs, rest, model))
+    return [next(measured) if fit is None else fit for fit in known]
+
+
+def _measured(
     plan: Plan,
     source: Source,
     pairs: list[Pair],
@@ -290,7 +335,7 @@ def given_fit(path: str, arm: Arm, site: Site, model: SteerableModel) -> Fitted:
             f"fit {path} is for hidden_site={hidden_site}, but this run has {needed}; pass that of "
             "the fit"
         )
-    of_model = _other_model(fit.card, model.model_card)
+    of_model = other_model(fit.card, model.model_card)
     if of_model is not None:
         logger.warning(
             "fit %s was made for another model of the same shape (%s), which the results name; "
@@ -300,7 +345,7 @@ def given_fit(path: str, arm: Arm, site: Site, model: SteerableModel) -> Fitted:
     return Fitted(fit, path, "", Path(path), of_model)
 
 
-def _other_model(card: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+def other_model(card: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
     """Name the model of a fit's card, if it is not this one: by the weights, else by the name."""
     name = PurePath(str(card.get("model"))).name
     known = card.get("weights_digest"), here.get("weights_digest")
