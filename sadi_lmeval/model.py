@@ -380,8 +380,11 @@ class SteeredModel(HFLM):  # type: ignore[misc]
                 edit = self._tasks[name].edit_of(request.doc)
                 edit = edit if edit == UNSTEERED else self._first_edit[name] + edit
                 of_document[name, id(request.doc)] = edit
+        prompts: dict[str, list[str]] = {}
+        for request in requests:
+            prompts.setdefault(request.task_name, []).append(request.args[0])
         for name, scored in documents.items():
-            self._tasks[name].guard(scored)
+            self._tasks[name].guard(scored, prompts[name])
         return [of_document[request.task_name, id(request.doc)] for request in requests]
 
     def steering_digest(self, arm: Arm, edits: Edits | None, edit: int) -> str:
