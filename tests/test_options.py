@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from helpers.vector_files import needed
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods import caa as caa_module
 from sadi_lmeval.methods.arm import Arm, read_arm
-from sadi_lmeval.methods.registry import argument_names, methods
+from sadi_lmeval.methods.registry import argument_names, method_class, methods
 from sadi_lmeval.methods.sadi import GRIDS
 from sadi_lmeval.options import Options, read_options
 from sadi_lmeval.settings import SearchSpace, Setting
@@ -297,7 +298,8 @@ def test_a_layer_that_a_model_has_not_is_refused_with_those_that_it_has() -> Non
 def test_every_model_takes_method_none_and_no_other_method(method: str) -> None:
     found = read_arm(method, {"method": "none", "n_pairs": 7})
     assert (found.method, found.options) == (None, Options(n_pairs=7))
-    assert read_arm(method, {"method": method}) == read_arm(method, {})
+    given = needed(method_class(method))
+    assert read_arm(method, {**given, "method": method}) == read_arm(method, given)
     with pytest.raises(UserError, match=f"method=other: .*{method}"):
         read_arm(method, {"method": "other"})
 

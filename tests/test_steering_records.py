@@ -13,13 +13,15 @@ from lm_eval.tasks import TaskManager
 
 from conftest import Evaluate
 from helpers.equations import EQUATIONS
+from helpers.vector_files import needed
 from sadi_lmeval.methods.arm import read_arms
 from sadi_lmeval.methods.base import Method
 from sadi_lmeval.methods.registry import arm_names
 from sadi_lmeval.records.steering import ChoiceRecord, SteeringRecord
 from sadi_lmeval.types import Size
 
-STEERED = [name for name, arm in arm_names().items() if arm.method is not None]
+STEERED = [name for name, arm in arm_names().items() if arm.method and not needed(arm.method)]
+"""That are fitted to pairs; of a vector out of a file see ``test_vector.py``."""
 FITS = {"tiny_choice": 1, "tiny_folds": 2, "tiny_text": 1}
 """How many fits tasks have: of pairs of choices, of two folds, of pairs of targets."""
 SIZE = Size(3, 4)
@@ -75,8 +77,9 @@ class Run:
         given = {**arm_names()[self.arm].sets, **arguments}
         plain = tasks or tuple(self.fits)
         asked = [self.tasks[task] for task in plain]
+        samples = {"samples": {task: [0, 1, 30] for task in asked}}  # of both folds
         found: dict[str, dict[str, Any]] = self._evaluate(
-            *asked, model=f"hf-{self.kind}", limit=3, **given
+            *asked, model=f"hf-{self.kind}", limit=None, settings=samples, **given
         )["config"]["sadi"]
         assert list(found) == asked
         return dict(zip(plain, found.values(), strict=True))

@@ -168,16 +168,19 @@ def read_arm(method: str, given: Mapping[str, Any]) -> Arm:
     """
     options, faults = read_options(given)
     own: list[str] = []
-    arm = _arm(method, method_class(method), given, options, own)
-    faults += _of_others(arm, given)
     chosen = given.get("method")
+    steers = chosen != UNSTEERED
+    arm = _arm(method, method_class(method), given, options, own, steers)
+    faults += _of_others(arm, given)
     if chosen not in (None, method, UNSTEERED):
         faults.append(f"method={chosen}: {nearest(str(chosen), (method, UNSTEERED))}")
     faults += own
     if faults:
         raise UserError("; ".join(faults))
+    if chosen == UNSTEERED:
+        return Arm(UNSTEERED, None, options)
     _check_space(arm)
-    return Arm(UNSTEERED, None, options) if chosen == UNSTEERED else arm
+    return arm
 
 
 def read_arms(
@@ -252,9 +255,14 @@ def _arm(
     given: Mapping[str, Any],
     options: Options,
     faults: list[str],
+    steers: bool = True,
 ) -> Arm:
-    """Make an arm; what is faulty is left out, and listed in ``faults``."""
-    values, own = arguments.read(kind, given)
+    """Make an arm; what is faulty is left out, and listed in ``faults``.
+
+    Args:
+        steers: whether what the method cannot do without must be there.
+    """
+    values, own = arguments.read(kind, given, complete=steers)
     faults += own
     for key, value in kind.protocols.get(options.protocol, {}).items():
         if values.setdefault(key, value) != value:

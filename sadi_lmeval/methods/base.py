@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 from torch import Tensor
 
 from sadi_lmeval.architecture.sites import Site
-from sadi_lmeval.arguments import choice, declared
+from sadi_lmeval.arguments import choice, declared, recorded
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.passes.activations import Collector
 from sadi_lmeval.settings import Axes, SearchSpace, Setting
@@ -140,13 +140,13 @@ class Method(ABC):
 
     def record(self) -> dict[str, Any]:
         """Describe the method as plain JSON: in results files, and in every key."""
-        return {"method": self.name, **{name: getattr(self, name) for name in declared(self)}}
+        return {"method": self.name, **recorded(self)}
 
     @property
     def measured_by(self) -> dict[str, Any]:
         """What a fit depends on beside the model, the site and the pairs or prompts."""
         own = declared(self)
-        return {name: getattr(self, name) for name in own if own[name].measured}
+        return {name: value for name, value in recorded(self).items() if own[name].measured}
 
     @property
     def code(self) -> str:
