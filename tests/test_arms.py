@@ -17,7 +17,7 @@ from sadi_lmeval.methods.registry import (
     check_arm_names,
     method_class,
     methods,
-    with_controls,
+    spelled_out,
 )
 from sadi_lmeval.options import NAMES as SHARED_NAMES
 from sadi_lmeval.types import Size
@@ -204,7 +204,7 @@ def test_no_arm_has_more_settings_than_any_other_may_have(name: str, size: tuple
     [
         ("sadi-heads", ["unknown method 'sadi-heads'", "did you mean", "'sadi-head'"]),
         ("ITI", ["unknown method 'ITI'", "'iti'"]),
-        ("mlp", ["unknown method 'mlp'", "allowed: austeer, "]),
+        ("mlp", ["unknown method 'mlp'", "allowed: all, austeer, "]),
         ("", ["unknown method ''", "allowed"]),
         ("sadi", ["unknown method 'sadi'"]),
         ("hf-iti", ["unknown method 'hf-iti'", "'iti'"]),
@@ -260,13 +260,13 @@ def test_a_control_has_its_arm_s_settings_of_a_benchmark_file_and_never_the_othe
     ],
 )
 def test_one_word_stands_for_all_controls(given: str, expected: str) -> None:
-    assert with_controls(given.split(",")) == expected.split(",")
+    assert spelled_out(given.split(",")) == expected.split(",")
 
 
 @pytest.mark.parametrize("given", ["controls", "none,controls", "none,caa-random,controls"])
 def test_controls_of_nothing_are_refused(given: str) -> None:
     with pytest.raises(UserError, match=f"--methods {given}: controls are of methods that steer"):
-        with_controls(given.split(","))
+        spelled_out(given.split(","))
 
 
 def test_a_saved_fit_has_the_labels_that_it_was_made_with() -> None:

@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from lm_eval.tasks import TaskManager
+from torch import Tensor
 
 from sadi_lmeval import cli
 from sadi_lmeval.comparison import compare
 from sadi_lmeval.comparison.compared import ComparedModel
 from sadi_lmeval.controls import INSTRUCTION
 from sadi_lmeval.harness.run_task import digest
+from sadi_lmeval.methods import kappa
 from sadi_lmeval.passes import engine
-from sadi_lmeval.passes.activations import read_pairs
+from sadi_lmeval.passes.activations import Answers, read_pairs
 from sadi_lmeval.records.record import FOLDER, Record, file_name, load_record, save_record, to_json
 from sadi_lmeval.steering import steering
 from sadi_lmeval.steering.tuning import choose_settings
@@ -245,6 +247,27 @@ def test_without_information_another_selection_comes_out_and_always_the_same(
         found[name] = fit["selected"]
     assert found["shuffled"] == found["again"] != found["gold"]
     assert found["another"] != found["another's gold"]
+
+
+def test_of_prompts_the_right_answers_change_places_and_the_model_s_own_stay(
+    evaluate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[Answers]] = {}
+    make = kappa.fit_letter_probes
+    for labels in ("gold", "shuffled"):
+
+        def noting(values: Tensor, answers: list[Answers], label: str, to: str = labels) -> Any:
+            seen[to] = list(answers)
+            return make(values, answers, label)
+
+        monkeypatch.setattr(kappa, "fit_letter_probes", noting)
+        given = {"n_pairs": 20, "layer": 1, "alpha": 2, "labels": labels}
+        evaluate("letters_choice", model="hf-kappa", limit=2, **given)
+    gold, shuffled = seen["gold"], seen["shuffled"]
+    assert [a.own for a in gold] == [a.own for a in shuffled]
+    right = [[a.right for a in each] for each in (gold, shuffled)]
+    assert right[0] != right[1]
+    assert sorted(right[0]) == sorted(right[1])
 
 
 def test_the_list_of_fits_says_which_are_of_shuffled_labels(

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from helpers.architectures import (
     CASES,
@@ -124,13 +123,22 @@ def test_steering_is_the_equations_in_plain_hooks(name: str, where: str, clean: 
     assert_close(scores(model, edits), by_request)
 
 
+FITTED: dict[str, dict[str, Any]] = {
+    "austeer": {},
+    "linear-act": {},
+    "spherical": {"kappa": 1},
+    "odesteer": {},
+}
+"""Methods, and the arguments with which they steer every text; spherical's usual gate shuts."""
+
+
 @each_case
-@pytest.mark.parametrize("method", ["austeer", "linear-act"])
+@pytest.mark.parametrize("method", FITTED)
 def test_what_is_fitted_steers_as_its_equations_say(name: str, method: str) -> None:
     """Single dimensions of heads, and whole hidden states of one layer, from the prompt onwards."""
     case, model = CASES[name], made(name)
-    equations, kind = EQUATIONS[method], method_class(method)()
-    given = equations.given
+    equations, kind = EQUATIONS[method], method_class(method)(**FITTED[method])
+    given = {**equations.given, **FITTED[method]}
     modules, side = modules_of(model, case.named, equations.where(given))
     texts = [[*prompt, token] for token in (3, 15) for prompt in PROMPTS]
     ends = torch.stack([last_activations(model, modules, side, text) for text in texts])
@@ -248,39 +256,6 @@ def test_generation_with_a_cache_and_without_is_the_equations_in_plain_hooks(
         ]
         assert_close(found, expected, prompt)
         assert (expected - plain_logits(model, text)[last:-1]).abs().max() > 1e-3
-
-
-@each_case
-@pytest.mark.parametrize(("named", "arguments"), [("spherical", {"kappa": 1}), ("odesteer", {})])
-def test_a_method_is_its_equations_in_plain_hooks(
-    name: str, named: str, arguments: dict[str, Any]
-) -> None:
-    """From the last prompt token onwards, with all prompts in a batch."""
-    case, model, equations = CASES[name], made(name), EQUATIONS[named]
-    given, method = {**equations.given, "layer": 0, **arguments}, method_class(named)(**arguments)
-    setting = Setting(*(given[number] for number in method.axes.names))
-    site = find_site(model, *method.place)
-    pairs = torch.randn(2, 6, LAYERS, HIDDEN, generator=torch.Generator().manual_seed(5))
-    collector = method.collector(site, 6, 0)
-    collector.add([*range(6)] * 2, [1] * 6 + [-1] * 6, pairs.flatten(0, 1))
-    edits = method.edits(site, collector.tensors(name), [setting], 0)
-    positive, negative = pairs.double()
-    change = equations.change(equations.measure(positive, negative, given), given)
-    assert callable(change)
-    modules, side = modules_of(model, case.named, "residual")
-    expected, plain = [], []
-    for prompt, tokens, _ in REQUESTS[::3]:
-        text, last = [*prompt, *tokens], len(prompt) - 1
-
-        def onwards(layer: int, values: Tensor, last: int = last) -> Tensor:
-            return torch.cat([values[:last], change(layer, values[last:])])
-
-        with changing(modules, side, onwards):
-            expected.append(score_of(plain_logits(model, text), prompt, tokens))
-        plain.append(score_of(plain_logits(model, text), prompt, tokens))
-    requests = [request._replace(edit=0) for request in REQUESTS[::3]]
-    assert_close(scores(model, edits, requests), torch.tensor(expected))
-    assert (torch.tensor(expected) - torch.tensor(plain)).abs().max() > 1e-3
 
 
 @each_case

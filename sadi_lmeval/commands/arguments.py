@@ -45,11 +45,11 @@ def chosen_arms(text: str | None) -> list[str]:
     Raises:
         UserError: there is no such arm, or one is named twice.
     """
-    from sadi_lmeval.methods.registry import check_arm_names, usual_arms, with_controls
+    from sadi_lmeval.methods.registry import check_arm_names, spelled_out, usual_arms
 
     if text is None:
         return usual_arms()
-    names = with_controls(listed("methods", text))
+    names = spelled_out(listed("methods", text))
     check_arm_names(names)
     return names
 

@@ -26,8 +26,8 @@ def add(commands: Any) -> None:
     )
     compare.add_argument(
         "--methods",
-        help="comma-separated arms (default: none, and those of every method of this package; "
-        "an unknown name lists all); `controls` stands for the control rows",
+        help="comma-separated arms (default: none, and those of SADI's paper; an unknown name "
+        "lists what there is); `all` stands for every method's, `controls` for the control rows",
     )
     compare.add_argument("--tasks", "-t", required=True, help="comma-separated tasks or groups")
     compare.add_argument("--output_path", "-o", type=Path, required=True, help="a folder")

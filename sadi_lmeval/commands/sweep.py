@@ -34,8 +34,8 @@ def add(commands: Any) -> None:
     add_host_options(sweep)
     sweep.add_argument(
         "--methods",
-        help="comma-separated arms (default: those of every method of this package; an unknown "
-        "name lists all)",
+        help="comma-separated arms (default: those of SADI's paper; an unknown name lists what "
+        "there is); `all` stands for every method's",
     )
     sweep.add_argument(
         "--grid",

@@ -43,7 +43,8 @@ class Method(ABC):
         axes: the numbers of a setting.
         arms: names by which ``sweep`` and ``compare`` list the method, each with the arguments
             that it sets.
-        ablations: the same, but not among the arms that ``compare`` takes by default.
+        ablations: the same, but not among those that ``all`` stands for.
+        compared: whether ``compare`` and ``sweep`` take the arms where the user names none.
         protocols: the arguments that a value of ``protocol=`` sets.
         fitted_on: ``pairs``, or ``prompts``: those of the same documents, up to where their choices
             begin; the collector is then told which choice is right and which is the model's own.
@@ -54,6 +55,7 @@ class Method(ABC):
     arms: ClassVar[Mapping[str, Mapping[str, Any]]]
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     protocols: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    compared: ClassVar[bool] = False
     fitted_on: ClassVar[Literal["pairs", "prompts"]] = "pairs"
 
     @property

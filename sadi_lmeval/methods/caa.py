@@ -54,6 +54,7 @@ class CAA(Method):
 
     name = "caa"
     axes = AXES
+    compared = True
     arms = {"caa": {}}  # noqa: RUF012
     ablations = {  # noqa: RUF012
         "caa-pca": {"direction": "pca"},

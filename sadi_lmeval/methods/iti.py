@@ -51,6 +51,7 @@ class ITI(Method):
 
     name = "iti"
     axes = AXES
+    compared = True
     arms = {"iti": {}}  # noqa: RUF012
 
     scope: Scope = scoped()

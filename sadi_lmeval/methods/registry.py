@@ -19,6 +19,8 @@ logger = logging.getLogger("lm_eval.sadi")
 
 UNSTEERED = "none"
 """The arm of the unsteered model, which every other one is compared with."""
+ALL = "all"
+"""In a list of arms: every arm of every method."""
 
 
 class ArmName(NamedTuple):
@@ -117,20 +119,24 @@ def arm_named(name: str) -> ArmName:
         return every[name]
     controlled = every.get(name.removesuffix(SHUFFLED))
     if controlled is None or controlled.method is None:
-        raise UserError(f"unknown method {name!r}: {nearest(name, [*every, CONTROLS])}")
+        raise UserError(f"unknown method {name!r}: {nearest(name, [*every, CONTROLS, ALL])}")
     return controlled._replace(usual=False, shared={"labels": "shuffled"})
 
 
-def with_controls(names: Sequence[str]) -> list[str]:
-    """Put the rows that it stands for in place of ``controls`` in a list of arms.
+def spelled_out(names: Sequence[str]) -> list[str]:
+    """Put the rows that they stand for in place of ``all`` and ``controls`` in a list of arms.
 
-    These are the shuffled control of every arm that steers, and two that there are once.
+    ``all`` are the unsteered model and every arm of every method, but for ablations; ``controls``
+    are the shuffled control of every arm that steers, and two that there are once.
 
     Raises:
         UserError: no arm is there to be controlled.
     """
+    every = [name for name in arm_names() if is_arm(name)]
+    names = [n for name in names for n in ([UNSTEERED, *every] if name == ALL else [name])]
+    names = list(dict.fromkeys(names))
     if CONTROLS not in names:
-        return list(names)
+        return names
     listed = [name for name in names if name != CONTROLS]
     steer = [n for n in listed if arm_named(n).method is not None and not is_control(n)]
     if not steer:
@@ -140,6 +146,12 @@ def with_controls(names: Sequence[str]) -> list[str]:
         )
     added = [*(name + SHUFFLED for name in steer), RANDOM, PROMPT_ONLY]
     return list(dict.fromkeys([*listed, *added]))
+
+
+def is_arm(name: str) -> bool:
+    """Return whether a name is among the arms of its method, not its ablations."""
+    method = arm_named(name).method
+    return method is not None and name in method.arms
 
 
 def usual_arms() -> list[str]:

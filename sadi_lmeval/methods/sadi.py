@@ -50,6 +50,7 @@ class SADI(Method):
     name = "sadi"
     scope = "prompt"
     axes = AXES
+    compared = True
     arms = {f"sadi-{element}": {"element": element} for element in get_args(Element)}  # noqa: RUF012
     ablations = {  # noqa: RUF012 (of table 4)
         f"{name}{'' if element == 'head' else f'-{element}'}": {"element": element, key: name}
