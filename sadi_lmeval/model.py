@@ -346,10 +346,10 @@ class SteeredModel(HFLM):  # type: ignore[misc]
                 raise UserError("a request names no task, so there are no pairs to fit a method to")
             tasks[name] = noted.get(name) or load_task(name, user_folders(self.options, None), None)
             refuse_unsuited(tasks[name], [self.arm])
-        prepared = {
-            name: with_unsteered(prepare(task, self, [self.arm])[0], self)
-            for name, task in tasks.items()
-        }
+        prepared = {}
+        for name, task in tasks.items():
+            [steering] = prepare(task, self, [self.arm])
+            prepared[name] = with_unsteered(steering, self)
         self._use(prepared)
         self._prepared_for = identity
 
@@ -380,8 +380,11 @@ class SteeredModel(HFLM):  # type: ignore[misc]
                 edit = self._tasks[name].edit_of(request.doc)
                 edit = edit if edit == UNSTEERED else self._first_edit[name] + edit
                 of_document[name, id(request.doc)] = edit
+        prompts: dict[str, list[str]] = {}
+        for request in requests:
+            prompts.setdefault(request.task_name, []).append(request.args[0])
         for name, scored in documents.items():
-            self._tasks[name].guard(scored)
+            self._tasks[name].guard(scored, prompts[name])
         return [of_document[request.task_name, id(request.doc)] for request in requests]
 
     def steering_digest(self, arm: Arm, edits: Edits | None, edit: int) -> str:

@@ -17,7 +17,7 @@ from sadi_lmeval.methods.registry import method_class, method_names
 from sadi_lmeval.passes.activations import Answers, Collector
 from sadi_lmeval.steering.labels import (
     Relabelled,
-    right_answers_permuted,
+    rights_permuted,
     sides_swapped,
     swapped_pairs,
 )
@@ -98,17 +98,18 @@ def test_no_information_is_left_in_the_mean_difference() -> None:
 
 
 def test_the_right_answers_of_prompts_are_permuted_and_the_model_s_own_stay() -> None:
-    right = [0] * 6 + [1] * 3 + [3]
-    answers = [Answers(each, own) for own, each in enumerate(right)]
-    draws = set()
+    answers = [
+        Answers(right, own) for right, own in zip([0] * 6 + [1] * 3 + [3], range(10), strict=True)
+    ]
+    draws = []
     for seed in range(30):
-        relabel, again = (right_answers_permuted(right, seed) for _ in range(2))
-        found = list(map(relabel, range(len(answers)), answers))
-        assert found == list(map(again, range(len(answers)), answers))
-        assert sorted(each.right for each in found) == right
+        relabel = rights_permuted(answers, seed)
+        found = [relabel(prompt, own) for prompt, own in enumerate(answers)]
+        assert found == [rights_permuted(answers, seed)(n, own) for n, own in enumerate(answers)]
+        assert sorted(each.right for each in found) == sorted(each.right for each in answers)
         assert [each.own for each in found] == [each.own for each in answers]
-        draws.add(tuple(each.right for each in found))
-    assert len(draws) > 20
+        draws.append(tuple(each.right for each in found))
+    assert len(set(draws)) > 20
 
 
 @pytest.mark.parametrize("method", ON_PROMPTS.values(), ids=ON_PROMPTS)
@@ -116,7 +117,7 @@ def test_a_method_of_prompts_measures_what_it_would_of_the_permuted_answers(meth
     count, site = 24, site_of(method)
     answers = [Answers(n % 3, (n * n + n // 5) % 3) for n in range(count)]
     values = torch.randn(count, site.layers, site.width, generator=torch.Generator().manual_seed(0))
-    relabel = right_answers_permuted([each.right for each in answers], SEED)
+    relabel = rights_permuted(answers, SEED)
     permuted = [relabel(prompt, own) for prompt, own in enumerate(answers)]
     found = {}
     for name, labels in (("gold", answers), ("permuted", permuted), ("relabelled", answers)):

@@ -13,10 +13,10 @@ from typing import Any
 
 RESERVED = frozenset(
     "element hidden_site layers entries recipe pairs_from folds mask_from fit_file parameters fits "
-    "version not_finite degenerate task_digest recipe_digest method source n_pairs selected "
+    "when version not_finite degenerate task_digest recipe_digest method source n_pairs selected "
     "cache_key sha256 file tuning score stderr difference difference_stderr margin documents "
     "likelihood_difference likelihood_difference_stderr objective run task split model "
-    "of_model labels unsteered".split()
+    "of_model unsteered labels".split()
 )
 """Keys of a record or of a line of ``sweep``: no method may call an argument like one of them,
 unless it means the site's own element."""
@@ -218,6 +218,8 @@ class SteeringRecord:
         folds: of a cross-fitted task.
         mask_from: another task, on whose pairs the method was fitted.
         fit_file: the name of the file that the user gave.
+        when: the condition that prompts must meet to be steered: its ``file``, its ``sha256``, and
+            its ``layer``, ``threshold`` and ``side``; None: all are steered.
         fits: one, or one a fold.
         setting: numbers by axis, where there are no fits.
         unsteered: whether the documents that the setting was chosen on are like the scored ones;
@@ -240,6 +242,7 @@ class SteeringRecord:
     folds: int | None = None
     mask_from: str | None = None
     fit_file: str | None = None
+    when: dict[str, Any] | None = None
     fits: tuple[FitRecord, ...] = ()
     setting: dict[str, Any] = field(default_factory=dict)
     unsteered: UnsteeredRecord | None = None
@@ -266,7 +269,7 @@ class SteeringRecord:
             }
         if self.fits:
             content["folds"] = self.folds
-        for name in ("mask_from", "fit_file"):
+        for name in ("mask_from", "fit_file", "when"):
             if getattr(self, name) is not None:
                 content[name] = getattr(self, name)
         content["parameters"] = list(self.axes)
@@ -305,6 +308,7 @@ class SteeringRecord:
             folds=int(finite(given.get("folds")) or 0) or None,
             mask_from=_text(given.get("mask_from")),
             fit_file=_text(given.get("fit_file", given.get("mask_file"))),
+            when=_mapping(given.get("when")) or None,
             fits=tuple(FitRecord.from_json(fit, axes) for fit in listed),
             setting=_numbers(given, axes),
             unsteered=UnsteeredRecord.from_json(given.get("unsteered")),
