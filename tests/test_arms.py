@@ -101,7 +101,7 @@ SIZES = [(3, 4), (1, 1), (30, 9), (32, 14336)]
 
 
 def arm(name: str, **given: Any) -> Arm:
-    return read_arms([name], {**needed(arm_names()[name].method), **given})[name]
+    return read_arms([name], {**needed(arm_named(name).method), **given})[name]
 
 
 def test_every_documented_name_is_known_and_no_other() -> None:
