@@ -71,8 +71,8 @@ class Options:
     )  # fmt: skip
     labels: Labels = choice(
         "gold", get_args(Labels), "`shuffled`: in half of the pairs, drawn by `seed`, right and "
-        "wrong are swapped before anything is measured: what is left without information "
-        "([docs/comparison.md](docs/comparison.md))",
+        "wrong are swapped before anything is measured (of labelled prompts, the right answers are "
+        "permuted): what is left without information ([docs/comparison.md](docs/comparison.md))",
     )  # fmt: skip
     pairs_num_fewshot: int | None = whole(
         None, 0, "few-shot examples in the pairs' prompts", shown="as the run"

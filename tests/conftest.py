@@ -28,6 +28,7 @@ pytest.register_assert_rewrite("helpers")
 
 from helpers.forms import LETTERS  # noqa: E402
 from helpers.models import CHAT_TEMPLATE, tiny_llama  # noqa: E402
+from helpers.once import once  # noqa: E402
 from helpers.results import with_paths  # noqa: E402
 
 WORDS = """the cat dog bird fish stone tree river house road sky sun moon star rain snow wind fire
@@ -199,12 +200,38 @@ def task_manager(tasks_folder: Path) -> Any:
     return TaskManager(include_path=str(tasks_folder), include_defaults=False)
 
 
+@pytest.fixture(scope="session")
+def checked_sites() -> dict[tuple[str, ...], None]:
+    """Models that were found to have the sites of a run, by configuration and place."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def without_checking_the_same_model_again(
+    monkeypatch: pytest.MonkeyPatch, checked_sites: dict[tuple[str, ...], None]
+) -> None:
+    """Before a model is loaded its modules are built without weights, and tried: every time, which
+    takes a quarter of a tiny run. What was refused is tried again."""
+    if "sadi_lmeval.model" not in sys.modules:
+        return
+    from sadi_lmeval.model import SteeredModel
+
+    check = SteeredModel._check_sites
+
+    def check_once(model: SteeredModel, config: Any) -> None:
+        places = sorted({arm.method.place for arm in model.arms.values() if arm.method is not None})
+        key = (type(config).__name__, config.to_json_string(use_diff=False), repr(places))
+        if key not in checked_sites:
+            check(model, config)
+            checked_sites[key] = None
+
+    monkeypatch.setattr(SteeredModel, "_check_sites", check_once)
+
+
 Evaluate = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture
-def evaluate(tmp_path: Path, model_folder: Path, task_manager: Any) -> Evaluate:
-    """``lm_eval.simple_evaluate`` on the tiny model: ``evaluate("tiny_choice", top_k=2)``."""
+def _evaluate(cache: Path, model_folder: Path, task_manager: Any) -> Evaluate:
     import lm_eval
 
     def run(
@@ -214,9 +241,7 @@ def evaluate(tmp_path: Path, model_folder: Path, task_manager: Any) -> Evaluate:
         settings: dict[str, Any] | None = None,
         **arguments: Any,
     ) -> dict[str, Any]:
-        ours = (
-            {"cache_dir": str(tmp_path / "cache"), "n_pairs": 12} if model.startswith("hf-") else {}
-        )
+        ours = {"cache_dir": str(cache), "n_pairs": 12} if model.startswith("hf-") else {}
         results: dict[str, Any] = lm_eval.simple_evaluate(
             model=model,
             model_args={"pretrained": str(model_folder), **ours, **arguments},
@@ -231,6 +256,20 @@ def evaluate(tmp_path: Path, model_folder: Path, task_manager: Any) -> Evaluate:
         return results
 
     return run
+
+
+@pytest.fixture
+def evaluate(tmp_path: Path, model_folder: Path, task_manager: Any) -> Evaluate:
+    """``lm_eval.simple_evaluate`` on the tiny model: ``evaluate("tiny_choice", top_k=2)``."""
+    return _evaluate(tmp_path / "cache", model_folder, task_manager)
+
+
+@pytest.fixture(scope="session")
+def evaluate_once(
+    tmp_path_factory: pytest.TempPathFactory, model_folder: Path, task_manager: Any
+) -> Evaluate:
+    """The same, where no test asks twice: several may look at the results, and change nothing."""
+    return once(_evaluate(tmp_path_factory.mktemp("evaluated"), model_folder, task_manager))
 
 
 @pytest.fixture
@@ -273,12 +312,12 @@ def harness_model(model_folder: Path) -> LlamaForCausalLM:
 Measured = Callable[..., Any]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def measured(
     tasks_folder: Path, harness_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> Measured:
     """What a method's equations measure in plain passes over a task's pairs:
-    ``measured("iti", "tiny_choice")``.
+    ``measured("iti", "tiny_choice")``; once.
     """
     from helpers.equations import EQUATIONS
     from helpers.loops import (
@@ -288,6 +327,12 @@ def measured(
         texts_of_pairs,
     )
     from sadi_lmeval.methods.registry import method_class
+
+    activations = once(
+        lambda texts, where, length: activations_of_pairs(
+            harness_model, tokenizer, list(texts), where, length
+        )
+    )
 
     def find(
         method: str,
@@ -303,11 +348,11 @@ def measured(
             documents = [pair.document for pair in drawn_pairs(*drawn, **given)]
             read = answered_prompts(*models, documents, equations.form, where, max_length)
             return equations.measure(*read, given)
-        texts = texts_of_pairs(*drawn, **given)
-        sides = activations_of_pairs(*models, texts, where, max_length)
-        return equations.measure(*sides, given)
+        texts = tuple(texts_of_pairs(*drawn, **given))
+        right, wrong = activations(texts, where, max_length)
+        return equations.measure(right, wrong, given)
 
-    return find
+    return once(find)
 
 
 _LONGEST = """test_processes test_killed test_hub test_compare test_every_architecture test_grid

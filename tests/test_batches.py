@@ -17,9 +17,12 @@ pytestmark = pytest.mark.quick
 class Sizes(NamedTuple):
     length: int
     scored: int
+    is_masked: bool = False
 
 
-some_rows = st.lists(st.builds(Sizes, st.integers(1, 30), st.integers(0, 6)), max_size=25)
+some_rows = st.lists(
+    st.builds(Sizes, st.integers(1, 30), st.integers(0, 6), st.booleans()), max_size=25
+)
 few_rows = st.lists(st.builds(Sizes, st.integers(1, 30), st.just(1)), min_size=1, max_size=9)
 some_bounds = st.builds(
     Bounds,
@@ -27,14 +30,18 @@ some_bounds = st.builds(
     st.integers(1, 90),
     st.integers(1, 15),
     st.sampled_from([0, 1, 32, 1000]),
+    st.sampled_from([500, 3000, 1 << 20]),
 )
 thorough = settings(derandomize=True, database=None, deadline=None, max_examples=300)
 
 
-def fits(batch: list[Sizes], bounds: Bounds) -> bool:
+def fits(batch: list[Sizes], bounds: Bounds, past: int = 0) -> bool:
+    longest = max(row.length for row in batch)
+    mask = len(batch) * longest * (past + longest) if any(row.is_masked for row in batch) else 0
     return len(batch) == 1 or (
         (bounds.rows is None or len(batch) <= bounds.rows)
-        and len(batch) * max(row.length for row in batch) <= bounds.tokens
+        and len(batch) * longest <= bounds.tokens
+        and mask <= bounds.mask
         and sum(row.scored for row in batch) <= bounds.scored
     )
 
@@ -69,13 +76,15 @@ def every_cut(rows: list[Sizes]) -> list[list[list[Sizes]]]:
     ]
 
 
-@given(some_rows, some_bounds)
+@given(some_rows, some_bounds, st.sampled_from([0, 40]))
 @thorough
-def test_batches_hold_every_row_once_within_their_bounds(rows: list[Sizes], bounds: Bounds) -> None:
-    found = list(batches(rows, bounds))
+def test_batches_hold_every_row_once_within_their_bounds(
+    rows: list[Sizes], bounds: Bounds, past: int
+) -> None:
+    found = list(batches(rows, bounds, past))
     assert Counter(row for batch in found for row in batch) == Counter(rows)
     assert all(found)
-    assert all(fits(batch, bounds) for batch in found)
+    assert all(fits(batch, bounds, past) for batch in found)
 
 
 @given(some_rows, some_bounds)

@@ -26,6 +26,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM
 
+from helpers.once import once
 from sadi_lmeval import cli
 from sadi_lmeval.comparison import compare
 from sadi_lmeval.comparison.compared import Answers, ComparedModel
@@ -1067,8 +1068,11 @@ FILES: dict[str, str] = {
 
 @pytest.fixture
 def edited(tasks_folder: Path, tmp_path: Path) -> Path:
+    return make_edited(tmp_path / "mine", tasks_folder)
+
+
+def make_edited(folder: Path, tasks_folder: Path) -> Path:
     """A folder with the tasks tiny_edited and tiny_choice, and the files of the former."""
-    folder = tmp_path / "mine"
     folder.mkdir()
     text = (tasks_folder / "tiny_choice.yaml").read_text()
     (folder / "tiny_choice.yaml").write_text(text)
@@ -1129,26 +1133,44 @@ def edit(folder: Path, change: Change) -> None:
 RESUMED = (f"tiny_choice,{EDITED}", "none,iti", "--limit", "3")
 
 
+@pytest.fixture(scope="module")
+def resumed(
+    tmp_path_factory: pytest.TempPathFactory, command: Command, tasks_folder: Path
+) -> Callable[..., Path]:
+    """A comparison, interrupted and finished, beside the tasks: ``out``, ``interrupted``, ``mine``;
+    once for the same arguments."""
+
+    def run(**model: Any) -> Path:
+        place = tmp_path_factory.mktemp("resumed")
+        mine = make_edited(place / "mine", tasks_folder)
+        first = command(place / "out", *RESUMED, include=mine, **model)
+        with quickly() as patch:
+            patch.setattr(compare, "save_record", interrupting(save_record, 3, True, always))
+            assert cli.main(first) == 130
+        shutil.copytree(place / "out", place / "interrupted")
+        with quickly():
+            assert cli.main(first) == 0
+        return place
+
+    found: Callable[..., Path] = once(run)
+    return found
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_comparison_whose_task_recipe_or_pairs_were_edited_is_refused_by_name(
     command: Command,
-    edited: Path,
+    resumed: Callable[..., Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
     change: str,
 ) -> None:
     this, folder = CHANGES[change], tmp_path / "out"
-    model: dict[str, Any] = {"include": edited, "recipe": this.recipe}
+    model: dict[str, Any] = {"recipe": this.recipe}
     model["n_pairs"] = None if this.what == "the n_pairs" else 6  # the user's counts for more
-    first = command(folder, *RESUMED, **model)
-    inner = interrupting(save_record, 3, True, always)
-    with monkeypatch.context() as patch:
-        patch.setattr(compare, "save_record", inner)
-        assert cli.main(first) == 130
-    shutil.copytree(folder, tmp_path / "interrupted")
-    assert cli.main(first) == 0
-    edit(edited, this)
+    shutil.copytree(resumed(**model), tmp_path, dirs_exist_ok=True)
+    capsys.readouterr()
+    model["include"] = tmp_path / "mine"
+    edit(tmp_path / "mine", this)
     # finished, with another method, of that task alone, and not finished
     more = (RESUMED[0], "none,iti,caa", *RESUMED[2:])
     alone = (EDITED, *RESUMED[1:])

@@ -29,12 +29,14 @@ from helpers.loops import (
     tried,
 )
 from helpers.messages import one_line
-from helpers.results import masks_of, numbers
+from helpers.once import once
+from helpers.results import masks_of, numbers, scores
 from helpers.tasks import held_out_of, load, make_alike, make_task
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import digest
 from sadi_lmeval.methods.registry import method_class, method_names
 from sadi_lmeval.passes.engine import Engine
+from sadi_lmeval.passes.scoring import Score
 from sadi_lmeval.storage.fit_file import load_fit
 from sadi_lmeval.types import Scope
 
@@ -58,7 +60,7 @@ def each_method_with(*tasks: str) -> pytest.MarkDecorator:
 
 
 def axes_of(method: str) -> tuple[str, ...]:
-    return method_class(method).axes.names
+    return method_class(method)().axes.names
 
 
 def given_to(method: str, **changes: Any) -> dict[str, Any]:
@@ -85,6 +87,29 @@ def cases_of(listed: Callable[[Equations], Sequence[dict[str, Any]]], *tasks: st
     ]
 
 
+FOLDS = [0, 5, 11, 17, 24, 25, 28, 33, 40, 49]
+"""Documents of both folds."""
+
+
+def part_of(task: str) -> dict[str, Any]:
+    """The documents that are scored of a task."""
+    if not task.endswith("folds"):
+        return {"limit": 12}
+    return {"limit": None, "settings": {"samples": {task: FOLDS}}}
+
+
+@pytest.fixture(scope="session")
+def unsteered(
+    harness_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> Callable[[str, str], Score]:
+    """What the loop scores without an edit; once."""
+    return once(
+        lambda context, continuation: plain_score(
+            harness_model, *tokens_of(tokenizer, context, continuation), "head", None
+        )
+    )
+
+
 def scope_of(method: str, given: Mapping[str, Any]) -> Scope:
     scope: Scope = given.get("scope", EQUATIONS[method].scope)
     return scope
@@ -95,17 +120,16 @@ def scope_of(method: str, given: Mapping[str, Any]) -> Scope:
 
 @each_method_with("tiny_choice", "tiny_folds", "tiny_empty", "tiny_word")
 def test_the_fit_is_that_of_plain_passes(
-    evaluate: Any, measured: Measured, method: str, task: str
+    evaluate_once: Any, measured: Measured, method: str, task: str
 ) -> None:
     """At the last token of each answer, in each layer."""
-    results = evaluate(task, model=f"hf-{method}", limit=4, **given_to(method, n_pairs=20))
+    given = given_to(method)
+    results = evaluate_once(task, model=f"hf-{method}", **part_of(task), **given)
     masks = masks_of(results, task)
     assert len(masks) == (2 if task.endswith("folds") else 1)
     for index, mask in enumerate(masks):
         tensors = load_fit(Path(mask["file"])).tensors
-        EQUATIONS[method].assert_measured(
-            tensors, measured(method, task, index, **given_to(method, n_pairs=20))
-        )
+        EQUATIONS[method].assert_measured(tensors, measured(method, task, index, **given))
 
 
 # ------------------------------------------------------------------ scores
@@ -116,8 +140,9 @@ def test_the_fit_is_that_of_plain_passes(
     cases_of(lambda e: e.cases, "tiny_choice", "tiny_folds", "tiny_empty", "tiny_input"),
 )
 def test_every_choice_scores_what_the_equations_say(
-    evaluate: Any,
+    evaluate_once: Any,
     measured: Measured,
+    unsteered: Callable[[str, str], Score],
     harness_model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     task: str,
@@ -125,8 +150,7 @@ def test_every_choice_scores_what_the_equations_say(
     changes: dict[str, Any],
 ) -> None:
     equations, given = EQUATIONS[method], given_to(method, **changes)
-    limit = 50 if task.endswith("folds") else 12
-    results = evaluate(task, model=f"hf-{method}", limit=limit, **given)
+    results = evaluate_once(task, model=f"hf-{method}", **part_of(task), **given)
     masks = masks_of(results, task)
     known = [measured(method, task, index, **given) for index in range(len(masks))]
     for mask, found in zip(masks, known, strict=True):
@@ -138,18 +162,13 @@ def test_every_choice_scores_what_the_equations_say(
         return equations.change(known[document // 25 if task.endswith("folds") else 0], given)
 
     scored = tried(results, task)
-    assert len(scored) == 3 * limit
+    assert len(scored) == 3 * len(FOLDS if task.endswith("folds") else range(12))
     where, scope = equations.where(given), scope_of(method, given)
     assert_scored_as_the_loop_says(scored, harness_model, tokenizer, where, change_of, scope)
-    plain = [
-        plain_score(harness_model, *tokens_of(tokenizer, f.context, f.continuation), where, None)
-        for f in scored
-    ]
+    plain = [unsteered(f.context, f.continuation) for f in scored]
     assert np.median([abs(f.score[0] - p[0]) for f, p in zip(scored, plain, strict=True)]) > 0.1
 
 
-@pytest.mark.parametrize("plainly", [False, True])
-@pytest.mark.parametrize("batch_size", [1, 3, "auto"])
 @each_method_with("alike")
 def test_prompts_that_begin_and_end_alike_score_what_the_equations_say(
     run_task: Any,
@@ -160,20 +179,25 @@ def test_prompts_that_begin_and_end_alike_score_what_the_equations_say(
     monkeypatch: pytest.MonkeyPatch,
     method: str,
     task: str,
-    batch_size: Any,
-    plainly: bool,
 ) -> None:
+    """In batches of any size, and where every continuation gets a row of its own."""
     make_alike(tmp_path)
-    if plainly:
-        monkeypatch.setattr(Engine, "longest_branching_path", 0)
     equations, given = EQUATIONS[method], given_to(method)
-    results = run_task(task, f"hf-{method}", batch_size, **given)
+    first = tried(run_task(task, f"hf-{method}", "auto", **given), task)
+    assert len({one.context + one.continuation for one in first}) < len(first) - 10
     known = measured(method, task, folder=tmp_path, **given)
     change = equations.change(known, given)
-    found = tried(results, task)
-    assert len({one.context + one.continuation for one in found}) < len(found) - 10
     where, scope = equations.where(given), scope_of(method, given)
-    assert_scored_as_the_loop_says(found, harness_model, tokenizer, where, lambda _: change, scope)
+    assert_scored_as_the_loop_says(first, harness_model, tokenizer, where, lambda _: change, scope)
+    for size, plainly in ((1, False), (3, False), (3, True)):
+        if plainly:
+            monkeypatch.setattr(Engine, "longest_branching_path", 0)
+        found = tried(run_task(task, f"hf-{method}", size, **given), task)
+        assert [one._replace(score=(0.0, one.score[1])) for one in found] == [
+            one._replace(score=(0.0, one.score[1])) for one in first
+        ]
+        scored, expected = ([one.score[0] for one in each] for each in (found, first))
+        assert scored == pytest.approx(expected, abs=1e-4)
 
 
 @each_method
@@ -214,18 +238,20 @@ def test_texts_are_those_of_a_loop_that_generates_token_for_token(
     """Where later tokens are edited, every generated one is."""
     equations, given = EQUATIONS[method], given_to(method, **changes)
     change = equations.change(measured(method, task, **given), given)
-    for size in (1, 5):
-        settings = {"batch_size": size}
-        results = evaluate(task, model=f"hf-{method}", limit=20, settings=settings, **given)
-        assert_generated_as_the_loop_says(
-            results,
-            task,
-            harness_model,
-            tokenizer,
-            equations.where(given),
-            change,
-            scope_of(method, given),
-        )
+    batched, alone = (
+        evaluate(task, model=f"hf-{method}", limit=15, settings={"batch_size": size}, **given)
+        for size in (5, 1)
+    )
+    assert_generated_as_the_loop_says(
+        batched,
+        task,
+        harness_model,
+        tokenizer,
+        equations.where(given),
+        change,
+        scope_of(method, given),
+    )
+    assert scores(alone, task) == scores(batched, task)
 
 
 # ------------------------------------------------------------------ no document meets itself
@@ -266,7 +292,7 @@ def test_each_fold_is_steered_by_the_others_documents_alone(
 ) -> None:
     """All 25 of the other half: every one of them, and none of the own."""
     given, task = given_to(method, n_pairs=25), task_of(method, "tiny_folds")
-    masks = masks_of(evaluate(task, model=f"hf-{method}", **given), task)
+    masks = masks_of(evaluate(task, model=f"hf-{method}", **part_of(task), **given), task)
     fits = [load_fit(Path(mask["file"])) for mask in masks]
     assert [len(set(fit.card["documents"])) for fit in fits] == [25, 25]
     assert not set(fits[0].card["documents"]) & set(fits[1].card["documents"])
@@ -279,27 +305,32 @@ def test_each_fold_is_steered_by_the_others_documents_alone(
 
 
 @each_method
-def test_a_saved_fit_steers_another_run(evaluate: Any, tmp_path: Path, method: str) -> None:
+def test_a_saved_fit_steers_another_run(
+    evaluate: Any, evaluate_once: Any, tmp_path: Path, method: str
+) -> None:
     model, given, task = f"hf-{method}", given_to(method), task_of(method)
-    own = evaluate(task, model=model, **given)
+    part = part_of(task)
+    own = evaluate_once(task, model=model, **part, **given)
     [mask] = masks_of(own, task)
     saved = {"mask": mask["file"], "cache_dir": str(tmp_path / "none")}
     saved |= {name: given[name] for name in axes_of(method)}
-    other = evaluate(task, model=model, **saved)
+    other = evaluate(task, model=model, **part, **saved)
     assert numbers(other, task) == numbers(own, task)
     assert not (tmp_path / "none").exists()
     for arguments in EQUATIONS[method].served:
-        fresh = evaluate(task, model=model, **{**given, **arguments})
-        again = evaluate(task, model=model, **{**saved, **arguments})
+        fresh = evaluate_once(task, model=model, **part, **{**given, **arguments})
+        again = evaluate(task, model=model, **part, **{**saved, **arguments})
         assert numbers(again, task) == numbers(fresh, task)
         assert numbers(again, task) != numbers(own, task)
 
 
 @each_method
-def test_a_fit_of_a_document_that_is_scored_is_refused(evaluate: Any, method: str) -> None:
+def test_a_fit_of_a_document_that_is_scored_is_refused(
+    evaluate: Any, evaluate_once: Any, method: str
+) -> None:
     model, given, task = f"hf-{method}", given_to(method), task_of(method)
     folds = task_of(method, "tiny_folds")
-    masks = masks_of(evaluate(folds, model=model, **given), folds)
+    masks = masks_of(evaluate_once(folds, model=model, **part_of(folds), **given), folds)
     with pytest.raises(UserError, match=f"a document that task {task} scores") as caught:
         evaluate(task, model=model, limit=50, mask=masks[0]["file"], **given)
     assert masks[0]["file"] in one_line(caught)
@@ -320,9 +351,10 @@ def test_a_fit_of_a_document_that_is_scored_is_refused(evaluate: Any, method: st
     ],
 )
 def test_a_fit_of_another_method_is_refused(
-    evaluate: Any, giver: str, arguments: dict[str, Any], taker: str, words: str
+    evaluate: Any, evaluate_once: Any, giver: str, arguments: dict[str, Any], taker: str, words: str
 ) -> None:
-    results = evaluate("tiny_choice", model=f"hf-{giver}", **given_to(giver, **arguments))
+    given = given_to(giver, **arguments)
+    results = evaluate_once("tiny_choice", model=f"hf-{giver}", **part_of("tiny_choice"), **given)
     [mask] = masks_of(results, "tiny_choice")
     with pytest.raises(UserError, match=words) as caught:
         evaluate("tiny_choice", model=f"hf-{taker}", mask=mask["file"], **given_to(taker))
@@ -402,7 +434,7 @@ TUNED = [(name, *case) for name, equations in EQUATIONS.items() for case in equa
 def test_a_number_that_is_given_is_not_tuned(
     evaluate: Any, method: str, arguments: dict[str, Any], settings: list[Numbers]
 ) -> None:
-    results = evaluate(task_of(method), model=f"hf-{method}", n_tune=8, **arguments)
+    results = evaluate(task_of(method), model=f"hf-{method}", limit=1, n_tune=8, **arguments)
     assert table_of(results, method) == [(0,) * len(axes_of(method)), *settings]
 
 
@@ -419,7 +451,8 @@ def test_with_the_usual_numbers_nothing_is_tuned(
 ) -> None:
     monkeypatch.setattr(Engine, "score_grid", None)
     task = task_of(method)
-    [mask] = masks_of(evaluate(task, model=f"hf-{method}", **arguments), task)
+    results = evaluate(task, model=f"hf-{method}", limit=1, **arguments)
+    [mask] = masks_of(results, task)
     assert setting_of(method, mask) == setting
     assert "tuning" not in mask
 

@@ -114,22 +114,23 @@ def test_the_grid_equals_the_equations_written_out_in_every_layout(
     edits = in_layers(model, element, hidden_site, clean, steering)
     expected = by_the_oracle(model, FEWER, edits)
     assert (expected[0][1:] - expected[0][:1]).abs().amax(dim=1).count_nonzero() == 4
-    for resuming in (True, False):
-        for bounds in LAYOUTS:
+    # Of several families every layout is tried with and without resuming below.
+    for resuming, layouts in ((True, LAYOUTS), (False, [FEW_TOKENS, ONE_BATCH])):
+        for bounds in layouts if steering == "dynamic" else [FEW_TOKENS]:
             assert_same(score(model, FEWER, [edits.edits], bounds, True, resuming), expected)
     assert_same(score(model, FEWER, [edits.edits], branching=False), expected)
 
 
 @pytest.mark.parametrize("clean", [False, True])
-@pytest.mark.parametrize("resuming", [False, True])
 def test_the_grid_of_several_families_equals_every_setting_alone(
-    model: LlamaForCausalLM, clean: bool, resuming: bool
+    model: LlamaForCausalLM, clean: bool
 ) -> None:
     families = [in_layers(model, *site, clean != (i == 1)).edits for i, site in enumerate(SITES)]
     expected = one_by_one(model, MIXED, families)
-    for bounds in LAYOUTS:
-        assert_same(score(model, MIXED, families, bounds, True, resuming), expected)
-    assert_same(score(model, MIXED, families, FEW_TOKENS, False, resuming), expected)
+    for resuming in (False, True):
+        for bounds in LAYOUTS:
+            assert_same(score(model, MIXED, families, bounds, True, resuming), expected)
+    assert_same(score(model, MIXED, families, FEW_TOKENS, False), expected)
 
 
 @pytest.mark.parametrize(("element", "hidden_site"), SITES)

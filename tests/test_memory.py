@@ -8,18 +8,23 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from helpers.layouts import REQUESTS, SAME_BEGINNING
+from helpers.layouts import REQUESTS, SAME_BEGINNING, A
+from helpers.models import tiny_llama
 from helpers.oracle import make_model
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
 from sadi_lmeval.methods.collectors import MeanDifference
+from sadi_lmeval.passes import activations, forward, prefixes
 from sadi_lmeval.passes.activations import TokenPair
+from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.memory import in_halves
 from sadi_lmeval.passes.packing import Continuation
-from sadi_lmeval.passes.scoring import Score
+from sadi_lmeval.passes.scoring import Score, log_likelihoods
 from sadi_lmeval.passes.sequences import Tree
 
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB"
@@ -42,7 +47,9 @@ class Limited:
 
         self.model.forward = limited
 
-    def everything(self, rows: int | None = None) -> list[float]:
+    def everything(
+        self, rows: int | None = None, requests: list[Continuation] = MIXED
+    ) -> list[float]:
         """Scores, scores of a grid, and a mean difference."""
         engine = Engine(self.model, pad=0, rows=rows, max_length=128)
         site = find_site(self.model, "hidden")
@@ -50,18 +57,18 @@ class Limited:
         gain[1, ::2] = 2.0
         edits = DiagonalEdits(site, [Edit(gain * s) for s in (1.0, -0.5, 2.0)])
         scores: dict[int, Score] = {}
-        engine.score(MIXED, edits, scores.update)
+        engine.score(requests, edits, scores.update)
         grid: dict[int, Tensor] = {}
 
         def done(numbers: list[int], values: Tensor, _: Tensor) -> None:
             grid.update(zip(numbers, values.T, strict=True))
 
-        engine.score_grid(MIXED, [edits], done)
+        engine.score_grid(requests, [edits], done)
         collector = MeanDifference(site, len(PAIRS))
         engine.read([(site, collector)], PAIRS, "pairs")
-        assert sorted(scores) == sorted(grid) == list(range(len(MIXED)))
-        found = [scores[i][0] for i in range(len(MIXED))]
-        found += [float(v) for i in range(len(MIXED)) for v in grid[i]]
+        assert sorted(scores) == sorted(grid) == list(range(len(requests)))
+        found = [scores[i][0] for i in range(len(requests))]
+        found += [float(v) for i in range(len(requests)) for v in grid[i]]
         return found + [float(v) for v in collector.tensors("")["difference"].flatten()[:50]]
 
 
@@ -92,6 +99,70 @@ def test_another_error_is_not_taken_for_it() -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         in_halves([1, 2, 3], run)
     assert ran == [[1, 2, 3]]
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest piece of memory that any operation gives out, in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.size = 0
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, arguments: Any = (), keywords: Any = None
+    ) -> Any:
+        found = operation(*arguments, **(keywords or {}))
+        for each in tree_leaves(found):
+            if isinstance(each, Tensor):
+                self.size = max(self.size, each.untyped_storage().nbytes())
+        return found
+
+
+@pytest.mark.parametrize("shared", [0, 40])
+def test_a_long_prompt_brings_no_mask_of_its_length_squared(shared: int) -> None:
+    """Several continuations of it, several edits; short prompts may begin with its first tokens."""
+    length = 2000
+    model = tiny_llama(60, max_position_embeddings=length + 100)
+    engine = Engine(model, pad=0, rows=4, max_length=length + 50)
+    assert engine.longest_branching_path > length
+    assert engine.can_resume
+    site = find_site(model, "hidden")
+    gain = torch.zeros(site.layers, site.width)
+    gain[1, ::2] = 2.0
+    edits = DiagonalEdits(site, [Edit(gain), Edit(-gain)])
+    prompt = [3 + (7 * i * i + i // 50) % 50 for i in range(length)]
+    requests = [Continuation(tuple(prompt), tokens, 1) for tokens in ((7, 4), (9,))]
+    if shared:
+        requests += [Continuation((*prompt[:shared], i), (5,), 1) for i in range(8)]
+    scores: dict[int, Score] = {}
+    grid: dict[int, Tensor] = {}
+
+    def done(numbers: list[int], values: Tensor, _: Tensor) -> None:
+        grid.update(zip(numbers, values.T, strict=True))
+
+    with Largest() as largest:
+        engine.score(requests, edits, scores.update)
+        engine.score_grid(requests, [edits], done)
+        pairs = [TokenPair([*prompt, 5, 8], [*prompt, 9]), TokenPair(prompt, prompt[::-1])]
+        engine.read([(site, MeanDifference(site, 2))], pairs, "pairs")
+    assert largest.size < length**2 / 2  # bytes; the model's states take a tenth of that
+    alone = log_likelihoods(Forward(model), requests, edits, 0, False, Bounds(1, 1, 1))
+    for index, (value, greedy) in enumerate(alone):
+        assert scores[index][0] == pytest.approx(value, abs=1e-4)
+        assert scores[index][1] == greedy
+        assert float(grid[index][2]) == pytest.approx(value, abs=1e-4)
+
+
+@pytest.mark.parametrize("longest", [1, 3, 6])
+def test_prompts_in_parts_give_what_whole_ones_give(
+    monkeypatch: pytest.MonkeyPatch, longest: int
+) -> None:
+    more = [Continuation((*A * 2, *end), (3, 5), e) for e, end in enumerate(((8,), (8, *A), (9,)))]
+    requests = [*MIXED, *more]
+    expected = Limited(1 << 30).everything(None, requests)
+    for module in (prefixes, forward, activations):
+        monkeypatch.setattr(module, "LONGEST_MASKED", longest)
+    assert Limited(1 << 30).everything(None, requests) == pytest.approx(expected, abs=2e-4)
 
 
 def test_the_masks_of_a_group_s_rows_do_not_stand_there_together(

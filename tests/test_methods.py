@@ -114,9 +114,12 @@ def steering(method: Method) -> list[Setting]:
 
 
 def idle(method: Method) -> list[Setting]:
-    """Settings of a strength of 0."""
-    every = [[0.0] if axis.strength else numbers_of(axis) for axis in method.axes]
-    return [Setting(*numbers) for numbers in itertools.product(*every)]
+    """Settings of a strength of 0, and the one that stands for the unsteered model."""
+    found = [method.axes.unsteered]
+    if any(axis.strength for axis in method.axes):
+        every = [[0.0] if axis.strength else numbers_of(axis) for axis in method.axes]
+        found += [Setting(*numbers) for numbers in itertools.product(*every)]
+    return list(dict.fromkeys(found))
 
 
 def rows_of(site: Site, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -175,8 +178,12 @@ def test_a_row_depends_on_itself_alone(method: Method, dtype: torch.dtype) -> No
 @each_type
 @each_method
 def test_a_strength_of_nothing_leaves_every_bit(method: Method, dtype: torch.dtype) -> None:
-    """Alone and beside settings that steer, as the first and as the last."""
-    assert any(axis.strength for axis in method.axes)
+    """Alone and beside settings that steer, as the first and as the last.
+
+    Where no number is a strength, 0 in all of them, which stands for the unsteered model, is a
+    setting that no user can ask for.
+    """
+    assert any(axis.strength or axis.read(0) is None for axis in method.axes)
     nothing, something = idle(method), steering(method)
     for settings in (nothing, [*nothing, *something], [*something, *nothing]):
         edits = edits_of(method, settings)

@@ -7,8 +7,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import pytest
 import torch
+import yaml
+from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerFast
 
 from helpers.models import tiny_llama
@@ -54,7 +57,7 @@ def test_steering_changes_generated_text(evaluate: Any) -> None:
 
 
 def test_two_tasks_use_two_masks_and_cross_fitted_tasks_one_a_fold(evaluate: Any) -> None:
-    found = evaluate("tiny_choice", "tiny_folds", **STEER)["config"]["sadi"]
+    found = evaluate("tiny_choice", "tiny_folds", limit=30, **STEER)["config"]["sadi"]
     keys = [mask["cache_key"] for task in found.values() for mask in task["fits"]]
     assert [len(found[task]["fits"]) for task in ("tiny_choice", "tiny_folds")] == [1, 2]
     assert len(set(keys)) == 3
@@ -174,6 +177,35 @@ def test_pairs_of_a_task_outside_the_run_have_its_few_shot_examples(
     card = load_fit(Path(fit["file"])).card
     examples = 0 if shots is None else shots + 1  # and one to spare
     assert len(card["documents"]) == card["n_pairs"] + examples
+
+
+@pytest.mark.parametrize("own", [None, 0, 2, 3])
+def test_few_shot_examples_of_the_run_reach_a_task_outside_it_whatever_the_scored_one_says(
+    tasks_folder: Path, model_folder: Path, tmp_path: Path, own: int | None
+) -> None:
+    config = yaml.safe_load((tasks_folder / "tiny_choice.yaml").read_text(encoding="utf-8"))
+    for name, shots in (("scored", own), ("outside", 5)):
+        text = yaml.safe_dump({**config, "task": name, "num_fewshot": shots})
+        (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+    found = lm_eval.simple_evaluate(
+        model="hf-sadi",
+        model_args={
+            "pretrained": str(model_folder),
+            "cache_dir": str(tmp_path / "cache"),
+            "n_pairs": 12,
+            "mask_from": "outside",
+            **STEER,
+        },
+        tasks=["scored"],
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        num_fewshot=2,
+        limit=2,
+        device="cpu",
+        bootstrap_iters=0,
+    )
+    [fit] = found["config"]["sadi"]["scored"]["fits"]
+    card = load_fit(tmp_path / "cache" / fit["file"]).card
+    assert len(card["documents"]) == card["n_pairs"] + 2 + 1  # and one to spare
 
 
 def test_use_cache_never_returns_another_settings_scores(evaluate: Any, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from scipy import stats
 from sadi_lmeval.methods import caa, sadi
 from sadi_lmeval.settings import Axes, Setting
 from sadi_lmeval.steering.objective import Judged
-from sadi_lmeval.steering.outcome import Choice, Outcome, outcome, ranked
+from sadi_lmeval.steering.outcome import Choice, Outcome, as_numbers, outcome, ranked
 
 pytestmark = pytest.mark.quick
 
@@ -27,6 +27,10 @@ NAN = Judged(math.nan, math.nan)
 
 def judged(*values: float) -> list[Judged]:
     return [Judged(value, 2 * value) for value in values]
+
+
+def summed_up(setting: Setting, steered: list[Judged], unsteered: list[Judged]) -> Outcome:
+    return outcome(setting, as_numbers(steered), as_numbers(unsteered))
 
 
 def row(where: int, strength: float, score: float | None, margin: float | None = 0.0) -> Outcome:
@@ -45,7 +49,7 @@ def test_means_and_standard_errors_are_those_of_the_documents(
     pairs: list[tuple[float, float]],
 ) -> None:
     values, before = (np.array(column) for column in zip(*pairs, strict=True))
-    found = outcome(SOME, judged(*values), judged(*before))
+    found = summed_up(SOME, judged(*values), judged(*before))
     assert found.setting == SOME
     assert found.not_finite == 0
     expected = [
@@ -59,7 +63,7 @@ def test_means_and_standard_errors_are_those_of_the_documents(
 
 
 def test_the_difference_is_paired() -> None:
-    found = outcome(SOME, judged(1, 2, 3), judged(0, 1, 2))
+    found = summed_up(SOME, judged(1, 2, 3), judged(0, 1, 2))
     assert (found.difference, found.difference_stderr) == (1.0, 0.0)
     assert found.stderr == pytest.approx(1 / math.sqrt(3))
 
@@ -67,32 +71,32 @@ def test_the_difference_is_paired() -> None:
 def test_the_likelihood_s_difference_is_paired_and_missing_where_there_are_no_choices() -> None:
     steered = [Judged(1, 0, -0.5), Judged(0, 0, -1.0), Judged(0, 0, -3.0)]
     before = [Judged(1, 0, -1.0), Judged(0, 0, -2.0), Judged(0, 0, -3.0)]
-    found = outcome(SOME, steered, before)
+    found = summed_up(SOME, steered, before)
     assert found.likelihood_difference == pytest.approx(0.5)
     assert found.likelihood_difference_stderr == pytest.approx(stats.sem([0.5, 1.0, 0.0]))
-    assert outcome(SOME, judged(1, 2), judged(1, 2)).likelihood_difference is None
-    bad = outcome(SOME, steered, [*before[:2], NAN])
+    assert summed_up(SOME, judged(1, 2), judged(1, 2)).likelihood_difference is None
+    bad = summed_up(SOME, steered, [*before[:2], NAN])
     assert bad.score == pytest.approx(1 / 3)
     assert bad.likelihood_difference is None
 
 
 def test_the_unsteered_model_differs_from_itself_by_nothing() -> None:
-    found = outcome(UNSTEERED, judged(1, 5), judged(1, 5))
+    found = summed_up(UNSTEERED, judged(1, 5), judged(1, 5))
     assert (found.difference, found.difference_stderr) == (0.0, 0.0)
 
 
 def test_one_document_has_no_spread() -> None:
-    assert outcome(SOME, judged(3), judged(1)) == Outcome(SOME, 3.0, 0.0, 2.0, 0.0, 6.0)
+    assert summed_up(SOME, judged(3), judged(1)) == Outcome(SOME, 3.0, 0.0, 2.0, 0.0, 6.0)
 
 
 def test_documents_with_scores_that_are_not_finite_are_counted() -> None:
-    found = outcome(SOME, [*judged(1, 2), NAN, NAN], judged(1, 2, 3, 4))
+    found = summed_up(SOME, [*judged(1, 2), NAN, NAN], judged(1, 2, 3, 4))
     assert found == Outcome(SOME, None, None, None, None, None, 2)
 
 
 def test_a_setting_is_summed_up_where_the_unsteered_model_is_not_finite() -> None:
     """The file that it is written to takes finite numbers and null alone."""
-    found = outcome(SOME, judged(1, 2, 3), [*judged(1, 2), NAN])
+    found = summed_up(SOME, judged(1, 2, 3), [*judged(1, 2), NAN])
     assert found.score == 2.0
     json.dumps(found, allow_nan=False)
 

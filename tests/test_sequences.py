@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from helpers.models import tiny_llama
 from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.passes.forward import Forward
-from sadi_lmeval.passes.prefixes import Group, group_by_prefix
+from sadi_lmeval.passes.prefixes import LONGEST_MASKED, Group, group_by_prefix
 from sadi_lmeval.passes.sequences import Past, Tree, pack
 
 CPU = torch.device("cpu")
@@ -190,6 +190,17 @@ def test_what_enough_sequences_begin_with_is_shared() -> None:
         (0, [10]),
         (30, [0, 1, 2, 3, 4]),
         (30, [5, 6, 7, 8, 9]),
+    ]
+
+
+def test_what_is_long_beyond_what_is_shared_stands_alone_up_to_its_last_token() -> None:
+    beginning = list(range(30))
+    short = [[*beginning, 40 + i] for i in range(5)]
+    long = [*beginning, *[7] * (LONGEST_MASKED + 1)]
+    groups = group_by_prefix([*short, long, [*beginning, *[8] * LONGEST_MASKED], long])
+    assert sorted((g.length, sorted(g.members)) for g in groups) == [
+        (30, [0, 1, 2, 3, 4, 6]),
+        (30 + LONGEST_MASKED, [5, 7]),
     ]
 
 

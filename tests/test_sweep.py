@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Sequence
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,13 @@ from matplotlib.image import imread
 from torch import Tensor
 
 from sadi_lmeval import cli
+from sadi_lmeval.comparison import sweep as module
+from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.model import ManyArmsModel
 from sadi_lmeval.passes import engine
 from sadi_lmeval.passes.grid import grid_log_likelihoods
+from sadi_lmeval.steering.tuning import Trial, judge_settings
 from sadi_lmeval.storage.journal import held
 
 Lines = list[dict[str, Any]]
@@ -292,6 +297,31 @@ def test_a_document_without_a_right_choice_is_scored_in_the_test_split(
     grid = ("--methods", "sadi-head", "--top_k", "3", "--delta", "9", "--split", "test")
     lines = sweep("tiny_unknown", *grid, include=tmp_path / "own")
     assert [line["documents"] for line in lines] == [6, 6]
+
+
+def test_a_document_under_a_setting_is_kept_as_three_numbers(
+    sweep: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """24 bytes, and no object of its own, which takes ten times that."""
+    kept: list[tuple[int, int]] = []
+
+    def watched(trial: Trial, families: Sequence[Edits], *others: Any) -> Any:
+        gc.collect()
+        tracemalloc.start()
+        try:
+            found = judge_settings(trial, families, *others)
+            gc.collect()
+            kept.append((len(found) * len(found[0]), tracemalloc.get_traced_memory()[0]))
+        finally:
+            tracemalloc.stop()
+        return found
+
+    monkeypatch.setattr(module, "judge_settings", watched)
+    grid = "--top_k", "1,2,3,4,5", f"--delta={','.join(map(str, range(1, 41)))}"
+    assert len(sweep("tiny_choice", "--methods", "sadi-head", *grid)) == 201
+    [(cells, size)] = kept
+    assert cells == 12 * 201
+    assert size / cells < 80
 
 
 # ------------------------------------------------------------------ what the run is told

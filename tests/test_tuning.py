@@ -143,7 +143,8 @@ def test_the_table_holds_what_each_setting_scores_alone(
     assert isinstance(options, SADI)
     model = LlamaForCausalLM.from_pretrained(model_folder).eval()
     site = find_site(model, options.element, options.hidden_site)
-    masks = masks_of(evaluate(name, **ours), name)
+    samples = {"samples": {name: [0, 1, 30]}}  # of both folds
+    masks = masks_of(evaluate(name, limit=None, settings=samples, **ours), name)
     assert len(masks) == (2 if name == "tiny_folds" else 1)
     for index, mask in enumerate(masks):
         documents = held_out_of(tasks_folder, name, index, **ours)
@@ -913,6 +914,39 @@ def test_methods_that_are_prepared_together_are_steered_as_each_alone(
     monkeypatch.setattr(engine, "read_pairs", None)
     for one, other in zip(prepare(task, model, arms("alone")), alone, strict=True):
         assert one.record == other.record
+
+
+# ------------------------------------------------------------------ folds
+
+
+@pytest.mark.parametrize(
+    ("limits", "folds"),
+    [({"limit": 5}, [0]), ({"settings": {"samples": {"tiny_folds": [30, 31]}}, "limit": None}, [1]),
+     ({"limit": 30}, [0, 1])],
+    ids=["first", "second", "both"],
+)  # fmt: skip
+def test_folds_are_fitted_and_tuned_where_a_document_of_theirs_is_scored(
+    evaluate: Any, monkeypatch: pytest.MonkeyPatch, limits: dict[str, Any], folds: list[int]
+) -> None:
+    whole = evaluate("tiny_folds", limit=50, **GRID)
+    tuned: list[str] = []
+
+    def watched(*arguments: Any) -> list[Choice]:
+        tuned.append(arguments[-1])
+        return choose_settings(*arguments)
+
+    monkeypatch.setattr(steering, "choose_settings", watched)
+    found = evaluate("tiny_folds", **limits, **GRID)
+    assert [
+        f"fold {fold + 1} of 2 left out" in label for fold, label in zip(folds, tuned, strict=True)
+    ]
+    expected = masks_of(whole, "tiny_folds")
+    assert masks_of(found, "tiny_folds") == [expected[fold] for fold in folds]
+    samples = {sample["doc_id"]: sample["resps"] for sample in whole["samples"]["tiny_folds"]}
+    for sample in found["samples"]["tiny_folds"]:
+        scored = [float(response[0][0]) for response in sample["resps"]]
+        before = [float(response[0][0]) for response in samples[sample["doc_id"]]]
+        assert scored == pytest.approx(before, abs=1e-4)
 
 
 # ------------------------------------------------------------------ method=none

@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from sadi_lmeval.arguments import recorded
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, RunTask
@@ -32,7 +34,7 @@ from sadi_lmeval.steering.fitting import (
     method_of,
     refuse_unsuited,
 )
-from sadi_lmeval.steering.objective import Judged, resolved
+from sadi_lmeval.steering.objective import resolved
 from sadi_lmeval.steering.outcome import outcome
 from sadi_lmeval.steering.steering import candidates_of
 from sadi_lmeval.steering.tuning import Trial, judge_settings, trial_identity
@@ -269,7 +271,7 @@ def _lines(
     label: str,
 ) -> list[dict[str, Any]]:
     """Give the outcome of every setting that is left over the documents of all parts."""
-    judged: list[list[Judged]] = []
+    of_parts = []
     steered = {name: settings for name, settings in left.items() if name in what.arms and settings}
     tried = [(name, setting) for name, settings in steered.items() for setting in settings]
     for number, part in enumerate(parts):
@@ -281,13 +283,13 @@ def _lines(
             tag = hashlib.sha256(text.encode()).hexdigest()[:8]
             journals.append(Journal(notes.with_name(f"{notes.name}{number}.{tag}")))
         called = label if len(parts) == 1 else f"{label}, part {number + 1} of {len(parts)}"
-        judged += judge_settings(part.trial, families, model, journals, called)
+        of_parts.append(judge_settings(part.trial, families, model, journals, called))
+    judged = np.concatenate(of_parts)  # [documents, settings, 3]
     lines = []
-    columns = list(zip(*judged, strict=True))
-    for (name, setting), column in zip([(UNSTEERED, _NOTHING), *tried], columns, strict=True):
+    for column, (name, setting) in enumerate([(UNSTEERED, _NOTHING), *tried]):
         if setting not in left[name]:
             continue
-        numbers = outcome(setting, column, columns[0])._asdict()
+        numbers = outcome(setting, judged[:, column], judged[:, 0])._asdict()
         del numbers["setting"]
         of_arm: dict[str, Any] = {"element": "none"}
         if name in what.arms:

@@ -84,6 +84,12 @@ class RunTask:
                 documents[places[request.doc_id]] = request.doc
         return documents
 
+    def asked(self) -> list[Document]:
+        """List the documents that this process has requests of; where none are made yet, all."""
+        requests = getattr(self.task, "instances", None) or ()
+        by_place: dict[int, Document] = {request.doc_id: request.doc for request in requests}
+        return list(by_place.values()) or self.evaluated()
+
     def evaluated_split(self) -> str | None:
         config = self.task.config
         split: str | None = config.test_split or config.validation_split

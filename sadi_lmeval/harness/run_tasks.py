@@ -10,6 +10,7 @@ of a run is kept outside of its model.
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -30,6 +31,8 @@ _MANAGER = "_sadi_lmeval_manager"
 """Attribute of a task: what has loaded it."""
 _SHOTS = "_sadi_lmeval_num_fewshot"
 """Attribute of a task: the few-shot examples that it asks for itself."""
+_GIVEN = "_sadi_lmeval_given_num_fewshot"
+"""Attribute of a task: the ``--num_fewshot`` of the run that has loaded it, or None."""
 
 
 class RunTasks:
@@ -105,14 +108,31 @@ def note_tasks() -> None:
     @functools.wraps(load)
     def load_tasks(self: TaskManager, *arguments: Any, **keywords: Any) -> Any:
         loaded = load(self, *arguments, **keywords)
+        given = _given_num_fewshot()
         for task in loaded["tasks"].values():
             setattr(task, _MANAGER, self)
             setattr(task, _SHOTS, task.config.num_fewshot)
+            setattr(task, _GIVEN, given)
         return loaded
 
     build_all_requests._notes_tasks = True  # type: ignore[attr-defined]
     Task.build_all_requests = build_all_requests
     TaskManager.load = load_tasks
+
+
+def _given_num_fewshot() -> int | None:
+    """Find the ``num_fewshot`` of the harness's ``simple_evaluate`` that is at work, if one is.
+
+    It stands nowhere else: a task shows it only where it says another number itself.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        place = frame.f_globals.get("__name__"), frame.f_code.co_name
+        if place == ("lm_eval.evaluator", "simple_evaluate"):
+            given: int | None = frame.f_locals.get("num_fewshot")
+            return given
+        frame = frame.f_back
+    return None
 
 
 def limited(task: RunTask, limit: LengthLimit | None) -> RunTask:
@@ -194,10 +214,14 @@ def load_task(name: str, folders: list[Path], like: RunTask | None) -> RunTask:
 
 
 def _shots_of_the_run(like: RunTask) -> int | None:
-    """Find the run's ``--num_fewshot``; None where no task of it shows that it gives one.
+    """Find the run's ``--num_fewshot``; None where it gives none.
 
-    The harness puts it in place of what a task says, unless that is 0.
+    The harness puts it in place of what a task says, unless that is 0. Where the tasks were not
+    loaded by its ``simple_evaluate``, one that says another number shows it.
     """
+    given: int | None = getattr(like.task, _GIVEN, None)
+    if given is not None:
+        return given
     for task in (like, *like.others.values()):
         own = getattr(task.task, _SHOTS, 0)
         if own != 0 and task.num_fewshot != (own or 0):
@@ -242,6 +266,7 @@ def load_tasks(
         elif given is None:
             task.set_config("num_fewshot", 0)
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+        setattr(task, _GIVEN, num_fewshot)
         tasks.append(RunTask(task, settings, manager=manager))
     return tasks
 

@@ -40,7 +40,8 @@ class Method(ABC):
 
     Attributes:
         name: of the method: that of its entry point.
-        axes: the numbers of a setting.
+        axes: the numbers of a setting; those that only a value of an argument brings are not
+            there where it has another.
         arms: names by which ``sweep`` and ``compare`` list the method, each with the arguments
             that it sets.
         ablations: the same, but not among those that ``all`` stands for.
@@ -93,7 +94,7 @@ class Method(ABC):
         Args:
             site: of the model.
             tensors: what the collector has made.
-            settings: at least one.
+            settings: at least one; the unsteered one may be among them, and edits nothing.
             seed: of whatever is drawn.
         """
 

@@ -13,7 +13,12 @@ from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.passes.batches import Bounds, batches
 from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.memory import in_halves
-from sadi_lmeval.passes.prefixes import Group, group_by_prefix, shared_length
+from sadi_lmeval.passes.prefixes import (
+    LONGEST_MASKED,
+    Group,
+    group_by_prefix,
+    shared_length,
+)
 from sadi_lmeval.passes.sequences import Past, Tree, pack
 from sadi_lmeval.processes import ALONE, Processes
 
@@ -117,14 +122,14 @@ def read_pairs(
         bounds: the size of a batch.
         label: for the progress bar.
         processes: of the run; each reads its part of the pairs, and gets the readings of all.
-        longest_path: longer texts are not packed.
+        longest_path: longer texts are not packed, nor are long ones that share little.
     """
     mine = processes.shard(pairs)
     for packed in (False, True):
         part = [
             (index, pair)
             for index, pair in mine
-            if (branching and max(len(text) for text, _ in pair.texts) <= longest_path) == packed
+            if (branching and _fits(pair, longest_path)) == packed
         ]
         if part:
             numbers, own = [index for index, _ in part], [pair for _, pair in part]
@@ -171,7 +176,7 @@ def _read(
                     collector.add(which, labels, activations.cpu())
                 bar.update(len(ends))
 
-            for batch in batches(rows, bounds):
+            for batch in batches(rows, bounds, group.length):
                 in_halves(batch, run)
 
 
@@ -186,6 +191,17 @@ class _Row(NamedTuple):
     @property
     def length(self) -> int:
         return self.tree.length
+
+    @property
+    def is_masked(self) -> bool:
+        return not self.tree.is_path
+
+
+def _fits(pair: Labelled, longest_path: int) -> bool:
+    """Return whether all texts of a pair may stand in one row."""
+    lengths = [len(text) for text, _ in pair.texts]
+    shared = _shared(pair)
+    return max(lengths) <= longest_path and sum(n - shared for n in lengths) <= LONGEST_MASKED
 
 
 def _shared(pair: Labelled) -> int:

@@ -17,6 +17,10 @@ class Sized(Protocol):
     def scored(self) -> int:
         """Positions whose logits are needed."""
 
+    @property
+    def is_masked(self) -> bool:
+        """Whether it brings an attention mask."""
+
 
 T = TypeVar("T", bound=Sized)
 
@@ -29,18 +33,25 @@ class Bounds(NamedTuple):
         tokens: padded tokens.
         scored: positions with logits.
         start: what beginning another batch costs, in tokens: padding up to it is worth it.
+        mask: pairs of tokens of an attention mask.
     """
 
     rows: int | None
     tokens: int
     scored: int
     start: int = 32
+    mask: int = 1 << 24
 
 
-def batches(rows: Sequence[T], bounds: Bounds) -> Iterator[list[T]]:
+def batches(rows: Sequence[T], bounds: Bounds, past: int = 0) -> Iterator[list[T]]:
     """Gather rows so that the fewest tokens are computed, padding and starts counted.
 
     The longest come first, so that what fails fails early.
+
+    Args:
+        rows: of any length.
+        bounds: of each batch.
+        past: tokens before every row.
     """
     ordered = sorted(rows, key=lambda row: row.length)
     cheapest = [0]  # tokens for the first n rows
@@ -48,14 +59,17 @@ def batches(rows: Sequence[T], bounds: Bounds) -> Iterator[list[T]]:
     for end in range(1, len(ordered) + 1):
         options: list[tuple[int, int]] = []
         scored = 0
+        masked = False
         longest = ordered[end - 1].length
         for begin in range(end - 1, -1, -1):
             count = end - begin
             scored += ordered[begin].scored
+            masked = masked or ordered[begin].is_masked
             if count > 1 and (
                 (bounds.rows is not None and count > bounds.rows)
                 or count * longest > bounds.tokens
                 or scored > bounds.scored
+                or (masked and count * longest * (past + longest) > bounds.mask)
             ):
                 break
             options.append((cheapest[begin] + count * longest + bounds.start, begin))

@@ -30,6 +30,9 @@ _LOGITS = {"cpu": 1 << 23}
 """Logits a batch, by device type. On a CPU a larger result gets fresh memory in every pass, which
 takes longer than to compute it."""
 _LOGITS_ELSEWHERE = 1 << 28
+_MASK = {"cpu": 1 << 24}
+"""Pairs of tokens of a batch's attention mask, by device type."""
+_MASK_ELSEWHERE = 1 << 27
 _START = {"cpu": 32}
 """What a batch costs beside its tokens, in tokens, by device type."""
 _START_ELSEWHERE = 512
@@ -199,7 +202,7 @@ def _bounds(forward: Forward, rows: int | None, max_length: int) -> Bounds:
     kind = forward.device.type
     head = forward.model.get_output_embeddings()  # type: ignore[operator]
     scored = max(1, _LOGITS.get(kind, _LOGITS_ELSEWHERE) // int(head.weight.shape[0]))
-    start = _START.get(kind, _START_ELSEWHERE)
+    start, mask = _START.get(kind, _START_ELSEWHERE), _MASK.get(kind, _MASK_ELSEWHERE)
     if rows is None:
-        return Bounds(None, _AUTO_TOKENS.get(kind, _AUTO_TOKENS_ELSEWHERE), scored, start)
-    return Bounds(rows, rows * max_length, scored, start)
+        return Bounds(None, _AUTO_TOKENS.get(kind, _AUTO_TOKENS_ELSEWHERE), scored, start, mask)
+    return Bounds(rows, rows * max_length, scored, start, mask)

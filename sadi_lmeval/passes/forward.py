@@ -17,7 +17,7 @@ from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.architecture.signature import cache_parameter, use_cache
 from sadi_lmeval.architecture.sites import Site, decoder_blocks, input_device
 from sadi_lmeval.edits.contract import Edits, reading
-from sadi_lmeval.passes.prefixes import shared_length
+from sadi_lmeval.passes.prefixes import LONGEST_MASKED, shared_length
 from sadi_lmeval.passes.sequences import Batch, Past, Tree, pack
 
 
@@ -163,16 +163,20 @@ class Forward:
             return None
         before, past = self._last_prefix
         known = shared_length(before, tokens)
-        if past is not None and known == len(tokens):
-            return past.up_to(known)
-        tree = Tree(past=known)
-        tree.add(list(tokens[known:]))
-        kept = past.up_to(known) if past is not None and known else None
-        batch = pack([tree], 0, self.dtype, self.device, kept)
-        cache = cache_of(kept, 1)
-        self._run(batch, Points.of([], 1, self.device), cache)
-        self._last_prefix = tokens, _past(cache)
-        return self._last_prefix[1]
+        if len(tokens) - known > max(known, LONGEST_MASKED):
+            known = 0  # from the first token on no mask is needed
+        past = past.up_to(known) if past is not None and known else None
+        self.forget()  # before it is computed anew
+        while known < len(tokens):
+            end = min(len(tokens), known + LONGEST_MASKED) if known else len(tokens)
+            tree = Tree(past=known)
+            tree.add(list(tokens[known:end]))
+            batch = pack([tree], 0, self.dtype, self.device, past)
+            cache = cache_of(past, 1)
+            self._run(batch, Points.of([], 1, self.device), cache)
+            past, known = _past(cache), end
+        self._last_prefix = tokens, past
+        return past
 
     def forget(self) -> None:
         """Forget the last prefix: the weights may be others at the next call."""
@@ -180,7 +184,7 @@ class Forward:
 
     def _run(self, batch: Batch, points: Points, cache: DynamicCache | None = None) -> Tensor:
         if cache is None and batch.past is not None:
-            cache = cache_of(batch.past, len(batch.input_ids))
+            cache = cache_of(batch.past, len(batch.input_ids), _Passing)
         inputs: dict[str, Any] = {"input_ids": batch.input_ids}
         inputs |= use_cache(self.model, cache is not None)
         if cache is not None:
@@ -209,16 +213,36 @@ class Forward:
         return logits[0] if narrowed else points.read(logits)
 
 
-def cache_of(past: Past | None, batch: int) -> DynamicCache:
+class _Passing(DynamicLayer):  # type: ignore[misc]
+    """What a layer reads in a single pass: what that adds is given to the layer, and not kept.
+
+    So the keys and values of what stands before the rows are repeated in one layer at a time.
+    """
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *arguments: Any, **keywords: Any
+    ) -> tuple[Tensor, Tensor]:
+        keys = torch.cat([self.keys, key_states], dim=-2)
+        return keys, torch.cat([self.values, value_states], dim=-2)
+
+
+def cache_of(
+    past: Past | None, batch: int, layer_type: type[DynamicLayer] = DynamicLayer
+) -> DynamicCache:
     """Make a cache of ``past`` for every row; what a pass adds to it does not change ``past``.
 
     The tensors are views: a pass makes longer ones in their place.
+
+    Args:
+        past: tokens before every row.
+        batch: how many rows.
+        layer_type: of each layer's part.
     """
     cache = DynamicCache()
     if past is None:
         return cache
     for keys, values in zip(past.keys, past.values, strict=True):
-        layer = DynamicLayer()
+        layer = layer_type()
         layer.lazy_initialization(keys, values)
         layer.keys = keys.expand(batch, -1, -1, -1)
         layer.values = values.expand(batch, -1, -1, -1)

@@ -87,7 +87,7 @@ def grid_log_likelihoods(
                 row.forget()
             done(trunk.table.requests, *trunk.table.totals(likelihoods))
 
-        for batch in alike(rows, bounds):
+        for batch in alike(rows, bounds, group.length):
             in_halves(batch, run)
 
 
@@ -161,6 +161,7 @@ def _family(
                 widest // branch.width,
                 bounds.tokens // tokens,
                 bounds.scored // max(1, len(branch.places)),
+                bounds.mask // (tokens * (branch.length + widest)),
             ),
         )
         for layer, edits in _merged(part, last + 1, tokens, at_once):

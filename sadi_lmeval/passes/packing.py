@@ -60,6 +60,10 @@ class Row:
         """Positions whose logits are needed."""
         return len({entry.position for entry in self.entries})
 
+    @property
+    def is_masked(self) -> bool:
+        return not self.tree.is_path
+
 
 def pack_requests(requests: Sequence[Continuation], group: Group, branching: bool) -> list[Row]:
     """Pack requests that all begin with the first ``group.length`` tokens.

@@ -10,6 +10,9 @@ _SHORTEST = 16
 _FEWEST = 4
 """Prompts below which a shared beginning is not worth batches of its own."""
 
+LONGEST_MASKED = 1024
+"""Tokens of a prompt beyond what others share in a row that brings an attention mask, which is as
+large as the row is long, squared. What comes before is computed alone: no mask is needed there."""
 _DEEPEST = 64
 """Splits within splits after which a group is left as it is."""
 
@@ -42,12 +45,16 @@ def group_by_prefix(sequences: Sequence[Sequence[int]]) -> list[Group]:
     would gain by batching them with the others (5-shot prompts of several subjects share a
     header, those of one subject share their examples). No sequence is shared to its end: at
     least its last token is left. Equal sequences count as one: they stand in one row anyway.
+
+    A sequence of which more than :data:`LONGEST_MASKED` tokens would be left gets a group of its
+    own, in which all but its last token are computed once.
     """
     alike: dict[tuple[int, ...], list[int]] = {}
     for index, sequence in enumerate(sequences):
         alike.setdefault(tuple(sequence), []).append(index)
     distinct = sorted(alike)
     groups = _split(distinct, list(range(len(distinct))), 0) if distinct else []
+    groups = [part for group in groups for part in _long_ones_apart(distinct, group)]
     return [
         Group(group.length, [i for member in group.members for i in alike[distinct[member]]])
         for group in groups
@@ -87,6 +94,14 @@ def _split(
     if rest:
         groups.append(Group(base, rest))
     return groups
+
+
+def _long_ones_apart(sequences: Sequence[Sequence[int]], group: Group) -> list[Group]:
+    own = {member: len(sequences[member]) - group.length for member in group.members}
+    rest = [member for member in group.members if own[member] <= LONGEST_MASKED]
+    long = [member for member in group.members if own[member] > LONGEST_MASKED]
+    apart = [Group(len(sequences[member]) - 1, [member]) for member in long]
+    return [Group(group.length, rest), *apart] if rest else apart
 
 
 def _next(sequence: Sequence[int], position: int) -> int:

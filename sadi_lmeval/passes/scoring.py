@@ -78,7 +78,7 @@ def log_likelihoods(
                 scores[index] = score
             done(scored)
 
-        for batch in batches(pack_requests(requests, group, branching), bounds):
+        for batch in batches(pack_requests(requests, group, branching), bounds, group.length):
             in_halves(batch, run)
     return scores
 

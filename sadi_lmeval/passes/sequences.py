@@ -84,7 +84,8 @@ class Tree:
         seen = torch.zeros(self.length, self.length, dtype=torch.bool)
         for segment in self.segments:
             rows = slice(segment.start, segment.start + len(segment.tokens))
-            seen[rows, rows] = torch.ones(len(segment.tokens), len(segment.tokens)).tril().bool()
+            count = len(segment.tokens)
+            seen[rows, rows] = torch.ones(count, count, dtype=torch.bool).tril()
             parent = segment.parent
             while parent >= 0:
                 above = self.segments[parent]
@@ -129,16 +130,16 @@ def pack(
     ids = torch.full((len(trees), width), pad, dtype=torch.long)
     paths = all(tree.is_path for tree in trees)
     positions = torch.zeros(len(trees), width, dtype=torch.long)
-    seen = torch.eye(width, dtype=torch.bool).repeat(0 if paths else len(trees), 1, 1)
     for row, tree in enumerate(trees):
         for segment in tree.segments:
             part = slice(segment.start, segment.start + len(segment.tokens))
             ids[row, part] = torch.tensor(segment.tokens, dtype=torch.long)
             positions[row, part] = torch.arange(segment.depth, segment.depth + len(segment.tokens))
-        if not paths:
-            seen[row, : tree.length, : tree.length] = tree.visible()
     if paths:
         return Batch(ids.to(device), None, None)
+    seen = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
+    for row, tree in enumerate(trees):
+        seen[row, : tree.length, : tree.length] = tree.visible()
     if past is not None:
         seen = torch.cat([seen.new_ones(len(trees), width, past.length), seen], dim=-1)
     mask = additive(seen, dtype).unsqueeze(1)

@@ -65,8 +65,14 @@ class GridRow:
         return self.row.length
 
 
-def alike(rows: list[GridRow], bounds: Bounds) -> Iterator[list[GridRow]]:
-    """Yield batches of rows with about as many own tokens, and of about one length."""
+def alike(rows: list[GridRow], bounds: Bounds, past: int) -> Iterator[list[GridRow]]:
+    """Yield batches of rows with about as many own tokens, and of about one length.
+
+    Args:
+        rows: of any length.
+        bounds: of each batch.
+        past: tokens before every row.
+    """
     batch: list[GridRow] = []
     for row in sorted(rows, key=lambda row: (len(row.own), row.length), reverse=True):
         more = [*batch, row]
@@ -76,6 +82,7 @@ def alike(rows: list[GridRow], bounds: Bounds) -> Iterator[list[GridRow]]:
             or len(more) * longest > 2 * sum(r.length for r in more)
             or len(more) * longest > bounds.tokens
             or len(more) * widest > bounds.scored
+            or len(more) * longest * (past + longest) > bounds.mask
             or (bounds.rows is not None and len(more) > bounds.rows)
         ):
             yield batch

@@ -22,7 +22,7 @@ from sadi_lmeval.pairs.prompts import LabelledPrompt, labelled_prompts
 from sadi_lmeval.pairs.sources import QUESTIONS_BY, Identity, Source
 from sadi_lmeval.passes.activations import Answers, Collector, Labelled, TokenPair, TokenPrompt
 from sadi_lmeval.passes.steerable import SteerableModel, folder_for
-from sadi_lmeval.steering.labels import Relabelled, right_answers_permuted, sides_swapped
+from sadi_lmeval.steering.labels import Relabel, Relabelled, rights_permuted, sides_swapped
 from sadi_lmeval.storage.fit_file import Fit, load_fit, save_fit
 from sadi_lmeval.storage.hub import fit_path
 from sadi_lmeval.storage.store import Kind, get_or_build
@@ -63,14 +63,9 @@ class _Needed(NamedTuple):
     site: Site
     method: Method
 
-    def collector(self, texts: Sequence[Labelled], right: Sequence[int], seed: int) -> Collector:
-        """Make what measures the texts; ``right`` has the right answers of prompts."""
-        collector = self.method.collector(self.site, len(texts), seed)
-        if self.card["labels"] == "gold":
-            return collector
-        if self.method.fitted_on == "prompts":
-            return Relabelled(collector, right_answers_permuted(right, seed))
-        return Relabelled(collector, sides_swapped(len(texts), seed))
+    def collector(self, count: int, seed: int, shuffled: Relabel) -> Collector:
+        collector = self.method.collector(self.site, count, seed)
+        return collector if self.card["labels"] == "gold" else Relabelled(collector, shuffled)
 
 
 def method_of(arm: Arm) -> Method:
@@ -239,10 +234,11 @@ def fits_of_pairs(
             if not mine:
                 continue
             texts: Sequence[Labelled] = tokens
+            shuffled = sides_swapped(len(tokens), seed)
             if fitted_on == "prompts":
-                texts = _answered(prompts, model, folder)
-            right = [prompt.right for prompt in prompts]
-            fresh = {key: needed[key].collector(texts, right, seed) for key in mine}
+                texts = answered = _answered(prompts, model, folder)
+                shuffled = rights_permuted([prompt.answers for prompt in answered], seed)
+            fresh = {key: needed[key].collector(len(texts), seed, shuffled) for key in mine}
             readers = [(needed[key].site, each) for key, each in fresh.items()]
             said = f"{fitted_on.capitalize()} of {label}"
             model.engine.read(readers, texts, said, model.processes)

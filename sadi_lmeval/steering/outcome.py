@@ -84,16 +84,30 @@ class Choice(NamedTuple):
         )
 
 
-def outcome(setting: Setting, judged: Sequence[Judged], unsteered: Sequence[Judged]) -> Outcome:
-    """Sum up how a setting did, next to the unsteered model on the same documents."""
-    values = np.array([j.value for j in judged])
+def as_numbers(judged: Sequence[Judged]) -> Array:
+    """Give judgements as numbers, ``[n, 3]`` in the order of :class:`Judged`; nan where unknown.
+
+    A sweep has them of every document under every setting: as objects they take ten times as much.
+    """
+    numbers: Array = np.array(judged, dtype=float)
+    return numbers.reshape(-1, len(Judged._fields))
+
+
+def outcome(setting: Setting, judged: Array, unsteered: Array) -> Outcome:
+    """Sum up how a setting did, next to the unsteered model on the same documents.
+
+    Args:
+        setting: its numbers.
+        judged, unsteered: of each document, ``[documents, 3]``, see :func:`as_numbers`.
+    """
+    values, margins, _ = judged.T
     bad = int((~np.isfinite(values)).sum())
     if bad:
         return Outcome(setting, None, None, None, None, None, bad)
-    differences = values - np.array([j.value for j in unsteered])
+    differences = values - unsteered[:, 0]
     compared = bool(np.isfinite(differences).all())
-    margin = float(np.mean([j.margin for j in judged]))
-    likelihood = likelihoods([judged, unsteered])
+    margin = float(np.mean(margins))
+    likelihood = likelihoods(np.stack([judged, unsteered], 1))
     gains = np.array([]) if likelihood is None else likelihood[:, 0] - likelihood[:, 1]
     known = compared and len(gains) > 0
     return Outcome(
@@ -108,15 +122,16 @@ def outcome(setting: Setting, judged: Sequence[Judged], unsteered: Sequence[Judg
     )
 
 
-def values(columns: Sequence[Sequence[Judged]]) -> Array:
-    """Give the objective of every document under every setting, ``[documents, settings]``."""
-    objectives: Array = np.array([[j.value for j in column] for column in columns]).T
-    return objectives
+def likelihoods(judged: Array) -> Array | None:
+    """Give the likelihood of the right choices, ``[documents, settings]``.
 
+    Args:
+        judged: ``[documents, settings, 3]``, see :func:`as_numbers`.
 
-def likelihoods(columns: Sequence[Sequence[Judged]]) -> Array | None:
-    """Give the same of the likelihood of the right choices; None where there are no choices."""
-    likelihood = np.array([[j.likelihood for j in column] for column in columns], dtype=float).T
+    Returns:
+        None where there are no choices.
+    """
+    likelihood: Array = judged[..., 2]
     return None if np.isnan(likelihood).all() else likelihood
 
 

@@ -65,7 +65,7 @@ class TaskSteering:
 
     Attributes:
         arm: of what.
-        fits: one, or one a fold; none where nothing is steered.
+        fits: one, or one a fold of which documents are scored; none where nothing is steered.
         fit_of: the index of the fit for a document.
         record: what the results file says about it.
         condition: that prompts must meet to be steered; None: all are.
@@ -229,7 +229,8 @@ def _prepare(
         objective = resolved(first.objective, plan.source_task)
         resolved_rule(first.rule, objective, plan.source_task)
     prepared: list[list[PreparedFit]] = [[] for _ in candidates]
-    for source in plan.sources.sources:
+    needed = _needed(plan, task, model)
+    for source in (plan.sources.sources[index] for index in needed):
         for fitted in given or []:
             source = _without_pairs_of(fitted, plan, source)
         drawn = draw(plan, source, first, chosen, model, measured=measures)
@@ -242,12 +243,35 @@ def _prepare(
         _steering(
             task,
             fits,
-            plan.sources.fit_of,
+            _of_needed(plan, task, needed),
             each,
             of_pairs if given or own is None else {**_origin_of_file(own), "folds": folds},
         )
         for fits, own, each in zip(prepared, known, candidates, strict=True)
     ]
+
+
+def _needed(plan: Plan, task: RunTask, model: SteerableModel) -> list[int]:
+    """List the sources whose fits some document of the run is scored with, in any process."""
+    if not plan.sources.folds:
+        return [0]
+    mine = {plan.sources.fit_of(document) for document in task.asked()}
+    return sorted(set().union(*model.processes.all_gather(mine)))
+
+
+def _of_needed(plan: Plan, task: RunTask, needed: list[int]) -> Callable[[Document], int]:
+    """Number the fits of the sources that are needed by their place among these."""
+
+    def fit_of(document: Document) -> int:
+        source = plan.sources.fit_of(document)
+        if source not in needed:
+            raise UserError(
+                f"task {task.name}: a document is asked for that is none of the run's (--limit or "
+                "--samples); ask for it in a run of its own"
+            )
+        return needed.index(source)
+
+    return fit_of
 
 
 def _choices(

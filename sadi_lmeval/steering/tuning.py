@@ -9,6 +9,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,8 +23,15 @@ from sadi_lmeval.pairs.recipe import Recipe
 from sadi_lmeval.passes.steerable import SteerableModel
 from sadi_lmeval.settings import Axes, Setting
 from sadi_lmeval.steering.objective import Judged, judge, resolved, resolved_rule
-from sadi_lmeval.steering.outcome import Choice, Outcome, likelihoods, outcome, ranked, values
-from sadi_lmeval.steering.rules import pick
+from sadi_lmeval.steering.outcome import (
+    Choice,
+    Outcome,
+    as_numbers,
+    likelihoods,
+    outcome,
+    ranked,
+)
+from sadi_lmeval.steering.rules import Array, pick
 from sadi_lmeval.storage.journal import Journal
 from sadi_lmeval.storage.store import Kind, get_or_build, read_kept, write_kept
 from sadi_lmeval.versions import versions
@@ -149,15 +157,16 @@ def _tried(
         for key in candidates
     ]
     families = [each.edits for each in candidates.values()]
-    columns = list(zip(*judge_settings(trial, families, model, journals, label), strict=True))
+    judged = judge_settings(trial, families, model, journals, label)
     choices = {}
     for (key, each), own in zip(candidates.items(), _columns(families), strict=True):
-        mine = [columns[0], *columns[own]]
+        mine = np.concatenate([judged[:, :1], judged[:, own]], axis=1)
+        settings = [each.axes.unsteered, *each.settings]
         outcomes = [
-            outcome(setting, column, columns[0])
-            for setting, column in zip([each.axes.unsteered, *each.settings], mine, strict=True)
+            outcome(setting, mine[:, column], mine[:, 0]) for column, setting in enumerate(settings)
         ]
-        taken = pick(trial.rule, values(mine), likelihoods(mine), ranked(outcomes, each.edit_size))
+        order = ranked(outcomes, each.edit_size)
+        taken = pick(trial.rule, mine[..., 0], likelihoods(mine), order)
         choices[key] = Choice(
             outcomes,
             taken.column,
@@ -183,7 +192,7 @@ def judge_settings(
     model: SteerableModel,
     journals: Sequence[Journal],
     label: str,
-) -> list[list[Judged]]:
+) -> Array:
     """Judge every document under the unsteered model and every edit of every family.
 
     Args:
@@ -195,7 +204,7 @@ def judge_settings(
         label: for the progress bar.
 
     Returns:
-        of each document, of each setting.
+        ``[documents, settings, 3]``, see :func:`~sadi_lmeval.steering.outcome.as_numbers`.
     """
     judged = _known(journals, families, len(trial.documents))
     columns = _columns(families)
@@ -224,18 +233,19 @@ def judge_settings(
                 of_document[number - first[index]] = values[:, column], greedy[:, column]
                 if len(of_document) < len(trial.texts[index]):
                     continue
-                judged[index] = _judged(trial, index, of_document, requests[first[index] :])
-                fresh.append(index)
+                found = _judged(trial, index, of_document, requests[first[index] :])
+                judged[index] = as_numbers(found)
+                fresh.append((index, found))
                 del scores[index]
             for journal, own in zip(journals, columns, strict=True) if fresh else ():
-                journal.add(*(_line(i, [judged[i][0], *judged[i][own]]) for i in fresh))
+                journal.add(*(_line(i, [found[0], *found[own]]) for i, found in fresh))
             bar.update(len(fresh))
 
         if requests:
             model.engine.score_grid(requests, families, done)
     for part in model.processes.all_gather(judged):
         judged |= part
-    return [judged[index] for index in range(len(trial.documents))]
+    return np.stack([judged.pop(index) for index in range(len(trial.documents))])
 
 
 def _judged(
@@ -268,14 +278,15 @@ def _columns(families: Sequence[Edits]) -> list[slice]:
 
 def _known(
     journals: Sequence[Journal], families: Sequence[Edits], documents: int
-) -> dict[int, list[Judged]]:
+) -> dict[int, Array]:
     """Give the documents that every journal knows, as :func:`judge_settings` returns them."""
-    every: list[dict[int, list[Judged]]] = []
+    every: list[dict[int, Array]] = []
     for journal, family in zip(journals, families, strict=True):
-        noted = [_noted(line, 1 + family.count) for line in journal.lines]
-        every.append({index: rows for index, rows in noted if rows is not None})
+        noted = (_noted(line, 1 + family.count) for line in journal.lines)
+        every.append({index: as_numbers(rows) for index, rows in noted if rows is not None})
+        journal.forget()
     known = [i for i in range(documents) if every and all(i in of for of in every)]
-    return {i: [every[0][i][0], *(j for of in every for j in of[i][1:])] for i in known}
+    return {i: np.concatenate([every[0][i][:1], *(of[i][1:] for of in every)]) for i in known}
 
 
 def _line(index: int, judged: Sequence[Judged]) -> dict[str, Any]:

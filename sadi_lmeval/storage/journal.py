@@ -29,7 +29,7 @@ class Journal:
     damaged one.
 
     Attributes:
-        lines: what was noted down so far.
+        lines: what the file held when it was opened; see :meth:`forget`.
     """
 
     def __init__(self, path: Path | None, required: bool = False, checked: bool = True) -> None:
@@ -92,7 +92,6 @@ class Journal:
 
     def add(self, *lines: Any) -> None:
         """Note down lines: all of them are on the disk when this returns."""
-        self.lines += lines
         if self.path is None:
             return
         content = b"".join(map(self._written, lines))
@@ -103,6 +102,10 @@ class Journal:
                 os.fsync(file.fileno())
         except OSError as error:
             self._give_up(error)
+
+    def forget(self) -> None:
+        """Drop the lines that the file held: whoever needs them has read them."""
+        self.lines = []
 
     def _give_up(self, error: OSError) -> None:
         if self.required:

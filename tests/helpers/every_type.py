@@ -84,7 +84,9 @@ OWN: dict[str, dict[str, Any]] = {
     "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (8, 8), "num_buckets": 4},
     "xlstm": {"hidden_size": 128, "num_heads": 4, "chunk_size": 64},
     "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
-    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
+    # With a least time step, transformers' whole pass and its steps after a cache compute different
+    # things: the one clamps the steps to it, the other does not.
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "time_step_min": 1e-30},
     "qwen4_exp_text": {
         "indexer_n_heads": 4,
         "indexer_kv_heads": 1,
@@ -135,8 +137,6 @@ def tiny_config(kind: str) -> PreTrainedConfig:
 PROMPTS = [(5, 9, 7, 4, 8, 33, 21), (11,), (6, 9, 7, 40)]
 CONTINUATION = (3, 14, 26)
 STEPS = 3
-_ROUGH = {"zamba2": 0.2}
-"""Of types whose own key/value cache and whole forward pass are that far apart, logits' bounds."""
 CPU = torch.device("cpu")
 PLACES: dict[str, tuple[Element, HiddenSite]] = {
     "head": ("head", "mlp"),
@@ -259,6 +259,6 @@ def _wrong_text(model: Any, site: Site) -> str:
         onwards, of = scope == "onwards", site if factor else nothing
         expected = steered_logits(model, of, text, len(prompt) - 1, onwards)
         gap = (torch.cat(made.logits) - expected[len(prompt) - 1 : -1]).abs().max()
-        if not gap < _ROUGH.get(model.config.model_type, 1e-2):
+        if not gap < 1e-2:
             return f"texts ({scope}: logits differ by {gap:.1e})" if factor else ""
     return ""
