@@ -1,11 +1,14 @@
 """Rules of choosing a setting, compared by what they gain on documents that they have not seen.
 
-    python bench/selection.py --data FOLDER [--picture FILE] [--held-out 100] [--draws 200]
+    python bench/selection.py --found FOLDER [--checked FOLDER …] [--picture FILE]
+        [--held-out 100] [--draws 200]
 
-Prints a table of the rules (those with a name of the package in quotes), and what is chosen and
-gained where a task has no say in the choice of the rule.
+Prints a table of the rules (those with a name of the package in quotes) on the tasks that the
+default was found on, and one on tasks, or models, that had no say in it; then what the rules with a
+name gain on each task.
 
-FOLDER holds a file TASK.npz a task, with the scores of whole grids:
+A FOLDER holds a file TASK.npz a task, with the scores of many settings, as
+``bench/selection_collect.py`` writes them:
 
     settings            JSON: of each arm the list of its settings
     dev, test           float [documents, 1 + settings, choices]: log-likelihoods of the choices of
@@ -13,11 +16,11 @@ FOLDER holds a file TASK.npz a task, with the scores of whole grids:
                         Column 0 is the unsteered model, the arms' settings follow in order
     dev_gold, test_gold int [documents]: the right choice
 
-A cell is an arm of a task. In every cell a rule chooses on many held-out sets, drawn without
-replacement out of the held-out documents, and gets the accuracy of what it chose over the unsteered
-model's, on all scored documents. The standard errors are those of 1,000 bootstrap draws of the
-held-out sets and, within a task, of the scored documents; that there are only so many held-out
-documents to draw from, and one fit, is not in them.
+A cell is an arm of a task and a model. In every cell a rule chooses on many held-out sets, drawn
+without replacement out of the held-out documents, and gets the accuracy of what it chose over the
+unsteered model's, on all scored documents. The standard errors are those of 1,000 bootstrap draws
+of the held-out sets and, within a task, of the scored documents; that there are only so many
+held-out documents to draw from, and one fit, is not in them.
 """
 
 from __future__ import annotations
@@ -49,8 +52,17 @@ WORST = -1.0
 """Points that no cell may lose."""
 
 
+SURELY = 0.95
+"""Share of the bootstrap draws of a cell that are below a bound where it surely is."""
+
+
 class Cell(NamedTuple):
-    """An arm of a task: scores ``[documents, 1 + settings]``, and the settings' numbers."""
+    """An arm of a task and a model: scores ``[documents, 1 + settings]``.
+
+    Attributes:
+        task: with the folder's name, which tells models apart.
+        settings: their numbers, ``[settings, axes]``.
+    """
 
     task: str
     arm: str
@@ -82,9 +94,8 @@ def cells(folder: Path) -> Iterator[Cell]:
                 start += len(settings)
                 accuracy, likelihood, margin = (table[:, columns] for table in held_out)
                 numbers = np.array(settings)
-                yield Cell(
-                    path.stem, arm, accuracy, likelihood, margin, tested[:, columns], numbers
-                )
+                task = f"{folder.name}/{path.stem}"
+                yield Cell(task, arm, accuracy, likelihood, margin, tested[:, columns], numbers)
 
 
 def smoothing(cell: Cell) -> Array:
@@ -143,7 +154,7 @@ def picks(cell: Cell, size: int, draws: int, random: np.random.Generator) -> dic
     found: dict[str, list[int]] = {}
     every, smooth = rules(cell), smoothing(cell)
     for _ in range(draws):
-        drawn = random.choice(len(cell.accuracy), size, replace=False)
+        drawn = random.choice(len(cell.accuracy), min(size, len(cell.accuracy)), replace=False)
         accuracy, likelihood = cell.accuracy[drawn], cell.likelihood[drawn]
         ranks = -cell.margin[drawn].mean(0).round(9), -accuracy.mean(0).round(9)
         value = Gains(accuracy, np.lexsort(ranks).tolist())
@@ -198,8 +209,9 @@ TODAY = "`best`"
 
 def show(found: dict[str, Gained]) -> None:
     """Print the table, the largest mean gain first."""
-    print(f"| rule | mean gain | more than {TODAY} | worst cell | cells < {WORST:g} | steers |")
-    print("|---|---|---|---|---|---|")
+    below = f"cells < {WORST:g} | surely"
+    print(f"| rule | mean gain | more than {TODAY} | worst cell | {below} | steers |")
+    print("|---|---|---|---|---|---|---|")
     for name, (own, again, steers) in sorted(found.items(), key=lambda of: -of[1].cells.mean()):
         more, more_again = own - found[TODAY].cells, again - found[TODAY].again
         figures = [
@@ -210,75 +222,84 @@ def show(found: dict[str, Gained]) -> None:
                 (own.min(), again.min(1)),
             )
         ]
-        below = 100 * (own < WORST).mean(), 100 * (again < WORST).mean(1).std()
-        figures += [f"{below[0]:.0f} ± {below[1]:.0f} %", f"{100 * steers:.0f} %"]
+        surely = np.quantile(again, SURELY, axis=0) < WORST
+        shares = f"{(own < WORST).sum()} of {len(own)}", f"{surely.sum()}", f"{100 * steers:.0f} %"
+        figures += shares
         print("|", " | ".join([name, *figures]), "|")
 
 
-def left_out(every: list[Cell], found: dict[str, Gained]) -> None:
-    """Print what is gained where the rule is picked on the other tasks.
-
-    Of the rules none of whose cells is below the bound, the one with the largest mean.
-    """
+def by_task(every: list[Cell], found: dict[str, Gained]) -> None:
+    """Print what the rules with a name gain on each task: the mean of its arms, and the worst."""
+    names = [f"`{name}`" for name in RULES]
+    print(f"| task | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
     tasks = np.array([cell.task for cell in every])
     for task in dict.fromkeys(tasks):
-        others = {name: of.cells[tasks != task] for name, of in found.items()}
-        name = max(others, key=lambda n: (others[n].min() >= WORST, others[n].mean()))
-        own, today = (found[n].cells[tasks == task] for n in (name, TODAY))
-        print(
-            f"{task}: the others pick {name}; there it gains {own.mean():+.2f}, at worst "
-            f"{own.min():+.2f}; {TODAY}: {today.mean():+.2f}, at worst {today.min():+.2f}"
-        )
+        own = [found[name].cells[tasks == task] for name in names]
+        print(f"| {task} |", " | ".join(f"{o.mean():+.2f} ({o.min():+.2f})" for o in own), "|")
 
 
-def draw(found: dict[str, Gained], path: Path) -> None:
+def draw(tables: dict[str, dict[str, Gained]], path: Path) -> None:
     """Draw mean gain against worst cell; the line joins what no rule beats on both."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     mpl.rcParams["svg.fonttype"] = "none"
-    at = {name: (of.cells.min(), of.cells.mean()) for name, of in found.items()}
-    front = [
-        name
-        for name, (x, y) in sorted(at.items(), key=lambda of: of[1])
-        if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in at.values())
-    ]
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(*zip(*(at[name] for name in front), strict=True), color="tab:blue", lw=1)
-    axes.axvline(WORST, color="gray", lw=0.8, ls="--")
-    axes.axhline(at[TODAY][1], color="gray", lw=0.8, ls="--")
-    for name, (x, y) in at.items():
-        named = name.strip("`") in RULES
-        axes.plot(x, y, "o", ms=6 if named else 3, color="tab:red" if named else "tab:gray")
-        if named:
-            side = -1 if x > min(x for x, _ in at.values()) else 1
-            axes.annotate(
-                name.strip("`"),
-                (x, y),
-                xytext=(6 * side, 5),
-                textcoords="offset points",
-                ha="right" if side < 0 else "left",
-                fontsize=8,
-            )
-    axes.set_xlabel("worst cell: accuracy over unsteered, points")
-    axes.set_ylabel("mean gain, points")
+    figure = Figure(figsize=(5 * len(tables), 4.5), layout="constrained")
+    panels = figure.subplots(1, len(tables), squeeze=False)[0]
+    for axes, (title, found) in zip(panels, tables.items(), strict=True):
+        at = {name: (of.cells.min(), of.cells.mean()) for name, of in found.items()}
+        front = [
+            name
+            for name, (x, y) in sorted(at.items(), key=lambda of: of[1])
+            if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in at.values())
+        ]
+        axes.plot(*zip(*(at[name] for name in front), strict=True), color="tab:blue", lw=1)
+        axes.axvline(WORST, color="gray", lw=0.8, ls="--")
+        axes.axhline(at[TODAY][1], color="gray", lw=0.8, ls="--")
+        middle = sum(axes.get_xlim()) / 2
+        for name, (x, y) in at.items():
+            named = name.strip("`") in RULES
+            axes.plot(x, y, "o", ms=6 if named else 3, color="tab:red" if named else "tab:gray")
+            if named:
+                side = -1 if x > middle else 1
+                axes.annotate(
+                    name.strip("`"),
+                    (x, y),
+                    xytext=(6 * side, 5),
+                    textcoords="offset points",
+                    ha="right" if side < 0 else "left",
+                    fontsize=7,
+                )
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("worst cell: accuracy over unsteered, points")
+        axes.set_ylabel("mean gain, points")
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--found", type=Path, required=True)
+    parser.add_argument("--checked", type=Path, nargs="*", default=[])
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--held-out", type=int, default=100)
     parser.add_argument("--draws", type=int, default=200)
     given = parser.parse_args()
-    every = list(cells(given.data))
-    found = measure(every, given.held_out, given.draws)
-    show(found)
-    left_out(every, found)
+    groups = {
+        "the rule was found on": list(cells(given.found)),
+        "the rule was checked on": [cell for folder in given.checked for cell in cells(folder)],
+    }
+    tables = {}
+    for title, every in groups.items():
+        if not every:
+            continue
+        title = f"{len({cell.task for cell in every})} tasks that {title} ({len(every)} cells)"
+        tables[title] = found = measure(every, given.held_out, given.draws)
+        print(f"\n{title}\n")
+        show(found)
+        print()
+        by_task(every, found)
     if given.picture is not None:
-        draw(found, given.picture)
+        draw(tables, given.picture)
 
 
 if __name__ == "__main__":

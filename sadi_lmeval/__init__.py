@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sadi_lmeval.edits.scaled import ScaledEdits
     from sadi_lmeval.errors import UserError
     from sadi_lmeval.methods.base import Method, scoped
-    from sadi_lmeval.methods.collectors import Kept, KeptPrompts, MeanDifference
+    from sadi_lmeval.methods.collectors import Given, Kept, KeptPrompts, MeanDifference
     from sadi_lmeval.settings import Axes, Axis, SearchSpace, Setting
     from sadi_lmeval.types import Element, HiddenSite, Scope, Size
 
@@ -48,7 +48,7 @@ _PUBLIC = {
     "edits.scaled": ("ScaledEdits",),
     "errors": ("UserError",),
     "methods.base": ("Method", "scoped"),
-    "methods.collectors": ("Kept", "KeptPrompts", "MeanDifference"),
+    "methods.collectors": ("Given", "Kept", "KeptPrompts", "MeanDifference"),
     "settings": ("Axes", "Axis", "SearchSpace", "Setting"),
     "types": ("Element", "HiddenSite", "Scope", "Size"),
 }
@@ -64,6 +64,7 @@ __all__ = [
     "Edits",
     "Element",
     "FieldEdits",
+    "Given",
     "HiddenSite",
     "Kept",
     "KeptPrompts",

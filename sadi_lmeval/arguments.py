@@ -11,6 +11,7 @@ from these declarations.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -32,12 +33,16 @@ class Argument(NamedTuple):
         default: how the default is shown in tables.
         measured: whether what is measured of the pairs depends on it; an argument of a method for
             which this is false shares fits with every other value of it.
+        is_file: whether the value is the path of a file, whose content counts.
+        required: whether the user must give it.
     """
 
     doc: str
     read: Callable[[Any], Any]
     default: str
     measured: bool
+    is_file: bool = False
+    required: bool = False
 
 
 def argument(
@@ -46,6 +51,8 @@ def argument(
     read: Callable[[Any], Any],
     shown: str | None = None,
     measured: bool = True,
+    is_file: bool = False,
+    required: bool = False,
 ) -> Any:
     """Declare a field of a frozen dataclass as an argument.
 
@@ -54,10 +61,10 @@ def argument(
         doc: one line.
         read: see :class:`Argument`.
         shown: how the default is shown in tables; None: as it is.
-        measured: see :class:`Argument`.
+        measured, is_file, required: see :class:`Argument`.
     """
     text = shown if shown is not None else "" if default is None else f"`{default}`"
-    declared = Argument(doc, read, text, measured)
+    declared = Argument(doc, read, text, measured, is_file, required)
     return dataclasses.field(default=default, metadata={_KEY: declared})
 
 
@@ -113,7 +120,9 @@ def text(default: Any, doc: str, *, shown: str | None = None, measured: bool = T
     return argument(default, doc, str, shown, measured)
 
 
-def file(doc: str, *, shown: str | None = None, measured: bool = True) -> Any:
+def file(
+    doc: str, *, shown: str | None = None, measured: bool = True, required: bool = False
+) -> Any:
     """Declare an argument that is the path of a file."""
 
     def read(value: Any) -> str:
@@ -121,7 +130,8 @@ def file(doc: str, *, shown: str | None = None, measured: bool = True) -> Any:
             raise ValueError("no such file")
         return str(value)
 
-    return argument(None, doc, read, shown, measured)
+    shown = "required" if required else shown
+    return argument(None, doc, read, shown, measured, is_file=True, required=required)
 
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -159,8 +169,28 @@ def declared(kind: Any) -> dict[str, Argument]:
     return {f.name: f.metadata[_KEY] for f in dataclasses.fields(kind) if _KEY in f.metadata}
 
 
-def read(kind: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def recorded(one: Any) -> dict[str, Any]:
+    """Give the values of a dataclass's arguments as results files and keys have them.
+
+    A file counts by its name and its content, not by where it lies.
+    """
+    values = {}
+    for name, argument in declared(one).items():
+        value = getattr(one, name)
+        if argument.is_file and value is not None:
+            content = hashlib.sha256(Path(value).read_bytes()).hexdigest()
+            value = f"{Path(value).name} sha256:{content[:16]}"
+        values[name] = value
+    return values
+
+
+def read(
+    kind: Any, given: Mapping[str, Any], complete: bool = True
+) -> tuple[dict[str, Any], list[str]]:
     """Check what a user gave for the arguments of a dataclass; ``None`` is as if not given.
+
+    Args:
+        complete: whether a required argument that is missing is a fault.
 
     Returns:
         the values by name, and every fault as ``name=value: what is allowed``.
@@ -170,6 +200,8 @@ def read(kind: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
     for name, one in declared(kind).items():
         value = given.get(name)
         if value is None:
+            if one.required and complete:
+                faults.append(f"{name}: is missing; {one.doc}")
             continue
         try:
             values[name] = one.read(value)

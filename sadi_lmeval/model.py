@@ -64,6 +64,7 @@ from sadi_lmeval.passes.scoring import Score, truncated
 from sadi_lmeval.processes import ALONE, Processes, leave_at_exit
 from sadi_lmeval.steering.fitting import refuse_unsuited
 from sadi_lmeval.steering.steering import TaskSteering, prepare
+from sadi_lmeval.steering.unsteered import with_unsteered
 from sadi_lmeval.versions import versions
 
 logger = logging.getLogger("lm_eval.sadi")
@@ -345,7 +346,10 @@ class SteeredModel(HFLM):  # type: ignore[misc]
                 raise UserError("a request names no task, so there are no pairs to fit a method to")
             tasks[name] = noted.get(name) or load_task(name, user_folders(self.options, None), None)
             refuse_unsuited(tasks[name], [self.arm])
-        prepared = {name: prepare(task, self, [self.arm])[0] for name, task in tasks.items()}
+        prepared = {}
+        for name, task in tasks.items():
+            [steering] = prepare(task, self, [self.arm])
+            prepared[name] = with_unsteered(steering, self)
         self._use(prepared)
         self._prepared_for = identity
 
@@ -376,8 +380,11 @@ class SteeredModel(HFLM):  # type: ignore[misc]
                 edit = self._tasks[name].edit_of(request.doc)
                 edit = edit if edit == UNSTEERED else self._first_edit[name] + edit
                 of_document[name, id(request.doc)] = edit
+        prompts: dict[str, list[str]] = {}
+        for request in requests:
+            prompts.setdefault(request.task_name, []).append(request.args[0])
         for name, scored in documents.items():
-            self._tasks[name].guard(scored)
+            self._tasks[name].guard(scored, prompts[name])
         return [of_document[request.task_name, id(request.doc)] for request in requests]
 
     def steering_digest(self, arm: Arm, edits: Edits | None, edit: int) -> str:

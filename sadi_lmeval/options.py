@@ -7,8 +7,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sadi_lmeval.arguments import choice, declared, file_or_repository, folder, read, text, whole
+from sadi_lmeval.arguments import (
+    choice,
+    declared,
+    file,
+    file_or_repository,
+    folder,
+    number,
+    read,
+    text,
+    whole,
+)
 from sadi_lmeval.errors import UserError, nearest
+from sadi_lmeval.types import Side
 
 Negative = Literal["random", "hardest", "all"]
 Labels = Literal["gold", "shuffled"]
@@ -60,8 +71,8 @@ class Options:
     )  # fmt: skip
     labels: Labels = choice(
         "gold", get_args(Labels), "`shuffled`: in half of the pairs, drawn by `seed`, right and "
-        "wrong are swapped before anything is measured: what is left without information "
-        "([docs/comparison.md](docs/comparison.md))",
+        "wrong are swapped before anything is measured (of labelled prompts, the right answers are "
+        "permuted): what is left without information ([docs/comparison.md](docs/comparison.md))",
     )  # fmt: skip
     pairs_num_fewshot: int | None = whole(
         None, 0, "few-shot examples in the pairs' prompts", shown="as the run"
@@ -77,6 +88,20 @@ class Options:
         "brings its setting along if it has one. One made from documents that are scored is refused"
     )
     mask: str | None = file_or_repository("another name of `fit`")
+    when: str | None = file(
+        "a condition (`sadi-lmeval condition`): prompts that do not meet it are answered unsteered "
+        "([docs/conditions.md](docs/conditions.md))"
+    )
+    when_layer: int | None = whole(
+        None, 0, "the layer where the condition is read", shown="the file's best"
+    )
+    when_threshold: float | None = number(
+        None, "the similarity from which on it is met, or not", shown="the file's"
+    )
+    when_side: Side | None = choice(
+        None, get_args(Side), "prompts are steered `above` the threshold, or `below` it",
+        shown="the file's",
+    )  # fmt: skip
     mask_from: str | None = text(None, "another task, on whose pairs the method is fitted")
     cache_dir: str | None = text(
         None, "where fits and choices are kept between runs", shown="the user's cache folder"
@@ -144,6 +169,11 @@ def read_options(given: Mapping[str, Any]) -> tuple[Options, list[str]]:
         faults.append(f"{'= and '.join(sources)}= were both given: pass one of them")
     if "mask" in values:
         values["fit"] = values.pop("mask")
+    faults += [
+        f"{name}={values[name]}: changes a condition, and there is none; pass when=FILE"
+        for name in ("when_layer", "when_threshold", "when_side")
+        if name in values and given.get("when") is None
+    ]
     if values.get("fit") is not None and values.get("labels") == "shuffled":
         faults.append(
             "fit= was given with labels=shuffled: a saved fit has the labels that it was made "

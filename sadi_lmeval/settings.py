@@ -25,6 +25,8 @@ class Axis:
             index of a decoder block; ``entries``, of all layers together (K); ``activations``,
             single activations of all layers together.
         strength: whether 0 means the unsteered model.
+        only: an argument of the method, and the value of it with which alone the axis is there;
+            None: with all values of all arguments.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Axis:
     most: float | None = None
     counts: Literal["layer", "entries", "activations"] | None = None
     strength: bool = False
+    only: tuple[str, str] | None = None
 
     @property
     def short(self) -> str:
@@ -84,7 +87,11 @@ class Setting(tuple[float, ...]):
 
 
 class Axes(tuple[Axis, ...]):
-    """The axes of a method's settings, one to four."""
+    """The axes of a method's settings, one to four.
+
+    As an attribute of a method's class they are all that its settings may have; as one of a method
+    with its arguments, those that these leave (see :attr:`Axis.only`).
+    """
 
     __slots__ = ()
 
@@ -94,13 +101,18 @@ class Axes(tuple[Axis, ...]):
     def __getnewargs__(self) -> tuple[Axis, ...]:
         return tuple(self)
 
+    def __get__(self, method: object | None, kind: type | None = None) -> Axes:
+        if method is None or not any(axis.only for axis in self):
+            return self
+        return Axes(*(a for a in self if a.only is None or getattr(method, a.only[0]) == a.only[1]))
+
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(axis.name for axis in self)
 
     @property
     def unsteered(self) -> Setting:
-        """The unsteered model, as a setting: every number is 0."""
+        """The unsteered model, as a setting: every number is 0, also where the axis allows none."""
         return Setting(*(0 if axis.whole else 0.0 for axis in self))
 
     def steers(self, setting: Setting) -> bool:

@@ -13,6 +13,9 @@ HiddenSite = Literal["mlp", "residual"]
 Scope = Literal["prompt", "onwards"]
 """Which tokens are edited: the last prompt token alone, or every later token too."""
 
+Side = Literal["above", "below"]
+"""On which side of a condition's threshold prompts are steered."""
+
 
 class Size(NamedTuple):
     """How large a site of a model is.

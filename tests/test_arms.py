@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from helpers.models import tiny_llama
+from helpers.vector_files import needed
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods.arm import Arm, read_arm, read_arms, set_by_arms
@@ -57,7 +58,11 @@ ALONE: dict[str, Known] = {
     "sadi-neuron": Known("sadi", {"element": "neuron"}, NEURON, _SADI),
     "sadi-hidden": Known("sadi", {"element": "hidden"}, MLP, _SADI),
     "iti": Known("iti", {}, HEAD, ("top_k", "alpha"), "probes"),
+    "iti-prompt": Known("iti", {"gate": "prompt"}, HEAD, ("top_k", "alpha", "threshold"), "probes"),
+    "iti-self": Known("iti", {"gate": "self"}, HEAD, ("top_k", "alpha"), "probes"),
     "caa": Known("caa", {}, BLOCK, _BLOCK),
+    "mera": Known("mera", {}, BLOCK, ("layer", "alpha"), "negative_probes"),
+    "mera-all": Known("mera", {"layers": "all"}, BLOCK, ("alpha",), "negative_probes"),
     "caa-pca": Known("caa", {"direction": "pca"}, BLOCK, _BLOCK, "caa_pca"),
     "caa-probe": Known("caa", {"direction": "probe"}, BLOCK, _BLOCK, "caa_probe"),
     "caa-random": Known("caa", {"direction": "random"}, BLOCK, _BLOCK),
@@ -69,6 +74,9 @@ ALONE: dict[str, Known] = {
     "spherical": Known("spherical", {}, BLOCK, ("layer", "alpha", "beta")),
     "odesteer": Known("odesteer", {}, BLOCK, ("layer", "tau"), "polynomial_classifier"),
     "kappa": Known("kappa", {}, BLOCK, ("layer", "alpha"), "letter_probes"),
+    "clamping": Known("clamping", {}, BLOCK, ("layer", "share"), "side_means"),
+    "ablation": Known("clamping", {"to": "zero"}, BLOCK, ("layer", "share"), "side_means"),
+    "vector": Known("vector", {}, BLOCK, _BLOCK, "vectors"),
     "random": Known("sadi", {"selection": "random"}, HEAD, _SADI),
     "random-neuron": Known("sadi", {"element": "neuron", "selection": "random"}, NEURON, _SADI),
     "random-hidden": Known("sadi", {"element": "hidden", "selection": "random"}, MLP, _SADI),
@@ -97,7 +105,7 @@ SIZES = [(3, 4), (1, 1), (30, 9), (32, 14336)]
 
 
 def arm(name: str, **given: Any) -> Arm:
-    return read_arms([name], given)[name]
+    return read_arms([name], {**needed(arm_names()[name].method), **given})[name]
 
 
 def test_every_documented_name_is_known_and_no_other() -> None:
@@ -117,8 +125,8 @@ def test_compare_takes_the_arms_of_every_method_by_default_and_no_ablation() -> 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_arm_is_what_the_model_that_steers_so_alone_has(name: str) -> None:
     method, arguments = ALONE[name][:2]
-    found = replace(arm(name), name="", instruction=None)
-    assert found == replace(read_arm(method, arguments), name="")
+    alone = read_arm(method, {**needed(method_class(method)), **arguments})
+    assert replace(arm(name), name="", instruction=None) == replace(alone, name="")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -128,7 +136,7 @@ def test_an_arm_keeps_all_that_is_shared(name: str) -> None:
 
 
 def test_an_argument_counts_for_every_arm_whose_method_has_it() -> None:
-    found = read_arms(NAMES, OWN)
+    found = read_arms(NAMES, {**OWN, **needed(method_class("vector"))})
     for each in found.values():
         if each.method is None:
             continue
@@ -204,7 +212,7 @@ def test_no_arm_has_more_settings_than_any_other_may_have(name: str, size: tuple
     [
         ("sadi-heads", ["unknown method 'sadi-heads'", "did you mean", "'sadi-head'"]),
         ("ITI", ["unknown method 'ITI'", "'iti'"]),
-        ("mlp", ["unknown method 'mlp'", "allowed: all, austeer, "]),
+        ("mlp", ["unknown method 'mlp'", "allowed: ablation, all, austeer, "]),
         ("", ["unknown method ''", "allowed"]),
         ("sadi", ["unknown method 'sadi'"]),
         ("hf-iti", ["unknown method 'hf-iti'", "'iti'"]),

@@ -30,7 +30,7 @@ from sadi_lmeval.storage.fit_file import Fit, load_fit
 
 Command = Callable[..., list[str]]
 
-METHODS = ["sadi-head", "iti", "caa"]
+METHODS = ["sadi-head", "caa"]
 TASKS = ["tiny_choice", "tiny_folds"]
 ASIDE = ["tiny_text", "tiny_empty"]
 LISTED = ["none", *METHODS, *(f"{name}-shuffled" for name in METHODS), "caa-random", "prompt-only"]

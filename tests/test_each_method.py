@@ -40,7 +40,7 @@ from sadi_lmeval.passes.scoring import Score
 from sadi_lmeval.storage.fit_file import load_fit
 from sadi_lmeval.types import Scope
 
-each_method = pytest.mark.parametrize("method", method_names())
+each_method = pytest.mark.parametrize("method", EQUATIONS)
 
 
 def task_of(method: str, task: str = "tiny_choice") -> str:
@@ -60,7 +60,7 @@ def each_method_with(*tasks: str) -> pytest.MarkDecorator:
 
 
 def axes_of(method: str) -> tuple[str, ...]:
-    return method_class(method).axes.names
+    return method_class(method)().axes.names
 
 
 def given_to(method: str, **changes: Any) -> dict[str, Any]:

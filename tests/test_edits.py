@@ -103,7 +103,7 @@ def field(site: Site, scope: Scope, **gate: Any) -> Made:
     return Made(edits, wanted)
 
 
-def diagonal(site: Site, scope: Scope) -> Made:
+def diagonal(site: Site, scope: Scope, **gate: Any) -> Made:
     chosen, shift = given(site, 7, site.width), given(site, 8, site.width)
 
     def gain(edit: int) -> Tensor:
@@ -115,7 +115,7 @@ def diagonal(site: Site, scope: Scope) -> Made:
     def wanted(layer: int, a: Tensor, edit: int) -> Tensor:
         return a + every[edit].gain[layer].double() * (a + shift[layer].double())
 
-    return Made(DiagonalEdits(site, every, scope=scope), wanted)
+    return Made(DiagonalEdits(site, every, scope=scope, **gate), wanted)
 
 
 def both(site: Site, scope: Scope, **gate: Any) -> Made:
@@ -139,6 +139,7 @@ EVERY: dict[str, Callable[[Site, Scope], Made]] = {
     "scaled, gated": lambda site, scope: scaled(site, scope, **GATE),
     "directions, gated": lambda site, scope: directions(site, scope, **GATE),
     "field, gated": lambda site, scope: field(site, scope, **GATE),
+    "diagonal, gated": lambda site, scope: diagonal(site, scope, **GATE),
     "joined, one of them gated": lambda site, scope: both(site, scope, **GATE),
 }
 families = pytest.mark.parametrize("name", EVERY)
@@ -361,7 +362,9 @@ def test_generation_equals_the_equations_written_out(
         torch.testing.assert_close(logits[:, row].double(), steps, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["scaled", "scaled, gated", "directions, gated", "field, gated"])
+@pytest.mark.parametrize(
+    "name", ["scaled", "scaled, gated", "directions, gated", "field, gated", "diagonal, gated"]
+)
 def test_a_generation_that_is_edited_onwards_has_the_gate_of_its_prompt(
     model: LlamaForCausalLM, site: Site, name: str
 ) -> None:

@@ -128,6 +128,7 @@ FITTED: dict[str, dict[str, Any]] = {
     "linear-act": {},
     "spherical": {"kappa": 1},
     "odesteer": {},
+    "mera": {},
 }
 """Methods, and the arguments with which they steer every text; spherical's usual gate shuts."""
 

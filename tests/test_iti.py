@@ -104,7 +104,7 @@ def test_the_edit_adds_alpha_sigma_theta_to_the_chosen_heads(direction: Any) -> 
     found = fit_probes(true, false, 0, "test")
     expected = iti_shift(heads_of(true.flatten(2).double(), false.flatten(2).double(), {}), 5, -2.5,
                         direction)  # fmt: skip
-    edit = iti_edit(found, 5, -2.5, direction)
+    edit = iti_edit(found._asdict(), 5, -2.5, direction)
     assert edit.shift is not None
     assert not edit.gain.any()
     torch.testing.assert_close(edit.shift, expected, atol=2e-2, rtol=2e-3)
@@ -127,7 +127,7 @@ def test_every_choice_scores_what_the_equations_say_along_the_probe_s_coefficien
     shifts = []
     for index, mask in enumerate(masks_of(results, task)):
         # How far scikit-learn's fit stops from its end shows in coefficients: then ours are taken.
-        shift = iti_edit(probes_of(mask), 5, 3, "probe").shift
+        shift = iti_edit(probes_of(mask)._asdict(), 5, 3, "probe").shift
         assert shift is not None
         known = measured("iti", task, index)
         torch.testing.assert_close(shift, iti_shift(known, 5, 3, "probe"), atol=1e-2, rtol=1e-2)
@@ -185,7 +185,12 @@ def test_the_collector_fits_the_probes_with_the_seed_that_it_is_given(seed: int)
     assert set(found) == set(expected)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert not torch.equal(found["accuracy"], other["accuracy"])
-    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == collector.shapes
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    assert shapes == ITI(gate="prompt").collector(site, 20, seed).shapes
+    assert shapes == collector.shapes | {
+        "weight": (LAYERS, HEADS, HEAD_DIM),
+        "bias": (LAYERS, HEADS),
+    }
 
 
 def test_two_pairs_are_enough_to_fit_and_to_rank(evaluate: Any) -> None:

@@ -14,13 +14,20 @@ from helpers.models import tiny_llama
 from sadi_lmeval.architecture.sites import Site, find_site
 from sadi_lmeval.methods.base import Method
 from sadi_lmeval.methods.registry import method_class, method_names
-from sadi_lmeval.passes.activations import Collector
-from sadi_lmeval.steering.labels import Relabelled, sides_swapped, swapped_pairs
+from sadi_lmeval.passes.activations import Answers, Collector
+from sadi_lmeval.steering.labels import (
+    Relabelled,
+    rights_permuted,
+    sides_swapped,
+    swapped_pairs,
+)
 
 pytestmark = pytest.mark.quick
 
 PAIRS, SEED = 10, 3
-METHODS: dict[str, Method] = {name: method_class(name)() for name in method_names()}
+EVERY: dict[str, Method] = {name: method_class(name)() for name in method_names()}
+METHODS = {name: method for name, method in EVERY.items() if method.fitted_on == "pairs"}
+ON_PROMPTS = {name: method for name, method in EVERY.items() if method.fitted_on == "prompts"}
 METHODS |= {f"caa {way}": method_class("caa")(direction=way) for way in ("pca", "probe")}  # type: ignore[call-arg]
 
 
@@ -88,3 +95,38 @@ def test_no_information_is_left_in_the_mean_difference() -> None:
     left = made(shuffled, sides)["difference"].flatten(1)
     torch.testing.assert_close(gold, common)
     torch.testing.assert_close(left, torch.zeros_like(left))
+
+
+def test_the_right_answers_of_prompts_are_permuted_and_the_model_s_own_stay() -> None:
+    answers = [
+        Answers(right, own) for right, own in zip([0] * 6 + [1] * 3 + [3], range(10), strict=True)
+    ]
+    draws = []
+    for seed in range(30):
+        relabel = rights_permuted(answers, seed)
+        found = [relabel(prompt, own) for prompt, own in enumerate(answers)]
+        assert found == [rights_permuted(answers, seed)(n, own) for n, own in enumerate(answers)]
+        assert sorted(each.right for each in found) == sorted(each.right for each in answers)
+        assert [each.own for each in found] == [each.own for each in answers]
+        draws.append(tuple(each.right for each in found))
+    assert len(set(draws)) > 20
+
+
+@pytest.mark.parametrize("method", ON_PROMPTS.values(), ids=ON_PROMPTS)
+def test_a_method_of_prompts_measures_what_it_would_of_the_permuted_answers(method: Method) -> None:
+    count, site = 24, site_of(method)
+    answers = [Answers(n % 3, (n * n + n // 5) % 3) for n in range(count)]
+    values = torch.randn(count, site.layers, site.width, generator=torch.Generator().manual_seed(0))
+    relabel = rights_permuted(answers, SEED)
+    permuted = [relabel(prompt, own) for prompt, own in enumerate(answers)]
+    found = {}
+    for name, labels in (("gold", answers), ("permuted", permuted), ("relabelled", answers)):
+        collector: Any = method.collector(site, count, SEED)
+        taker = Relabelled(collector, relabel) if name == "relabelled" else collector
+        for part in (range(10), range(10, count)):
+            taker.add(list(part), [labels[n] for n in part], values[list(part)])
+        found[name] = taker.tensors("test")
+    for key, tensor in found["permuted"].items():
+        assert torch.equal(found["relabelled"][key], tensor)
+    assert any(not torch.equal(found["gold"][key], tensor) for key, tensor in
+               found["permuted"].items())  # fmt: skip

@@ -307,6 +307,7 @@ def tuned(*held_out: tuple[float | None, float | None], objective: str = "metric
         {
             "tuning": {
                 "objective": objective,
+                "documents": 100,
                 "chosen": {"delta": 9.0},
                 "table": [{"delta": 0.0, "score": score, "stderr": stderr}],
             }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 
 from helpers.models import tiny_llama
+from helpers.vector_files import made, vector_files
 from sadi_lmeval.architecture.sites import Site, find_site
 from sadi_lmeval.arguments import declared
 from sadi_lmeval.edits.contract import Edits
@@ -48,6 +51,8 @@ def sites() -> dict[tuple[Element, HiddenSite], Site]:
 def others(method: Method, name: str) -> list[Any]:
     """Other allowed values of an argument, by its declaration."""
     own = getattr(method, name)
+    if declared(method)[name].is_file:
+        return [path for path in vector_files() if path != own]
     found = []
     for value in get_args(get_type_hints(type(method))[name]) or (0, 0.5, 1, 2, 100):
         try:
@@ -59,8 +64,8 @@ def others(method: Method, name: str) -> list[Any]:
 
 def variants() -> dict[str, Method]:
     """Each method, arm and ablation, and what differs from an arm in one argument."""
-    named = {name: method_class(name)() for name in method_names()}
-    arms = {name: arm.method(**arm.sets) for name, arm in arm_names().items() if arm.method}
+    named = {name: made(method_class(name)) for name in method_names()}
+    arms = {name: made(arm.method, **arm.sets) for name, arm in arm_names().items() if arm.method}
     named |= {name: method for name, method in arms.items() if method not in named.values()}
     kinds = [method_class(name) for name in method_names()]
     for name in [name for kind in kinds for name in kind.arms or kind.ablations]:
@@ -68,7 +73,7 @@ def variants() -> dict[str, Method]:
             for value in others(arms[name], key):
                 changed = replace(arms[name], **{key: value})
                 if changed not in named.values():
-                    named[f"{name} {key}={value}"] = changed
+                    named[f"{name} {key}={Path(str(value)).name}"] = changed
     return named
 
 
@@ -109,9 +114,12 @@ def steering(method: Method) -> list[Setting]:
 
 
 def idle(method: Method) -> list[Setting]:
-    """Settings of a strength of 0."""
-    every = [[0.0] if axis.strength else numbers_of(axis) for axis in method.axes]
-    return [Setting(*numbers) for numbers in itertools.product(*every)]
+    """Settings of a strength of 0, and the one that stands for the unsteered model."""
+    found = [method.axes.unsteered]
+    if any(axis.strength for axis in method.axes):
+        every = [[0.0] if axis.strength else numbers_of(axis) for axis in method.axes]
+        found += [Setting(*numbers) for numbers in itertools.product(*every)]
+    return list(dict.fromkeys(found))
 
 
 def rows_of(site: Site, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -170,8 +178,12 @@ def test_a_row_depends_on_itself_alone(method: Method, dtype: torch.dtype) -> No
 @each_type
 @each_method
 def test_a_strength_of_nothing_leaves_every_bit(method: Method, dtype: torch.dtype) -> None:
-    """Alone and beside settings that steer, as the first and as the last."""
-    assert any(axis.strength for axis in method.axes)
+    """Alone and beside settings that steer, as the first and as the last.
+
+    Where no number is a strength, 0 in all of them, which stands for the unsteered model, is a
+    setting that no user can ask for.
+    """
+    assert any(axis.strength or axis.read(0) is None for axis in method.axes)
     nothing, something = idle(method), steering(method)
     for settings in (nothing, [*nothing, *something], [*something, *nothing]):
         edits = edits_of(method, settings)
@@ -246,14 +258,21 @@ def test_what_a_setting_is_said_to_select_is_what_it_edits(method: Method) -> No
 @each_method
 def test_the_record_holds_every_argument_and_shows_every_change(method: Method) -> None:
     record = method.record()
-    assert record == {"method": method.name} | {f.name: getattr(method, f.name)
-                                               for f in fields(method)}  # fmt: skip
+    own = declared(method)
+    plain = {f.name: getattr(method, f.name) for f in fields(method) if not own[f.name].is_file}
+    files = {name: record[name] for name in own if own[name].is_file}
+    assert record == {"method": method.name, **plain, **files}
+    for name, text in files.items():  # by its content, and no place on this machine
+        path = Path(getattr(method, name))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert text == f"{path.name} sha256:{digest[:16]}"
     for name in declared(method):
         values = others(method, name)
         assert values, f"no other value of {name} is known"
         for value in values:
             changed = replace(method, **{name: value}).record()
-            assert changed == {**record, name: value} != record
+            shown = changed[name] if own[name].is_file else value
+            assert changed == {**record, name: shown} != record
 
 
 @each_method
@@ -270,5 +289,5 @@ def test_what_is_not_measured_shares_the_fit(method: Method) -> None:
 
 def test_every_method_and_arm_is_here() -> None:
     for name, arm in arm_names().items():
-        assert arm.method is None or arm.method(**arm.sets) in METHODS.values(), name
+        assert arm.method is None or made(arm.method, **arm.sets) in METHODS.values(), name
     assert {method.name for method in METHODS.values()} == set(method_names())

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from helpers.vector_files import needed
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods import caa as caa_module
-from sadi_lmeval.methods import iti as iti_module
 from sadi_lmeval.methods.arm import Arm, read_arm
-from sadi_lmeval.methods.registry import argument_names, methods
+from sadi_lmeval.methods.registry import argument_names, method_class, methods
 from sadi_lmeval.methods.sadi import GRIDS
 from sadi_lmeval.options import Options, read_options
 from sadi_lmeval.settings import SearchSpace, Setting
@@ -183,7 +183,7 @@ def test_a_setting_of_another_method_is_tuned_where_the_arguments_leave_a_number
 
 def test_the_grid_of_another_method_is_its_own_for_the_model() -> None:
     iti, caa = sadi({}, "iti"), sadi({}, "caa")
-    heads, alphas = iti_module.GRID.values
+    heads, alphas = methods()["iti"]().search_space(None).values
     assert values(iti) == values(iti, (12, 8)) == (heads, alphas)
     assert values(iti, (10, 8)) == ((48, 64, 80), alphas)
     assert values(iti, (3, 4)) == ((12,), alphas)  # all heads, where all K are more
@@ -227,7 +227,7 @@ def test_an_argument_of_another_method_is_refused_by_its_name(method: str, name:
     message = str(caught.value)
     assert message.startswith(f"{name}=3: hf-{method} has no {name}")
     assert "\n" not in message
-    assert " and ".join(methods()[method].axes.names) in message
+    assert " and ".join(methods()[method]().axes.names) in message
 
 
 def test_an_argument_of_another_method_is_told_with_every_other_fault() -> None:
@@ -298,7 +298,8 @@ def test_a_layer_that_a_model_has_not_is_refused_with_those_that_it_has() -> Non
 def test_every_model_takes_method_none_and_no_other_method(method: str) -> None:
     found = read_arm(method, {"method": "none", "n_pairs": 7})
     assert (found.method, found.options) == (None, Options(n_pairs=7))
-    assert read_arm(method, {"method": method}) == read_arm(method, {})
+    given = needed(method_class(method))
+    assert read_arm(method, {**given, "method": method}) == read_arm(method, given)
     with pytest.raises(UserError, match=f"method=other: .*{method}"):
         read_arm(method, {"method": "other"})
 

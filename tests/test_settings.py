@@ -27,7 +27,8 @@ from sadi_lmeval.types import Size
 
 pytestmark = pytest.mark.quick
 
-SADI, CAA = sadi.AXES, caa.AXES
+SADI, CAA, ITI = sadi.AXES, caa.AXES, iti.ITI().axes
+ITI_GRID = iti.ITI().search_space(None)
 THREE = Axes(
     Axis("layer", whole=True, least=0, counts="layer"),
     Axis("alpha", least=0, most=1, strength=True),
@@ -73,12 +74,12 @@ def test_a_setting_is_told_under_the_names_of_its_method() -> None:
     assert SADI.named(Setting(3, -4.0)) == {"top_k": 3, "delta": -4.0}
     assert CAA.named(Setting(0, 1.5)) == {"layer": 0, "multiplier": 1.5}
     assert CAA.named(CAA.unsteered) == {"layer": 0, "multiplier": 0.0}
-    assert iti.AXES.named(Setting(48, 15.0)) == {"top_k": 48, "alpha": 15.0}
+    assert ITI.named(Setting(48, 15.0)) == {"top_k": 48, "alpha": 15.0}
     assert THREE.named(Setting(2, 0.5, -1.0)) == {"layer": 2, "alpha": 0.5, "beta": -1.0}
 
 
 def test_the_grids_of_iti_and_caa_are_their_authors() -> None:
-    assert list(iti.GRID.values) == [(48, 64, 80, 96), (10, 15, 20, 25, 30)]
+    assert list(ITI_GRID.values) == [(48, 64, 80, 96), (10, 15, 20, 25, 30)]
     assert list(caa.MULTIPLIERS) == [0.5, 1, 1.5, 2]
 
 
@@ -258,9 +259,9 @@ def test_a_thinned_grid_is_part_of_the_whole_and_has_no_more_settings_than_were_
         # of as many settings those whose axes are in about their own proportion
         (space((1, 2, 4, 6, 8, 10), tuple(map(float, range(16)))), 24, (3, 8)),
         (space(tuple(range(32)), caa.MULTIPLIERS, axes=CAA), 24, (12, 2)),
-        (iti.GRID, 24, (4, 5)),
-        (iti.GRID, 16, (4, 4)),
-        (iti.GRID, 1, (1, 1)),
+        (ITI_GRID, 24, (4, 5)),
+        (ITI_GRID, 16, (4, 4)),
+        (ITI_GRID, 1, (1, 1)),
         # five of one layer would be more, but say nothing of the others
         (space((0, 1, 2), (1.0, 2.0, 3.0, 4.0, 5.0)), 5, (2, 2)),
         (space((0,), (1.0, 2.0, 3.0, 4.0, 5.0)), 3, (1, 3)),

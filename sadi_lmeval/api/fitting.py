@@ -54,6 +54,11 @@ def fit(
     arm = harness.arm
     if arm.method is None:
         raise UserError("fit: method=none measures nothing")
+    if arm.options.when is not None:
+        raise UserError(
+            f"fit: when={arm.options.when} keeps a run of the harness to some prompts; this steers "
+            "whatever it is given: leave it out"
+        )
     if from_task is not None:
         task = load_task(from_task, user_folders(arm.options, None), None)
         [steering] = prepare(task, harness, [arm])

@@ -16,6 +16,7 @@ from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.errors import UserError, nearest
 from sadi_lmeval.methods.arm import Arm, read_arm
 from sadi_lmeval.methods.base import Method
+from sadi_lmeval.methods.registry import argument_names
 from sadi_lmeval.settings import Setting
 from sadi_lmeval.storage.fit_file import Fit, load_fit, save_fit
 from sadi_lmeval.storage.hub import fit_path, push_fit
@@ -61,11 +62,17 @@ class SteeringFit:
         """
         given: dict[str, Any] = {**self._arguments(), **numbers}
         if strength is not None:
-            name = next(axis.name for axis in self.arm.axes if axis.strength)
+            strengths = [axis.name for axis in self.arm.axes if axis.strength]
+            if not strengths:
+                raise UserError(
+                    f"strength={strength}: {self.method.name} has none; pass "
+                    f"{' or '.join(self.arm.axes.names)}"
+                )
+            name = strengths[0]
             if name in numbers:
                 raise UserError(f"strength={strength} and {name}={numbers[name]}: pass one of them")
             given[name] = strength
-        own = {*self.arm.record(), *self.arm.axes.names} - {"method"}
+        own = argument_names(type(self.method))
         for name in numbers:
             if name not in own:
                 raise UserError(f"{name}={numbers[name]}: {nearest(name, own)}")

@@ -72,7 +72,7 @@ def run(given: argparse.Namespace, rest: Sequence[str], command: object) -> None
             "steers"
         )
     names = listed("tasks", given.tasks)
-    plain = read_arms(methods, {})
+    plain = read_arms(methods, _needed(given.model_args, methods))
     spaces = _spaces(given, _of_axes(rest, plain), plain)
     count = sum(len((spaces.get(m) or plain[m].search_space()).settings) for m in methods)
     if count > given.max_settings:
@@ -104,6 +104,20 @@ def run(given: argparse.Namespace, rest: Sequence[str], command: object) -> None
         axes = {name: arm.axes for name, arm in plain.items()}
         for path in draw_heatmaps(lines, axes, given.heatmaps):
             print(f"heatmap: {path}")
+
+
+def _needed(model_args: str, names: Sequence[str]) -> dict[str, Any]:
+    """Read the arguments without which some arm is none."""
+    from lm_eval.utils import simple_parse_args_string
+
+    from sadi_lmeval.arguments import declared
+    from sadi_lmeval.methods.registry import arm_names
+
+    kinds = [kind for kind in (arm_names()[name].method for name in names) if kind is not None]
+    needed = {name for kind in kinds for name, own in declared(kind).items() if own.required}
+    if not needed:
+        return {}
+    return {k: v for k, v in simple_parse_args_string(model_args).items() if k in needed}
 
 
 def _axis_names(arms: Mapping[str, Arm]) -> list[str]:

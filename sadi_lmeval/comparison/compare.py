@@ -19,6 +19,7 @@ import numpy as np
 from lm_eval.api.task import Task
 from lm_eval.loggers import EvaluationTracker
 
+from sadi_lmeval.arguments import recorded
 from sadi_lmeval.comparison.compared import Answers, ComparedModel, Row
 from sadi_lmeval.controls import INSTRUCTION, PROMPT_ONLY, RANDOM, SHUFFLED
 from sadi_lmeval.errors import UserError
@@ -120,7 +121,7 @@ def compare(model: ComparedModel, what: Comparison, folder: Path) -> list[Path]:
     claim = _Claim(
         {
             **_asked(what),
-            **{k: v for k, v in vars(shared).items() if k not in _NOT_SHARED},
+            **{k: v for k, v in recorded(shared).items() if k not in _NOT_SHARED},
             "model": card,
         },
         {name: arms[Row(name)].record() for name in what.methods},

@@ -99,11 +99,10 @@ class ComparedModel(ManyArmsModel):
         noted = self._run.by_name
         for name, task in noted.items():
             if name not in self._prepared:
-                steered = [row for row in self._rows if name in self._tasks_of[row]]
-                refuse_unsuited(task, [self._rows[row] for row in steered])
+                refuse_unsuited(task, [self._rows[row] for row in self._rows_on(name)])
         for name, task in noted.items():
             if name not in self._prepared:
-                rows = [row for row in self._rows if name in self._tasks_of[row]]
+                rows = self._rows_on(name)
                 steering = prepare(task, self, [self._rows[row] for row in rows])
                 self._prepared[name] = dict(zip(rows, steering, strict=True))
         mine = {name: self._prepared[name].get(self._row) for name in noted}
@@ -120,6 +119,10 @@ class ComparedModel(ManyArmsModel):
             for (name, edits), alike in groups.items():
                 self._answer(self._asked(name), edits, alike, bar)
         return super()._loglikelihood(requests, True)
+
+    def _rows_on(self, task: str) -> list[Row]:
+        """List the rows that are scored on a task."""
+        return [row for row in self._rows if task in self._tasks_of[row]]
 
     def _asked(self, task: str) -> list[TaskSteering]:
         """List how the rows steer a task whose prompts are those of the row whose turn it is."""

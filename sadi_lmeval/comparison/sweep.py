@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from sadi_lmeval.arguments import recorded
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, RunTask
 from sadi_lmeval.identity.key import key_of
@@ -26,7 +27,13 @@ from sadi_lmeval.pairs.plan import draw, find_plan, num_fewshot, recipe_of
 from sadi_lmeval.pairs.sources import refuse_scored_documents
 from sadi_lmeval.passes.steerable import SteerableModel
 from sadi_lmeval.settings import SearchSpace, Setting
-from sadi_lmeval.steering.fitting import Fitted, fits_of, method_of, refuse_unsuited
+from sadi_lmeval.steering.fitting import (
+    Fitted,
+    fits_of,
+    known_fit,
+    method_of,
+    refuse_unsuited,
+)
 from sadi_lmeval.steering.objective import resolved
 from sadi_lmeval.steering.outcome import outcome
 from sadi_lmeval.steering.steering import candidates_of
@@ -57,11 +64,11 @@ class Sweep:
 
     @cached_property
     def keys(self) -> dict[str, str]:
-        """What tells arms of one name apart: their methods' arguments, the code, the labels."""
+        """What tells arms of one name apart: arguments, code, labels and condition."""
         keys = {}
         for name, arm in self.arms.items():
             own = {"arm": arm.record(), "code": method_of(arm).code, "labels": arm.options.labels}
-            keys[name] = key_of(own)[:12]
+            keys[name] = key_of({**own, **when(arm)})[:12]
         return keys
 
     def settings(self, name: str, model: SteerableModel) -> list[Setting]:
@@ -81,6 +88,12 @@ class Sweep:
 _Every = dict[str, list[Setting]]
 """Of each arm its settings; the unsteered one has the empty one."""
 _NOTHING = Setting()
+
+
+def when(arm: Arm) -> dict[str, Any]:
+    """Say under which condition an arm steers; nothing where under none."""
+    given = recorded(arm.options)
+    return {k: v for k, v in given.items() if k.startswith("when") and v is not None}
 
 
 class _Part(NamedTuple):
@@ -199,9 +212,10 @@ def parts_of(task: RunTask, what: Sweep, options: Options, model: SteerableModel
         recipe = recipe_of(task, replace(options, recipe=None), static=False)
     objective = resolved(options.objective, plan.source_task if what.split == "dev" else task)
     scored = _limited(task.evaluated(), what.limit) if what.split == "test" else []
+    measures = any(known_fit(arm, model) is None for arm in what.arms.values())
     parts = []
     for index, source in enumerate(plan.sources.sources):
-        drawn = draw(plan, source, options, chosen, model)
+        drawn = draw(plan, source, options, chosen, model, measured=measures)
         shots = num_fewshot(plan, options)
         if what.split == "dev":
             judged = plan.source_task
@@ -233,7 +247,11 @@ def _limited(documents: list[Document], limit: float | None) -> list[Document]:
 def _identity(parts: Sequence[_Part], what: Sweep, options: Options, model: SteerableModel) -> str:
     """Digest all that outcomes depend on beside the arm and the setting."""
     of_pairs = ("task", "source", "recipe_digest", "n_pairs", "pairs_digest", "seed")
-    cards = [next(iter(part.fits.values())).fit.card for part in parts if part.fits]
+    cards = [
+        next((f.fit.card for f in part.fits.values() if "pairs_digest" in f.fit.card), {})
+        for part in parts
+        if part.fits
+    ]
     return key_of(
         {
             "trials": [trial_identity(part.trial, model) for part in parts],
@@ -279,7 +297,8 @@ def _lines(
             record = arm.record()
             del record["method"]
             place = {"element": method_of(arm).place[0]}
-            of_arm = {**place, **arm.axes.named(setting), **record, "arm": what.keys[name]}
+            of_arm = {**place, **arm.axes.named(setting), **record}
+            of_arm |= {**when(arm), "arm": what.keys[name]}
             if arm.options.labels != "gold":
                 of_arm["labels"] = arm.options.labels
         lines.append(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sadi_lmeval.architecture.sites import Site
-from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.edits.gated import Gate, GatedEdits
 from sadi_lmeval.types import Scope
 
 
@@ -27,7 +27,7 @@ class Edit:
     shift: Tensor | None = None
 
 
-class DiagonalEdits(Edits):
+class DiagonalEdits(GatedEdits):
     """Edits of a few entries each.
 
     Only the entries that some edit touches are kept: a grid of hundreds of settings stays small.
@@ -35,13 +35,25 @@ class DiagonalEdits(Edits):
     """
 
     def __init__(
-        self, site: Site, edits: Iterable[Edit], clean: bool = False, scope: Scope = "prompt"
+        self,
+        site: Site,
+        edits: Iterable[Edit],
+        clean: bool = False,
+        scope: Scope = "prompt",
+        *,
+        gate: Gate | None = None,
+        gate_digests: Sequence[str] = (),
     ) -> None:
+        """
+        Args:
+            edits: one after the other; their tensors are not kept.
+            gate, gate_digests: see :class:`~sadi_lmeval.edits.gated.GatedEdits`.
+        """
+        touched = [_touched(edit) for edit in edits]
+        super().__init__(len(touched), gate, gate_digests)
         self.site = site
         self.clean = clean
         self.scope = scope
-        touched = [_touched(edit) for edit in edits]
-        self.count = len(touched)
         self.first_layers = [
             int(where[:, 0].min()) if len(where) else site.layers for where, _ in touched
         ]
@@ -58,7 +70,9 @@ class DiagonalEdits(Edits):
             self._entries[layer], self._change[layer] = entries, change
 
     def digest(self, edit: int) -> str:
-        content = hashlib.sha256(f"{self.site.name} {self.clean} {self.scope}".encode())
+        content = hashlib.sha256(
+            f"{self.site.name} {self.clean} {self.scope} {self.gate_digest(edit)}".encode()
+        )
         for layer in self.layers:
             change = self._change[layer][edit]
             touched = change.any(dim=0)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sadi_lmeval.architecture.sites import Site
-from sadi_lmeval.edits.numbered import Gate, NumberedEdits
+from sadi_lmeval.edits.gated import Gate
+from sadi_lmeval.edits.numbered import NumberedEdits
 from sadi_lmeval.types import Scope
 
 Rule = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -45,7 +46,7 @@ class DirectionEdits(NumberedEdits):
             read: U of each layer, ``[r, width]`` float32.
             write: V of each layer, ``[q, width]`` float32; None: U.
             offset: c of each layer, ``[r]`` float32; None: zero.
-            gate, gate_digests: see :class:`NumberedEdits`.
+            gate, gate_digests: see :class:`~sadi_lmeval.edits.gated.GatedEdits`.
         """
         tensors = {layer: {"read": values} for layer, values in read.items()}
         for name, given in (("write", write), ("offset", offset)):
@@ -55,10 +56,15 @@ class DirectionEdits(NumberedEdits):
 
     def change(self, tensors: Mapping[str, Tensor], rows: Tensor, numbers: Tensor) -> Tensor:
         a = rows.float()
-        projections = a @ tensors["read"].T
+        # One sum a row and direction: a matrix product rounds by how many rows there are.
+        projections = torch.stack([(a * u).sum(dim=-1) for u in tensors["read"]], dim=-1)
         if "offset" in tensors:
             projections = projections + tensors["offset"]
         scale, coefficients = self.rule(projections, a.norm(dim=-1), numbers)
-        after = scale.unsqueeze(-1) * a + coefficients @ tensors.get("write", tensors["read"])
+        after = scale.unsqueeze(-1) * a
+        for v, along in zip(
+            tensors.get("write", tensors["read"]), coefficients.unbind(dim=-1), strict=True
+        ):
+            after = after + along.unsqueeze(-1) * v
         same = (scale == 1) & (coefficients == 0).all(dim=-1)
         return torch.where(same.unsqueeze(-1), rows, after.to(rows.dtype))

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from sadi_lmeval.architecture.sites import Site
-from sadi_lmeval.edits.numbered import Gate, NumberedEdits
+from sadi_lmeval.edits.gated import Gate
+from sadi_lmeval.edits.numbered import NumberedEdits
 from sadi_lmeval.types import Scope
 
 Rule = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
@@ -36,7 +37,7 @@ class FieldEdits(NumberedEdits):
             numbers: of each edit.
             layers: that each edit edits.
             tensors: of each layer, by name.
-            gate, gate_digests: see :class:`NumberedEdits`.
+            gate, gate_digests: see :class:`~sadi_lmeval.edits.gated.GatedEdits`.
         """
         super().__init__(site, rule, tensors, numbers, layers, scope, gate, gate_digests)
 

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sadi_lmeval.architecture.sites import Site
-from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.edits.gated import Gate, GatedEdits
 from sadi_lmeval.types import Scope
 from sadi_lmeval.versions import code_digest
 
-Gate = Callable[[Tensor], Tensor]
-"""Takes unsteered activations of last prompt tokens, ``[k, layers, width]``; gives ``[k, count]``.
-Each row depends on its own prompt alone, and each column on its own edit alone."""
 
-
-class NumberedEdits(Edits):
+class NumberedEdits(GatedEdits):
     """Edits that share a layer's tensors and differ in a few numbers.
 
     The tensors of a layer are held once, however many edits there are: a grid of all layers costs
@@ -46,20 +42,15 @@ class NumberedEdits(Edits):
             numbers: of each edit, as many for all, ``[count][m]``.
             layers: that each edit edits, ``[count]``.
             scope: which tokens are edited.
-            gate: see :data:`Gate`; None: none.
-            gate_digests: of each edit, what tells its gate apart.
+            gate, gate_digests: see :class:`~sadi_lmeval.edits.gated.GatedEdits`.
         """
         if getattr(rule, "__closure__", None):
             raise ValueError(
                 f"rule {rule.__qualname__}: must be a function of a module that takes all "
                 "from its arguments, or its digest would not tell what it does"
             )
-        self.site, self.rule, self.scope, self._gate = site, rule, scope, gate
-        self._gate_digests = tuple(gate_digests)
-        if gate is not None and len(self._gate_digests) != len(numbers):
-            raise ValueError("a gate needs a digest for each edit")
-        self.gated = gate is not None
-        self.count = len(numbers)
+        super().__init__(len(numbers), gate, gate_digests)
+        self.site, self.rule, self.scope = site, rule, scope
         self.numbers = torch.zeros(self.count, 0, dtype=torch.float64)
         if self.count:
             self.numbers = torch.tensor([list(n) for n in numbers], dtype=torch.float64)
@@ -105,13 +96,11 @@ class NumberedEdits(Edits):
             return after
         return torch.where(here.to(device).unsqueeze(-1), after, activations)
 
-    def gates(self, unsteered: Tensor) -> Tensor | None:
-        return None if self._gate is None else self._gate(unsteered.float()).float()
-
     def digest(self, edit: int) -> str:
         rule = f"{type(self).__module__}.{type(self).__qualname__} {code_digest(self.rule)}"
-        gate = self._gate_digests[edit] if self.gated else ""
-        content = hashlib.sha256(f"{rule} {self.site.name} {self.scope} {gate}".encode())
+        content = hashlib.sha256(
+            f"{rule} {self.site.name} {self.scope} {self.gate_digest(edit)}".encode()
+        )
         content.update(str(self.numbers[edit].tolist()).encode())
         for layer in self.layers:
             if not self._edited[edit, layer]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sadi_lmeval.architecture.sites import Site
-from sadi_lmeval.edits.numbered import Gate, NumberedEdits
+from sadi_lmeval.edits.gated import Gate
+from sadi_lmeval.edits.numbered import NumberedEdits
 from sadi_lmeval.types import Scope
 
 
@@ -32,7 +33,7 @@ class ScaledEdits(NumberedEdits):
             strengths: s of each edit; 0 edits nothing.
             layers: that each edit edits.
             shift, gain: of each layer, ``[width]`` float32; no gain is zero.
-            gate, gate_digests: see :class:`NumberedEdits`.
+            gate, gate_digests: see :class:`~sadi_lmeval.edits.gated.GatedEdits`.
         """
         tensors = {layer: {"shift": values} for layer, values in shift.items()}
         for layer, values in (gain or {}).items():

@@ -167,16 +167,20 @@ def read_arm(method: str, given: Mapping[str, Any]) -> Arm:
         UserError: naming every fault at once.
     """
     options, faults = read_options(given)
-    kind = method_class(method)
-    faults += _of_others(kind, given)
+    own: list[str] = []
     chosen = given.get("method")
+    steers = chosen != UNSTEERED
+    arm = _arm(method, method_class(method), given, options, own, steers)
+    faults += _of_others(arm, given)
     if chosen not in (None, method, UNSTEERED):
         faults.append(f"method={chosen}: {nearest(str(chosen), (method, UNSTEERED))}")
-    arm = _arm(method, kind, given, options, faults)
+    faults += own
     if faults:
         raise UserError("; ".join(faults))
+    if chosen == UNSTEERED:
+        return Arm(UNSTEERED, None, options)
     _check_space(arm)
-    return Arm(UNSTEERED, None, options) if chosen == UNSTEERED else arm
+    return arm
 
 
 def read_arms(
@@ -196,17 +200,9 @@ def read_arms(
         UserError: naming every fault at once; an argument that no arm has is one.
     """
     options, faults = read_options(given)
-    listed = {name: arm_named(name) for name in names}
-    kinds = [each.method for each in listed.values() if each.method is not None]
-    taken = frozenset(NAMES).union(*(argument_names(kind) for kind in kinds))
-    for name in given:
-        if name not in taken and given[name] is not None:
-            faults.append(
-                f"{name}={given[name]}: no method of {', '.join(names)} has {name}; "
-                f"{nearest(name, taken)}"
-            )
+    own: list[str] = []
     arms: dict[str, Arm] = {}
-    for name, (kind, sets, _, shared) in listed.items():
+    for name, (kind, sets, _, shared) in {name: arm_named(name) for name in names}.items():
         if kind is None:
             instruction = INSTRUCTION if name == PROMPT_ONLY else None
             arms[name] = Arm(name, None, options, instruction=instruction)
@@ -214,7 +210,16 @@ def read_arms(
         taken = argument_names(kind) - (set_by_arms(kind) if by_name else frozenset())
         of_kind = {key: given[key] for key in taken if key in given}
         mine = replace(options, **shared)
-        arms[name] = _arm(name, kind, {**of_kind, **sets}, mine, faults)
+        arms[name] = _arm(name, kind, {**of_kind, **sets}, mine, own)
+    methods = [arm.method for arm in arms.values() if arm.method is not None]
+    taken = frozenset(NAMES).union(*(argument_names(method) for method in methods))
+    for name in given:
+        if name not in taken and given[name] is not None:
+            faults.append(
+                f"{name}={given[name]}: no method of {', '.join(names)} has {name}; "
+                f"{nearest(name, taken)}"
+            )
+    faults += own
     if faults:
         raise UserError("; ".join(dict.fromkeys(faults)))
     return arms
@@ -226,15 +231,22 @@ def set_by_arms(kind: type[Method]) -> frozenset[str]:
     return frozenset(key for each in mine for key in each.sets)
 
 
-def _of_others(kind: type[Method], given: Mapping[str, Any]) -> list[str]:
-    """List the faults of giving a method the arguments of others."""
-    foreign = all_argument_names() - argument_names(kind)
-    return [
-        f"{name}={value}: hf-{kind.name} has no {name}; where and how strongly it steers are "
-        f"{' and '.join(kind.axes.names)}"
-        for name, value in given.items()
-        if name in foreign and value is not None
-    ]
+def _of_others(arm: Arm, given: Mapping[str, Any]) -> list[str]:
+    """List the faults of giving a method the arguments of others, or of itself otherwise."""
+    assert arm.method is not None
+    foreign = all_argument_names() - argument_names(arm.method)
+    otherwise = {axis.name: axis.only for axis in type(arm.method).axes if axis.only}
+    faults = []
+    for name in [name for name in given if name in foreign and given[name] is not None]:
+        has = f"{name}={given[name]}: hf-{arm.method.name} has"
+        if name in otherwise:
+            argument, value = otherwise[name]
+            faults.append(f"{has} {name} only with {argument}={value}; pass both or neither")
+            continue
+        faults.append(
+            f"{has} no {name}; where and how strongly it steers are {' and '.join(arm.axes.names)}"
+        )
+    return faults
 
 
 def _arm(
@@ -243,17 +255,23 @@ def _arm(
     given: Mapping[str, Any],
     options: Options,
     faults: list[str],
+    steers: bool = True,
 ) -> Arm:
-    """Make an arm; what is faulty is left out, and listed in ``faults``."""
-    values, own = arguments.read(kind, given)
+    """Make an arm; what is faulty is left out, and listed in ``faults``.
+
+    Args:
+        steers: whether what the method cannot do without must be there.
+    """
+    values, own = arguments.read(kind, given, complete=steers)
     faults += own
     for key, value in kind.protocols.get(options.protocol, {}).items():
         if values.setdefault(key, value) != value:
             faults.append(
                 f"{key}={values[key]}: protocol={options.protocol} means {key}={value}; pass either"
             )
+    method = kind(**values)
     numbers: list[Number] = []
-    for axis in kind.axes:
+    for axis in method.axes:
         value = given.get(axis.name)
         number: Number = "auto" if value == "auto" else None
         if value is not None and value != "auto":
@@ -266,13 +284,13 @@ def _arm(
     space = None
     if given.get("grid") is not None:
         try:
-            space = read_search_space(given["grid"], kind.axes)
+            space = read_search_space(given["grid"], method.axes)
         except UserError as error:
             faults.append(str(error))
         if all(number is not None and number != "auto" for number in numbers):
-            names = " and ".join(kind.axes.names)
+            names = " and ".join(method.axes.names)
             faults.append(f"grid= was given with a fixed {names}: pass either")
-    return Arm(name, kind(**values), options, tuple(numbers), space)
+    return Arm(name, method, options, tuple(numbers), space)
 
 
 def _hint(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 from torch import Tensor
 
 from sadi_lmeval.architecture.sites import Site
-from sadi_lmeval.arguments import choice, declared
+from sadi_lmeval.arguments import choice, declared, recorded
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.passes.activations import Collector
 from sadi_lmeval.settings import Axes, SearchSpace, Setting
@@ -40,7 +40,8 @@ class Method(ABC):
 
     Attributes:
         name: of the method: that of its entry point.
-        axes: the numbers of a setting.
+        axes: the numbers of a setting; those that only a value of an argument brings are not
+            there where it has another.
         arms: names by which ``sweep`` and ``compare`` list the method, each with the arguments
             that it sets.
         ablations: the same, but not among those that ``all`` stands for.
@@ -93,7 +94,7 @@ class Method(ABC):
         Args:
             site: of the model.
             tensors: what the collector has made.
-            settings: at least one.
+            settings: at least one; the unsteered one may be among them, and edits nothing.
             seed: of whatever is drawn.
         """
 
@@ -139,13 +140,13 @@ class Method(ABC):
 
     def record(self) -> dict[str, Any]:
         """Describe the method as plain JSON: in results files, and in every key."""
-        return {"method": self.name, **{name: getattr(self, name) for name in declared(self)}}
+        return {"method": self.name, **recorded(self)}
 
     @property
     def measured_by(self) -> dict[str, Any]:
         """What a fit depends on beside the model, the site and the pairs or prompts."""
         own = declared(self)
-        return {name: getattr(self, name) for name in own if own[name].measured}
+        return {name: value for name, value in recorded(self).items() if own[name].measured}
 
     @property
     def code(self) -> str:

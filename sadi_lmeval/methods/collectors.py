@@ -48,6 +48,29 @@ class MeanDifference:
         return {"difference": mean.view(self.site.shape)}
 
 
+class Given:
+    """What is known before any pair is: nothing is read for it, and no pairs are drawn."""
+
+    def __init__(self, kind: str, source: str, tensors: dict[str, Tensor]) -> None:
+        """
+        Args:
+            kind: of what is known.
+            source: the file that it is from.
+            tensors: float32, by name.
+        """
+        self.kind, self.source, self._tensors = kind, source, tensors
+        self.shapes: Shapes = {name: tuple(values.shape) for name, values in tensors.items()}
+
+    def add(self, pairs: list[int], signs: list[int], values: Tensor) -> None:
+        """Look at nothing."""
+
+    def join(self, processes: Processes) -> None:
+        """Wait for nobody: every process knows it."""
+
+    def tensors(self, label: str) -> dict[str, Tensor]:
+        return self._tensors
+
+
 class Kept:
     """All activations of both sides, float32, for what needs more than sums of them."""
 

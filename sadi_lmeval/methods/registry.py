@@ -169,8 +169,8 @@ def check_arm_names(names: Iterable[str]) -> None:
         arm_named(name)
 
 
-def argument_names(method: type[Method]) -> frozenset[str]:
-    """Name a method's own arguments, its axes among them."""
+def argument_names(method: type[Method] | Method) -> frozenset[str]:
+    """Name a method's own arguments, its axes among them: all of a class, else those it has."""
     return frozenset([*declared(method), *method.axes.names])
 
 

@@ -111,13 +111,13 @@ def _of_settings(given: object) -> list[str]:
     faults = []
     for name, numbers in given.items():
         try:
-            method = arm_named(str(name)).method
+            method, sets, *_ = arm_named(str(name))
         except UserError:
-            method = None
+            method, sets = None, {}
         if method is None:
             faults.append(f"settings of {name!r}: {nearest(str(name), arm_names())}")
             continue
-        axes = {axis.name: axis for axis in method.axes}
+        axes = {axis.name: axis for axis in method(**sets).axes}
         for key, value in numbers.items():
             if key not in axes:
                 faults.append(f"settings of {name}: {key!r}: {nearest(str(key), axes)}")

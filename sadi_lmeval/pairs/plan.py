@@ -152,6 +152,7 @@ def draw(
     options: Options,
     chosen: Sequence[str],
     model: SteerableModel | None = None,
+    measured: bool = True,
 ) -> Drawn:
     """Draw the pairs of a mask, and the held-out documents that its setting is chosen on.
 
@@ -163,6 +164,7 @@ def draw(
         options: the user's.
         chosen: the numbers that are chosen on held-out documents; none: none are needed.
         model: says which wrong choice is the hardest; needed for ``negative=hardest`` alone.
+        measured: whether anything is measured of pairs; else none are drawn.
 
     Raises:
         UserError: too few documents.
@@ -174,6 +176,11 @@ def draw(
     candidates = usable_documents(
         task, plan.own_recipe, source.documents, source.allowed, shots, seed
     )
+    if not measured:
+        held_out = list(itertools.islice(candidates, tuned))
+        if chosen:
+            _check_held_out(plan, source, options, chosen, len(held_out), 0, len(held_out))
+        return Drawn([], held_out)
     if plan.is_static:
         pairs = static_pairs(plan.task, task, plan.recipe, target, seed)
         _check_pairs(plan, source, options, len(pairs), target)

@@ -174,7 +174,13 @@ def _family(
                         run([edit])
                     return
                 where = torch.tensor(which)[:, None], branch.changed[None]
-                values[where], greedy[where] = scores
+                shut = branch.shut(family, which, unsteered)
+                if shut is None:
+                    values[where], greedy[where] = scores
+                    return
+                # Where nothing is written, the trunk's own bits: a resumed pass rounds otherwise.
+                values[where] = torch.where(shut, values[where], scores.log_probability)
+                greedy[where] = torch.where(shut, greedy[where], scores.greedy)
 
             for first in range(0, len(edits), at_once):
                 in_halves(edits[first : first + at_once], run)
@@ -192,6 +198,7 @@ class _Branch:
         of_point: of each of those, which of the batch's last prompt tokens it belongs to.
         places: (row, index of an own token) of each point with logits.
         changed: which scored tokens those points predict, ``[k]``.
+        prompt_of: of each of those, after which of the batch's last prompt tokens it comes.
     """
 
     def __init__(self, trunk: GrownTrunk, scope: Scope, prompts_alone: bool) -> None:
@@ -245,6 +252,16 @@ class _Branch:
         self.changed = torch.tensor(changed)
         self.at = torch.tensor([number[at[m]] for m in changed])
         self.tokens = trunk.table.tokens[self.changed]
+        points = [trunk.table.places[at[m]] for m in changed]
+        self.prompt_of = torch.tensor(
+            [place[i, trunk.batch[i].prompt_of[position]] for i, position in points],
+            dtype=torch.long,
+        )
+
+    def shut(self, family: Edits, which: list[int], unsteered: Tensor | None) -> Tensor | None:
+        """Say where a gate of 0 leaves scored tokens unsteered, ``[edits, k]``; None: no gate."""
+        table = None if unsteered is None or not family.gated else family.gates(unsteered)
+        return None if table is None else table.cpu()[self.prompt_of][:, which].T == 0
 
     def run(
         self,

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 RESERVED = frozenset(
     "element hidden_site layers entries recipe pairs_from folds mask_from fit_file parameters fits "
-    "version not_finite degenerate task_digest recipe_digest method source n_pairs selected "
+    "when version not_finite degenerate task_digest recipe_digest method source n_pairs selected "
     "cache_key sha256 file tuning score stderr difference difference_stderr margin documents "
     "likelihood_difference likelihood_difference_stderr objective run task split model "
-    "of_model labels".split()
+    "of_model unsteered labels".split()
 )
 """Keys of a record or of a line of ``sweep``: no method may call an argument like one of them,
 unless it means the site's own element."""
@@ -140,6 +140,67 @@ class FitRecord:
         return {name: self.tuning.chosen.get(name) for name in self.setting}
 
 
+_BY_CHANCE = 0.05
+"""A difference whose p is below this is told of."""
+
+
+@dataclass(frozen=True)
+class UnsteeredRecord:
+    """The unsteered model on the documents that settings are chosen on, and on those scored.
+
+    Attributes:
+        held_out, scored: mean of what settings are judged by, larger is better.
+        held_out_stderr, scored_stderr: their standard errors.
+        held_out_documents, scored_documents: how many of each.
+    """
+
+    held_out: float
+    held_out_stderr: float
+    held_out_documents: int
+    scored: float
+    scored_stderr: float
+    scored_documents: int
+
+    @property
+    def p(self) -> float:
+        """How often chance makes two samples of the same documents differ as much.
+
+        By the normal distribution, with the variance of all documents together: a few that are all
+        right have none of their own.
+        """
+        n, m, gap = self.held_out_documents, self.scored_documents, self.held_out - self.scored
+        squares = self.held_out_stderr**2 * n * (n - 1) + self.scored_stderr**2 * m * (m - 1)
+        if not n or not m or not (total := squares + gap**2 * n * m / (n + m)):
+            return 1.0
+        error = math.sqrt(total / (n + m - 1) * (1 / n + 1 / m))
+        return math.erfc(abs(gap) / error / math.sqrt(2))
+
+    @property
+    def warning(self) -> str | None:
+        """Say that the two differ by more than chance, in one line; None where they do not."""
+        if self.p >= _BY_CHANCE:
+            return None
+        return (
+            f"the unsteered model scores {self.held_out:.3g} on the held-out documents and "
+            f"{self.scored:.3g} on the scored ones, rarely by chance (p {self.p:.2g}): what was "
+            "chosen on the former need not suit the latter"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "p": self.p}
+
+    @classmethod
+    def from_json(cls, given: object) -> UnsteeredRecord | None:
+        """Read what :meth:`to_json` wrote; None where it is nothing of the kind."""
+        values = _mapping(given)
+        numbers = [finite(values.get(item.name)) for item in fields(cls)]
+        known = [number for number in numbers if number is not None]
+        if len(known) < len(numbers):
+            return None
+        held_out, held_out_stderr, n, scored, scored_stderr, m = known
+        return cls(held_out, held_out_stderr, int(n), scored, scored_stderr, int(m))
+
+
 @dataclass(frozen=True)
 class SteeringRecord:
     """How a task was steered.
@@ -157,8 +218,12 @@ class SteeringRecord:
         folds: of a cross-fitted task.
         mask_from: another task, on whose pairs the method was fitted.
         fit_file: the name of the file that the user gave.
+        when: the condition that prompts must meet to be steered: its ``file``, its ``sha256``, and
+            its ``layer``, ``threshold`` and ``side``; None: all are steered.
         fits: one, or one a fold.
         setting: numbers by axis, where there are no fits.
+        unsteered: whether the documents that the setting was chosen on are like the scored ones;
+            None where nothing was chosen, and in a comparison, which has the unsteered model.
         not_finite: documents without a finite log-probability.
         degenerate: generated texts that are empty, or one short piece over and over.
     """
@@ -177,8 +242,10 @@ class SteeringRecord:
     folds: int | None = None
     mask_from: str | None = None
     fit_file: str | None = None
+    when: dict[str, Any] | None = None
     fits: tuple[FitRecord, ...] = ()
     setting: dict[str, Any] = field(default_factory=dict)
+    unsteered: UnsteeredRecord | None = None
     not_finite: int = 0
     degenerate: int = 0
 
@@ -202,7 +269,7 @@ class SteeringRecord:
             }
         if self.fits:
             content["folds"] = self.folds
-        for name in ("mask_from", "fit_file"):
+        for name in ("mask_from", "fit_file", "when"):
             if getattr(self, name) is not None:
                 content[name] = getattr(self, name)
         content["parameters"] = list(self.axes)
@@ -211,6 +278,8 @@ class SteeringRecord:
             content[name] = values[0] if len(set(values)) == 1 else values
         if self.fits:
             content["fits"] = [fit.to_json() for fit in self.fits]
+        if self.unsteered is not None:
+            content["unsteered"] = self.unsteered.to_json()
         content |= {"version": self.version, "task_digest": self.task_digest}
         content["not_finite"] = self.not_finite
         return {**content, **({"degenerate": self.degenerate} if self.degenerate else {})}
@@ -239,8 +308,10 @@ class SteeringRecord:
             folds=int(finite(given.get("folds")) or 0) or None,
             mask_from=_text(given.get("mask_from")),
             fit_file=_text(given.get("fit_file", given.get("mask_file"))),
+            when=_mapping(given.get("when")) or None,
             fits=tuple(FitRecord.from_json(fit, axes) for fit in listed),
             setting=_numbers(given, axes),
+            unsteered=UnsteeredRecord.from_json(given.get("unsteered")),
             not_finite=int(finite(given.get("not_finite")) or 0),
             degenerate=int(finite(given.get("degenerate")) or 0),
         )

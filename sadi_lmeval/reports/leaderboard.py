@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple, NoReturn
 
-from scipy.stats import norm, sem
+from scipy.stats import sem
 
 from sadi_lmeval.controls import PROMPT_ONLY, SHUFFLED, is_control
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.records.record import Record
-from sadi_lmeval.records.steering import finite
+from sadi_lmeval.records.steering import UnsteeredRecord, finite
 from sadi_lmeval.reports.diagnostics import Diagnosis, diagnose
 from sadi_lmeval.reports.significance import (
     LEVEL,
@@ -237,15 +237,8 @@ class Board:
         held_out = next((each for each in tuned if each is not None), None)
         if scored is None or scored.value is None or scored.stderr is None or held_out is None:
             return None
-        error = math.hypot(scored.stderr, held_out.stderr)
-        p = 2 * norm.sf(abs(scored.value - held_out.value) / error) if error else 1.0
-        if p >= LEVEL:
-            return None
-        return (
-            f"{task}: the unsteered model scores {held_out.value:.3g} on the held-out documents "
-            f"and {scored.value:.3g} on the scored ones, rarely by chance (p {p:.2g}): what "
-            "was chosen on the former need not suit the latter"
-        )
+        both = UnsteeredRecord(*held_out, scored.value, scored.stderr, len(scored.record.values))
+        return None if both.warning is None else f"{task}: {both.warning}"
 
     def scale(self, task: str) -> int:
         """Give 100 for a task whose numbers are shown in percent: all lie between 0 and 1."""
@@ -399,6 +392,7 @@ class _HeldOut(NamedTuple):
 
     value: float
     stderr: float
+    documents: int
 
 
 def _held_out(cell: Cell) -> _HeldOut | None:
@@ -412,7 +406,11 @@ def _held_out(cell: Cell) -> _HeldOut | None:
     if not known or len(known) != len(choices) or len(sound) != len(choices):
         return None
     sign = 1 if cell.record.higher_is_better else -1
-    return _HeldOut(sign * sum(known) / len(known), math.hypot(*sound) / len(sound))
+    return _HeldOut(
+        sign * sum(known) / len(known),
+        math.hypot(*sound) / len(sound),
+        sum(choice.documents for choice in choices if choice is not None),
+    )
 
 
 def _adjusted(column: Sequence[Cell]) -> list[Cell]:

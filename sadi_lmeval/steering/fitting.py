@@ -14,6 +14,7 @@ from sadi_lmeval.identity.key import key_of
 from sadi_lmeval.identity.model import PROVENANCE
 from sadi_lmeval.methods.arm import Arm
 from sadi_lmeval.methods.base import Method
+from sadi_lmeval.methods.collectors import Given
 from sadi_lmeval.pairs.hardest import own_choices
 from sadi_lmeval.pairs.pairs import Pair
 from sadi_lmeval.pairs.plan import Plan, examples
@@ -21,7 +22,7 @@ from sadi_lmeval.pairs.prompts import LabelledPrompt, labelled_prompts
 from sadi_lmeval.pairs.sources import QUESTIONS_BY, Identity, Source
 from sadi_lmeval.passes.activations import Answers, Collector, Labelled, TokenPair, TokenPrompt
 from sadi_lmeval.passes.steerable import SteerableModel, folder_for
-from sadi_lmeval.steering.labels import Relabelled, right_answers_permuted, sides_swapped
+from sadi_lmeval.steering.labels import Relabel, Relabelled, rights_permuted, sides_swapped
 from sadi_lmeval.storage.fit_file import Fit, load_fit, save_fit
 from sadi_lmeval.storage.hub import fit_path
 from sadi_lmeval.storage.store import Kind, get_or_build
@@ -62,14 +63,9 @@ class _Needed(NamedTuple):
     site: Site
     method: Method
 
-    def collector(self, texts: Sequence[Labelled], right: Sequence[int], seed: int) -> Collector:
-        """Make what measures the texts; ``right`` has the right answers of prompts."""
-        collector = self.method.collector(self.site, len(texts), seed)
-        if self.card["labels"] == "gold":
-            return collector
-        if self.method.fitted_on == "prompts":
-            return Relabelled(collector, right_answers_permuted(right, seed))
-        return Relabelled(collector, sides_swapped(len(texts), seed))
+    def collector(self, count: int, seed: int, shuffled: Relabel) -> Collector:
+        collector = self.method.collector(self.site, count, seed)
+        return collector if self.card["labels"] == "gold" else Relabelled(collector, shuffled)
 
 
 def method_of(arm: Arm) -> Method:
@@ -79,7 +75,51 @@ def method_of(arm: Arm) -> Method:
     return arm.method
 
 
+def known_fit(arm: Arm, model: SteerableModel) -> Fitted | None:
+    """Give the fit of an arm that measures nothing of pairs; None: it measures them.
+
+    Raises:
+        UserError: what it knows does not fit the model.
+    """
+    method = method_of(arm)
+    element, hidden_site = method.place
+    site = model.engine.site(element, hidden_site)
+    collector = method.collector(site, 1, arm.options.seed)
+    if not isinstance(collector, Given):
+        return None
+    if arm.options.labels == "shuffled":
+        raise UserError(
+            f"labels=shuffled: hf-{method.name} measures no pairs, so it has no labels to shuffle; "
+            "leave that control out"
+        )
+    card = {
+        "kind": collector.kind,
+        "element": element,
+        "hidden_site": hidden_site if element == "hidden" else None,
+        "shape": list(site.shape),
+    }
+    fit = Fit(collector.tensors(collector.source), card)
+    return Fitted(fit, collector.source, "", Path(collector.source))
+
+
 def fits_of(
+    plan: Plan,
+    source: Source,
+    pairs: list[Pair],
+    arms: Sequence[Arm],
+    model: SteerableModel,
+) -> list[Fitted]:
+    """Fit each arm to the pairs; one that measures nothing has its fit already.
+
+    See :func:`_measured`.
+    """
+    known = [known_fit(arm, model) for arm in arms]
+    rest = [arm for arm, fit in zip(arms, known, strict=True) if fit is None]
+    measured = iter(_measured(plan, source, pairs, rest, model))
+    return [next(measured) if fit is None else fit for fit in known]
+
+
+def _measured(
     plan: Plan,
     source: Source,
     pairs: list[Pair],
@@ -194,10 +234,11 @@ def fits_of_pairs(
             if not mine:
                 continue
             texts: Sequence[Labelled] = tokens
+            shuffled = sides_swapped(len(tokens), seed)
             if fitted_on == "prompts":
-                texts = _answered(prompts, model, folder)
-            right = [prompt.right for prompt in prompts]
-            fresh = {key: needed[key].collector(texts, right, seed) for key in mine}
+                texts = answered = _answered(prompts, model, folder)
+                shuffled = rights_permuted([prompt.answers for prompt in answered], seed)
+            fresh = {key: needed[key].collector(len(texts), seed, shuffled) for key in mine}
             readers = [(needed[key].site, each) for key, each in fresh.items()]
             said = f"{fitted_on.capitalize()} of {label}"
             model.engine.read(readers, texts, said, model.processes)
@@ -294,7 +335,7 @@ def given_fit(path: str, arm: Arm, site: Site, model: SteerableModel) -> Fitted:
             f"fit {path} is for hidden_site={hidden_site}, but this run has {needed}; pass that of "
             "the fit"
         )
-    of_model = _other_model(fit.card, model.model_card)
+    of_model = other_model(fit.card, model.model_card)
     if of_model is not None:
         logger.warning(
             "fit %s was made for another model of the same shape (%s), which the results name; "
@@ -304,7 +345,7 @@ def given_fit(path: str, arm: Arm, site: Site, model: SteerableModel) -> Fitted:
     return Fitted(fit, path, "", Path(path), of_model)
 
 
-def _other_model(card: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+def other_model(card: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
     """Name the model of a fit's card, if it is not this one: by the weights, else by the name."""
     name = PurePath(str(card.get("model"))).name
     known = card.get("weights_digest"), here.get("weights_digest")

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from sadi_lmeval.passes.activations import Collector
+from sadi_lmeval.passes.activations import Answers, Collector
 from sadi_lmeval.processes import Processes
 
 Relabel = Callable[[int, Any], Any]
-"""Gives the label that a collector gets for a text: of the index of its pair or prompt, and of its
-own label."""
+"""Gives the label that a collector is told for a text: of the index of its pair or prompt, and of
+its own label."""
 
 
 def swapped_pairs(count: int, seed: int) -> frozenset[int]:
@@ -38,17 +38,19 @@ def sides_swapped(count: int, seed: int) -> Relabel:
     return lambda pair, sign: -sign if pair in swapped else sign
 
 
-def right_answers_permuted(right: Sequence[int], seed: int) -> Relabel:
-    """Give each prompt the right answer of another one, drawn without replacement.
+def rights_permuted(answers: Sequence[Answers], seed: int) -> Relabel:
+    """Give the answers of prompts, the right one of each being that of another.
 
-    So every answer is right as often as before, and the model's own answers stay.
+    Each choice is right as often as before, and the model's own answers stay. To swap half with a
+    wrong choice would not do: of several choices half would still be more than chance.
 
     Args:
-        right: of each prompt the index of its right choice.
+        answers: of all prompts.
         seed: of the draw.
     """
-    drawn = Random(f"labels {seed}").sample(right, len(right))
-    return lambda prompt, answers: answers._replace(right=drawn[prompt])
+    rights = [each.right for each in answers]
+    Random(f"labels {seed}").shuffle(rights)
+    return lambda prompt, own: own._replace(right=rights[prompt])
 
 
 class Relabelled:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,15 @@ from sadi_lmeval.passes.packing import UNSTEERED
 from sadi_lmeval.passes.steerable import SteerableModel, folder_for
 from sadi_lmeval.records.steering import FitRecord, SteeringRecord
 from sadi_lmeval.settings import Setting
-from sadi_lmeval.steering.fitting import Fitted, fits_of, given_fit, method_of, saved_setting
+from sadi_lmeval.steering.condition import FittedCondition, condition_for, conditional
+from sadi_lmeval.steering.fitting import (
+    Fitted,
+    fits_of,
+    given_fit,
+    known_fit,
+    method_of,
+    saved_setting,
+)
 from sadi_lmeval.steering.objective import resolved, resolved_rule
 from sadi_lmeval.steering.outcome import Choice
 from sadi_lmeval.steering.rules import LEVEL
@@ -60,6 +68,7 @@ class TaskSteering:
         fits: one, or one a fold of which documents are scored; none where nothing is steered.
         fit_of: the index of the fit for a document.
         record: what the results file says about it.
+        condition: that prompts must meet to be steered; None: all are.
     """
 
     task: RunTask
@@ -67,6 +76,7 @@ class TaskSteering:
     fits: list[PreparedFit]
     fit_of: Callable[[Document], int]
     record: SteeringRecord
+    condition: FittedCondition | None = None
 
     @property
     def edits(self) -> list[Edits]:
@@ -76,7 +86,8 @@ class TaskSteering:
     @property
     def pairs_digests(self) -> list[str]:
         """Of the pairs of each fit."""
-        return [str(fit.fitted.fit.card.get("pairs_digest")) for fit in self.fits]
+        cards = [fit.fitted.fit.card for fit in self.fits]
+        return [str(card["pairs_digest"]) for card in cards if "pairs_digest" in card]
 
     def edit_of(self, document: Document) -> int:
         """Give the index of the fit whose edit a document gets; ``packing.UNSTEERED``: none."""
@@ -85,12 +96,19 @@ class TaskSteering:
         fit = self.fit_of(document)
         return fit if self.arm.axes.steers(self.fits[fit].setting) else UNSTEERED
 
-    def guard(self, documents: list[Document]) -> None:
+    def guard(self, documents: list[Document], prompts: Iterable[str] = ()) -> None:
         """Refuse to score documents with fits that their own pairs helped to make.
 
+        Args:
+            documents: that are scored.
+            prompts: of their requests, to which no condition may have been fitted.
+
         Raises:
-            UserError: naming the first such document.
+            UserError: naming the first such document or prompt.
         """
+        if self.condition is not None:
+            for prompt in dict.fromkeys(prompts):
+                self.condition.guard(prompt)
         of_fit: dict[int, list[Document]] = {}
         for document in documents if self.fits else []:
             of_fit.setdefault(self.fit_of(document), []).append(document)
@@ -105,12 +123,14 @@ class _Candidate(NamedTuple):
     Attributes:
         settings: to choose from; the only one where nothing is chosen.
         chosen: whether one is to be chosen.
+        condition: that prompts must meet to be steered.
     """
 
     arm: Arm
     site: Site
     settings: list[Setting]
     chosen: bool
+    condition: FittedCondition | None
 
 
 def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Arm]) -> list[TaskSteering]:
@@ -148,7 +168,8 @@ def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Arm]) -> list[T
 
 
 def _candidate(task: RunTask, arm: Arm, model: SteerableModel) -> _Candidate:
-    site = model.engine.site(*method_of(arm).place)
+    place = method_of(arm).place
+    site = model.engine.site(*place)
     if arm.options.fit and arm.space is None:
         arm = arm.with_numbers_of_fit(saved_setting(arm.options.fit, arm))
     settings, chosen = settings_for(task, arm, site)
@@ -157,7 +178,7 @@ def _candidate(task: RunTask, arm: Arm, model: SteerableModel) -> _Candidate:
         for place, axis in enumerate(arm.axes)
     }
     arm.axes.check(largest, site.size, site.element)
-    return _Candidate(arm, site, settings, chosen)
+    return _Candidate(arm, site, settings, chosen, condition_for(arm.options, place, model))
 
 
 def settings_for(task: RunTask, arm: Arm, site: Site) -> tuple[list[Setting], bool]:
@@ -192,11 +213,15 @@ def _prepare(
     given = None
     if first.fit:
         given = [given_fit(first.fit, c.arm, c.site, model) for c in candidates]
-    if given and not chosen:
-        origin = {"fit_file": Path(str(first.fit)).name}
+    known = [known_fit(c.arm, model) for c in candidates] if given is None else [*given]
+    measures = given is not None or None in known
+    if not chosen and None not in known:
         return [
-            _steering(task, [_prepared(fitted, each, None)], lambda _: 0, each, origin)
-            for fitted, each in zip(given, candidates, strict=True)
+            _steering(
+                task, [_prepared(fitted, each, None)], lambda _: 0, each, _origin_of_file(fitted)
+            )
+            for fitted, each in zip(known, candidates, strict=True)
+            if fitted is not None
         ]
 
     plan = find_plan(task, first)
@@ -208,15 +233,21 @@ def _prepare(
     for source in (plan.sources.sources[index] for index in needed):
         for fitted in given or []:
             source = _without_pairs_of(fitted, plan, source)
-        drawn = draw(plan, source, first, chosen, model)
+        drawn = draw(plan, source, first, chosen, model, measured=measures)
         fits = given or fits_of(plan, source, drawn.pairs, [c.arm for c in candidates], model)
         choices = _choices(plan, source, drawn.held_out, fits, candidates, model) if chosen else {}
         for index, each in enumerate(candidates):
             prepared[index].append(_prepared(fits[index], each, choices.get(index)))
-    origin = _origin(plan, task)
+    of_pairs, folds = _origin(plan, task), plan.sources.folds
     return [
-        _steering(task, fits, _of_needed(plan, task, needed), each, origin)
-        for fits, each in zip(prepared, candidates, strict=True)
+        _steering(
+            task,
+            fits,
+            _of_needed(plan, task, needed),
+            each,
+            of_pairs if given or own is None else {**_origin_of_file(own), "folds": folds},
+        )
+        for fits, own, each in zip(prepared, known, candidates, strict=True)
     ]
 
 
@@ -300,7 +331,10 @@ def candidates_of(
         "shape": list(site.shape),
         "seed": seed,
     }
-    edits = method.edits(site, fitted.fit.tensors, settings, seed)
+    condition = condition_for(arm.options, method.place, model)
+    if condition is not None:
+        identity["when"] = condition.condition.digest
+    edits = conditional(method.edits(site, fitted.fit.tensors, settings, seed), condition)
     return Candidates(method.axes, settings, edits, method.edit_size, identity)
 
 
@@ -318,11 +352,15 @@ def _prepared(fitted: Fitted, candidate: _Candidate, choice: Choice | None) -> P
     method, seed = method_of(candidate.arm), candidate.arm.options.seed
     setting = candidate.settings[0] if choice is None else choice.setting
     tensors = fitted.fit.tensors
-    edits = method.edits(candidate.site, tensors, [setting], seed)
+    edits = conditional(method.edits(candidate.site, tensors, [setting], seed), candidate.condition)
     where = method.selected(tensors, setting, seed)
     blocks = candidate.site.blocks
     selected = None if where is None else [[blocks[n], *e] for n, *e in where.nonzero().tolist()]
     return PreparedFit(fitted, setting, edits, selected, choice)
+
+
+def _origin_of_file(fitted: Fitted) -> dict[str, Any]:
+    return {"fit_file": Path(fitted.source).name}
 
 
 def _origin(plan: Plan, task: RunTask) -> dict[str, Any]:
@@ -355,9 +393,10 @@ def _steering(
         layers=site.blocks[-1] + 1,
         entries=site.entries,
         fits=tuple(_fit_record(fit, arm) for fit in fits),
+        when=None if candidate.condition is None else candidate.condition.record(),
         **origin,
     )
-    return TaskSteering(task, arm, fits, fit_of, record)
+    return TaskSteering(task, arm, fits, fit_of, record, candidate.condition)
 
 
 def _fit_record(prepared: PreparedFit, arm: Arm) -> FitRecord:

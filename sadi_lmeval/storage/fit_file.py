@@ -97,9 +97,10 @@ class Fit:
                 or len(own) != len(shape)
                 or any(want not in (-1, have) for want, have in zip(shape, own, strict=True))
             ):
+                has = f"no {name}" if own is None else f"{name} of shape {own}"
                 raise UserError(
-                    f"fit {source}: has {name} of shape {own}, but a fit of kind {kind} on this "
-                    f"model has {list(shape)}; delete it and fit the method again"
+                    f"fit {source}: has {has}, but what is asked for needs {name} of shape "
+                    f"{list(shape)}; delete it and fit the method again"
                 )
 
 

@@ -149,6 +149,7 @@ def whole(folder: Path, cut: bool = False) -> int:
         ".safetensors": load_fit,
         ".tuning.json": read_checked,
         ".hardest.json": read_checked,
+        ".unsteered.json": read_checked,
     }
     for path in (path for path in folder.rglob("*") if path.is_file()):
         for ending, check in checks.items():

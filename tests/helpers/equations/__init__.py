@@ -23,5 +23,7 @@ def equations_of(method: str) -> Equations:
     return found
 
 
-EQUATIONS: dict[str, Equations] = {name: equations_of(name) for name in method_names()}
-"""By the method's name."""
+EQUATIONS: dict[str, Equations] = {
+    name: equations_of(name) for name in method_names() if name != "vector"
+}
+"""By the method's name; of one that measures nothing of pairs see ``test_vector.py``."""

@@ -1,4 +1,4 @@
-"""ITI, written out (Li et al. 2023)."""
+"""ITI, written out (Li et al. 2023), and its gates (FASB, of the prompt alone; ACT's manner)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,19 @@ from helpers.equations.contract import (
     Places,
     part_of,
 )
-from helpers.loops import adding
+from helpers.loops import Change, Gated, adding
 
 
 class Head(NamedTuple):
-    """What ITI knows of one head: its probe's accuracy; of each direction θ, and σ along it."""
+    """What ITI knows of one head: its probe's accuracy; of each direction θ, and σ along it.
+
+    The probe takes x for true with probability 1 / (1 + exp(−(weight · x + bias))).
+    """
 
     accuracy: float
     directions: dict[str, tuple[np.ndarray[Any, Any], float]]
+    weight: np.ndarray[Any, Any]
+    bias: float
 
 
 Heads = dict[tuple[int, int], Head]
@@ -67,7 +72,9 @@ def heads_of(true: Tensor, false: Tensor, given: Given) -> Heads:
                 mean = sum(projections) / len(projections)
                 variance = sum((p - mean) ** 2 for p in projections) / len(projections)
                 directions[name] = theta, math.sqrt(variance)
-            found[layer, head] = Head(float(right.mean()), directions)
+            found[layer, head] = Head(
+                float(right.mean()), directions, probe.coef_[0], float(probe.intercept_[0])
+            )
     return found
 
 
@@ -86,6 +93,39 @@ def iti_shift(heads: Heads, top_k: int, alpha: float, direction: str = "mass_mea
     return shift
 
 
+def truth_of(head: Head, values: Tensor) -> float:
+    """How true a probe takes what stands in its head for, ``[head_dim]``."""
+    logit = float(head.weight @ values.double().numpy()) + head.bias
+    return 1 / (1 + math.exp(-logit))
+
+
+def iti_change(heads: Heads, given: Given) -> Change | Gated | None:
+    """A' = A + g α σ θ: g is 1, or 1 − q of the prompt or 0, or 1 − p of the head at the token."""
+    places, direction = iti_places(heads, given), given.get("direction", "mass_mean")
+    shift = iti_shift(heads, int(given["top_k"]), given["alpha"], direction)
+    gate = given.get("gate", "none")
+
+    def of_prompt(unsteered: Tensor) -> float:
+        truths = [truth_of(heads[n, head], unsteered[n, part_of(head)]) for n, head in places]
+        q = sum(truths) / len(truths)
+        return 1 - q if q < given["threshold"] else 0.0
+
+    def of_token(layer: int, values: Tensor) -> Tensor:
+        after = values.clone()
+        for position in range(len(values)):
+            for _, head in [place for place in places if place[0] == layer]:
+                part = part_of(head)
+                untrue = 1 - truth_of(heads[layer, head], values[position, part])
+                after[position, part] += untrue * shift[layer, part]
+        return after
+
+    whole = adding(shift)
+    assert whole is not None
+    if gate == "prompt":
+        return Gated(whole, of_prompt)
+    return of_token if gate == "self" else whole
+
+
 def assert_probes(tensors: Mapping[str, Tensor], expected: Heads) -> None:
     assert len({one.accuracy for one in expected.values()}) > 2
     for (layer, head), one in expected.items():
@@ -96,16 +136,29 @@ def assert_probes(tensors: Mapping[str, Tensor], expected: Heads) -> None:
             assert tensors[name][layer, head].numpy() == pytest.approx(theta, abs=tolerance)
             found = float(tensors[f"{name}_std"][layer, head])
             assert found == pytest.approx(sigma, rel=tolerance * 10)
+        assert tensors["weight"][layer, head].numpy() == pytest.approx(one.weight, abs=5e-3)
+        assert float(tensors["bias"][layer, head]) == pytest.approx(one.bias, abs=5e-3)
 
 
+GATED: list[dict[str, Any]] = [
+    {"gate": "prompt", "threshold": 0.7, "alpha": 12},
+    {"gate": "self", "alpha": 9},
+]
 EQUATIONS = Equations(
     given={"n_pairs": 12, "top_k": 5, "alpha": 3},
     where=lambda given: "head",
     measure=heads_of,
-    change=lambda heads, given: adding(iti_shift(heads, int(given["top_k"]), given["alpha"])),
+    change=iti_change,
     places=iti_places,
     assert_measured=assert_probes,
-    served=[{"top_k": 2}, {"alpha": -4}, {"direction": "probe"}, {"scope": "prompt"}],
+    served=[
+        {"top_k": 2},
+        {"alpha": -4},
+        {"direction": "probe"},
+        {"scope": "prompt"},
+        {"gate": "prompt", "threshold": 1},
+        {"gate": "self"},
+    ],
     chosen=({"grid": "1/5x-2/3", "n_tune": 10}, [(1, -2.0), (1, 3.0), (5, -2.0), (5, 3.0)]),
     narrowed=[
         ({"top_k": 2, "alpha": "auto"}, [(2, a) for a in (10, 15, 20, 25, 30)]),
@@ -115,6 +168,6 @@ EQUATIONS = Equations(
         ({"top_k": 2, "alpha": 4}, (2, 4)),
         ({"top_k": 2}, (2, 15)),
     ],
-    cases=[{}, {"scope": "prompt"}],
-    generated=[{}, {"scope": "prompt"}],
+    cases=[{}, {"scope": "prompt"}, *GATED],
+    generated=[{}, {"scope": "prompt"}, GATED[0]],
 )

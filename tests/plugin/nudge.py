@@ -1,4 +1,4 @@
-"""Directional ablation: take out of the residual stream what lies along one direction."""
+"""Nudge: move the residual stream along one direction, by a share of its own length."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 import sadi_lmeval as sadi
 
 
-def remove(projection: Tensor, norm: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """A' = A − share · (A · u) u: the norm is not looked at."""
-    return projection.new_ones(len(projection)), -numbers * projection
+def push(projection: Tensor, norm: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """A' = A + share · |A| u: what already lies along u is not looked at."""
+    return projection.new_ones(len(projection)), numbers * norm.unsqueeze(-1)
 
 
 def directions(positive: Tensor, negative: Tensor, label: str, average: str) -> dict[str, Tensor]:
@@ -24,16 +24,16 @@ def directions(positive: Tensor, negative: Tensor, label: str, average: str) -> 
 
 
 @dataclass(frozen=True)
-class Ablation(sadi.Method):
-    """A' = A − share · (A · u) u after one decoder block, from the last prompt token onwards."""
+class Nudge(sadi.Method):
+    """A' = A + share · |A| u after one decoder block, from the last prompt token onwards."""
 
-    name = "ablation"
+    name = "nudge"
     scope = "onwards"
     axes = sadi.Axes(
         sadi.Axis("layer", "the block after which", whole=True, least=0, counts="layer"),
-        sadi.Axis("share", "how much of it is removed: 1 is all", strength=True),
+        sadi.Axis("share", "how far, as a share of the activation's length", strength=True),
     )
-    arms = {"ablation": {}}  # noqa: RUF012
+    arms = {"nudge": {}}  # noqa: RUF012
 
     average: str = sadi.choice("mean", ("mean", "median"), "of the pairs' differences")
 
@@ -44,7 +44,7 @@ class Ablation(sadi.Method):
     def collector(self, site: sadi.Site, pairs: int, seed: int) -> sadi.Kept:
         shapes: dict[str, tuple[int, ...]] = {"direction": (site.layers, site.width)}
         make = partial(directions, average=self.average)
-        return sadi.Kept("ablation_direction", site, pairs, shapes, make)
+        return sadi.Kept("nudge_direction", site, pairs, shapes, make)
 
     def search_space(self, size: sadi.Size | None) -> sadi.SearchSpace:
         layers = range(1 if size is None else size.layers)
@@ -61,5 +61,5 @@ class Ablation(sadi.Method):
         u = {layer: tensors["direction"][layer].unsqueeze(0) for layer in layers}
         shares = [[share] for _, share in settings]
         return sadi.DirectionEdits(
-            site, remove, shares, [[layer] for layer in layers], self.scope, read=u
+            site, push, shares, [[layer] for layer in layers], self.scope, read=u
         )

@@ -1,0 +1,106 @@
+"""Edits for some prompts alone: those whose last token meets a condition.
+
+The condition is that of CAST (Lee et al., ICLR 2025, arXiv 2409.05907, section 3.3), read at the
+site of the edits, in an unsteered pass, at the last prompt token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.types import Side
+from sadi_lmeval.versions import code_digest
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Whether a prompt is steered: its similarity is above a threshold, or below it.
+
+    Attributes:
+        layer: of the site, where the similarity is read.
+        direction: c, ``[width]`` float32.
+        threshold: a similarity; a prompt that is exactly at it is steered on neither side.
+        side: on which side of it a prompt is steered.
+    """
+
+    layer: int
+    direction: Tensor
+    threshold: float
+    side: Side
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of all that decides on a prompt."""
+        of_numbers = f"{code_digest(Condition)} {self.layer} {self.threshold!r} {self.side} "
+        content = hashlib.sha256(of_numbers.encode())
+        content.update(self.direction.contiguous().numpy().tobytes())
+        return content.hexdigest()
+
+    def passes(self, unsteered: Tensor) -> Tensor:
+        """Say which prompts are steered.
+
+        Args:
+            unsteered: activations of last prompt tokens, ``[k, layers, width]``.
+
+        Returns:
+            ``[k]`` bool; a prompt whose activations are not finite is not steered.
+        """
+        found = similarity(unsteered[:, self.layer], self.direction)
+        return found > self.threshold if self.side == "above" else found < self.threshold
+
+
+def similarity(activations: Tensor, direction: Tensor) -> Tensor:
+    """Compute s = cos(h, tanh(proj_c h)), the similarity of CAST; c and −c give the same.
+
+    Args:
+        activations: h, ``[k, width]``.
+        direction: c, ``[width]``; of a zero vector s is 0.
+
+    Returns:
+        ``[k]`` float32. Each row is computed for itself, so that it does not show which prompts
+        are read together.
+    """
+    h, c = activations.float(), direction.to(activations.device)
+    squared = (c * c).sum()
+    share = (h * c).sum(dim=-1, keepdim=True) / torch.where(squared > 0, squared, 1)
+    return torch.cosine_similarity(h, torch.tanh(share * c), dim=-1)
+
+
+class ConditionalEdits(Edits):
+    """Edits whose gates are also 0 for prompts that do not meet a condition."""
+
+    gated = True
+
+    def __init__(self, edits: Edits, condition: Condition) -> None:
+        """
+        Args:
+            edits: what is done to the prompts that meet it; their own gates count too.
+            condition: at the same site.
+        """
+        self.edits, self.condition = edits, condition
+        self.site, self.scope, self.clean = edits.site, edits.scope, edits.clean
+        self.count, self.layers = edits.count, edits.layers
+        self.first_layers = edits.first_layers
+
+    @property
+    def alike(self) -> tuple[Hashable, ...]:
+        return self.edits.alike
+
+    def apply(self, layer: int, activations: Tensor, which: Tensor) -> Tensor:
+        return self.edits.apply(layer, activations, which)
+
+    def gates(self, unsteered: Tensor) -> Tensor:
+        met = self.condition.passes(unsteered).float().cpu().unsqueeze(-1)
+        own = self.edits.gates(unsteered)
+        # Not by a product with what may be no number: a prompt that is left alone is left alone.
+        return met.expand(-1, self.count) if own is None else torch.where(met == 0, met, own.cpu())
+
+    def digest(self, edit: int) -> str:
+        text = f"{self.edits.digest(edit)} {self.condition.digest}"
+        return hashlib.sha256(text.encode()).hexdigest()
