@@ -39,7 +39,7 @@ from sadi_lmeval.storage.journal import Journal
 _VOCABULARY = 64
 _LENGTHS = (500, 2000, 8000, 16000)
 _DOCUMENTS = (50, 200, 800)
-_SETTINGS = (2, 20, 200)
+_SETTINGS = (2, 20, 100)
 
 
 class Case(NamedTuple):

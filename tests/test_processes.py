@@ -75,8 +75,11 @@ class Run(NamedTuple):
 
     @property
     def masks(self) -> dict[str, Any]:
-        cache = self.folder / "cache"
-        return {path.name: load_fit(path) for path in sorted(cache.glob("*.safetensors"))}
+        return masks_in(self.folder / "cache")
+
+
+def masks_in(cache: Path) -> dict[str, Any]:
+    return {path.name: load_fit(path) for path in sorted(cache.glob("*.safetensors"))}
 
 
 class Layouts:
@@ -165,15 +168,20 @@ def runs(layouts: Layouts) -> dict[str, Run]:
 
 
 @pytest.fixture(scope="module")
-def rounding(layouts: Layouts, runs: dict[str, Run]) -> float:
-    """The greatest gap between masks of one process that reads its pairs in other batches."""
-    options = ("--tasks", ",".join(TASKS), "--samples", samples([0, 30]))
+def rounding(
+    evaluate_once: Any, runs: dict[str, Run], tmp_path_factory: pytest.TempPathFactory
+) -> float:
+    """The greatest gap between masks of this process, which reads its pairs in other batches, and
+    of another."""
     given: dict[str, Any] = {"top_k": 2, "delta": 3, "n_pairs": 13, "negative": "hardest"}
     gaps = [0.0]
-    for size in ("1", "8"):
-        other = layouts("one", f"size_{size}", *options, "--batch_size", size, **given)
-        assert list(other.masks) == list(runs["one"].masks)
-        for mask, its in zip(runs["one"].masks.values(), other.masks.values(), strict=True):
+    for size in (1, 8):
+        cache = tmp_path_factory.mktemp(f"size_{size}")
+        settings = {"batch_size": size, "samples": {task: [0, 30] for task in TASKS}}
+        evaluate_once(*TASKS, limit=None, settings=settings, cache_dir=str(cache), **given)
+        other = masks_in(cache)
+        assert list(other) == list(runs["one"].masks)
+        for mask, its in zip(runs["one"].masks.values(), other.values(), strict=True):
             gaps += [float((t - its.tensors[k]).abs().max()) for k, t in mask.tensors.items()]
     return max(gaps)
 
@@ -259,12 +267,15 @@ def test_fewer_documents_than_processes_do_not_hang(layouts: Layouts) -> None:
         assert found.results["n-samples"][task]["effective"] == 1
 
 
-def test_the_probes_of_iti_are_those_of_one_process(layouts: Layouts) -> None:
+def test_the_probes_of_iti_are_those_of_one_process(
+    layouts: Layouts, evaluate: Any, tmp_path: Path
+) -> None:
     options = ("--tasks", "tiny_choice", "--limit", "4")
     given: dict[str, Any] = {"top_k": 3, "alpha": 5, "n_pairs": 24, "model": "hf-iti"}
-    one, two = (layouts(each, f"iti_{each}", *options, **given) for each in ("one", "two"))
-    assert one.code == two.code == 0, two.output[-3000:]
-    [mask], [other] = one.masks.values(), two.masks.values()
+    two = layouts("two", "iti_two", *options, **given)
+    assert two.code == 0, two.output[-3000:]
+    evaluate("tiny_choice", limit=4, **given)
+    [mask], [other] = masks_in(tmp_path / "cache").values(), two.masks.values()
     for key, tensor in mask.tensors.items():
         torch.testing.assert_close(other.tensors[key], tensor, atol=1e-5, rtol=1e-5)
 
