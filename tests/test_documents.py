@@ -13,10 +13,12 @@ pytestmark = pytest.mark.quick
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_readme_has_the_table_of_arguments_that_their_declarations_give() -> None:
+def test_documents_have_the_tables_of_arguments_that_their_declarations_give() -> None:
     made = runpy.run_path(str(ROOT / "bench/arguments.py"))
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert made["table"]() in text, "run python bench/arguments.py README.md"
+    assert made["in_readme"]() in text, "run python bench/arguments.py"
+    text = (ROOT / "docs/arguments.md").read_text(encoding="utf-8")
+    assert made["page"]() == text, "run python bench/arguments.py"
 
 
 def test_no_module_of_tests_takes_anything_from_another() -> None:
