@@ -2,6 +2,7 @@
 # make test   install, then run the linters and the test suite
 # make quick  install, then run the tests that need no model and no process: under a minute
 # make faults install, then run the slow tests: kill, damage, fill up, overflow; prints what came
+# make docs   install, then build the documentation into site/, strictly: every link is checked
 # make test-oldest  the test suite with the oldest lm-eval, transformers and torch that are admitted
 # make test-newest  the test suite with the newest releases of everything
 # make dist   build wheel and sdist, and check them: install, run and uninstall in a clean environment
@@ -11,7 +12,7 @@ BIN = $(VENV)/bin
 CONSTRAINTS = constraints.txt
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test lint quick suite faults test-oldest test-newest dist clean
+.PHONY: demo test lint quick suite faults docs test-oldest test-newest dist clean
 
 $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +45,9 @@ faults: $(VENV)/.ready
 	# tests/faults by name: its conftest.py tells what came of it.
 	$(PYTEST) -m slow tests/faults tests
 
+docs: $(VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 test-oldest:
 	$(MAKE) VENV=$(VENV)-oldest CONSTRAINTS=constraints-oldest.txt suite
 
@@ -57,4 +61,4 @@ dist: $(VENV)/.ready
 	$(BIN)/python .ci/check_wheel.py dist/*.whl
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist site

@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- arguments -->\n", "<!-- end of arguments -->\n"
 HEADER = """# Arguments
 
-What `--model_args` takes beside the arguments of the harness's `hf`, and what `sadi_lmeval.fit` takes.
-This page is made by `python bench/arguments.py` from the declarations in the code.
+What `--model_args` takes beside the arguments of the harness's `hf`, and what `sadi_lmeval.fit`
+takes. This page is made by `python bench/arguments.py` from the declarations in the code.
 """
 
 

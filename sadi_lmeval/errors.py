@@ -35,7 +35,8 @@ _LISTED = 60
 def show_user_errors_as_one_line() -> None:
     """Print an uncaught :class:`UserError` as one line on stderr, without a traceback.
 
-    The exit code stays 1. Programs that catch the exception see an ordinary ``ValueError``.
+    The exit code stays 1. Programs that catch the exception see an ordinary ``ValueError``. A run
+    that is interrupted says in a line that nothing is lost, but at an interactive prompt.
     """
     previous = sys.excepthook
     if getattr(previous, "_sadi_lmeval", False):
@@ -44,6 +45,12 @@ def show_user_errors_as_one_line() -> None:
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, UserError):
             print(f"sadi-lmeval: error: {error}", file=sys.stderr)
+        elif isinstance(error, KeyboardInterrupt) and not hasattr(sys, "ps1"):
+            print(
+                "\nsadi-lmeval: interrupted; fits and tried settings are kept: the same command "
+                "continues with them",
+                file=sys.stderr,
+            )
         else:
             previous(kind, error, trace)
 

@@ -62,6 +62,7 @@ from sadi_lmeval.passes.prefill import (
 )
 from sadi_lmeval.passes.scoring import Score, truncated
 from sadi_lmeval.processes import ALONE, Processes, leave_at_exit
+from sadi_lmeval.records.summary import summary
 from sadi_lmeval.steering.fitting import refuse_unsuited
 from sadi_lmeval.steering.steering import TaskSteering, prepare
 from sadi_lmeval.steering.unsteered import with_unsteered
@@ -594,12 +595,12 @@ class SteeredModel(HFLM):  # type: ignore[misc]
     def get_model_info(self) -> dict[str, Any]:
         """Give the harness's facts about the model, and how each task was steered."""
         info: dict[str, Any] = super().get_model_info()
-        info["sadi"] = {
-            name: steering.record.with_counts(
+        info["sadi"] = {}
+        for name, steering in self._tasks.items():
+            logger.info("Task %s: %s", name, summary(steering.record))
+            info["sadi"][name] = steering.record.with_counts(
                 self._not_finite.get(name, 0), self._degenerate.get(name, 0)
             ).to_json()
-            for name, steering in self._tasks.items()
-        }
         return info
 
 

@@ -351,7 +351,7 @@ def test_the_pairs_shown_are_those_that_a_run_makes_its_masks_of(
     monkeypatch.setattr(steering, "draw", draw)
     given = {"n_pairs": 9, "seed": 3, "negative": "all"}
     settings = {"num_fewshot": 1, "system_instruction": "two"}
-    evaluate("tiny_folds", settings=settings, limit=2, top_k=2, delta=3, **given)
+    evaluate("tiny_folds", settings=settings, limit=50, top_k=2, delta=3, **given)
     options = ("--num_fewshot", "1", "--system_instruction", "two")
     model_args = ",".join(f"{name}={value}" for name, value in given.items())
     said = pairs("tiny_folds", *options, model_args=f"{GIVEN},{model_args}", include=tasks_folder)

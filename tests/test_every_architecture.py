@@ -129,6 +129,7 @@ FITTED: dict[str, dict[str, Any]] = {
     "spherical": {"kappa": 1},
     "odesteer": {},
     "mera": {},
+    "clamping": {},
 }
 """Methods, and the arguments with which they steer every text; spherical's usual gate shuts."""
 

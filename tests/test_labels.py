@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.methods import FITTED
 from helpers.models import tiny_llama
 from sadi_lmeval.architecture.sites import Site, find_site
-from sadi_lmeval.arguments import declared
 from sadi_lmeval.methods.base import Method
-from sadi_lmeval.methods.registry import method_class, method_names
+from sadi_lmeval.methods.registry import method_class
 from sadi_lmeval.passes.activations import Answers, Collector
 from sadi_lmeval.steering.labels import (
     Relabelled,
@@ -26,11 +26,7 @@ from sadi_lmeval.steering.labels import (
 pytestmark = pytest.mark.quick
 
 PAIRS, SEED = 10, 3
-EVERY: dict[str, Method] = {
-    name: method_class(name)()
-    for name in method_names()
-    if not any(each.required for each in declared(method_class(name)).values())  # is of a file
-}
+EVERY: dict[str, Method] = {name: method_class(name)() for name in FITTED}
 METHODS = {name: method for name, method in EVERY.items() if method.fitted_on == "pairs"}
 ON_PROMPTS = {name: method for name, method in EVERY.items() if method.fitted_on == "prompts"}
 METHODS |= {f"caa {way}": method_class("caa")(direction=way) for way in ("pca", "probe")}  # type: ignore[call-arg]

@@ -265,7 +265,7 @@ def test_a_steered_model_answers_the_math_tasks(
         "hendrycks_math500": "wrong_number_worked",
         "sadi_svamp": "wrong_number",
     }
-    assert [len(said[name]["fits"]) for name in MATH] == [1, 2, 1]
+    assert [len(said[name]["fits"]) for name in MATH] == [1, 1, 1]
     scored = [found["results"][name]["exact_match,none"] for name in MATH]
     assert found["groups"]["sadi_math"]["exact_match,none"] == pytest.approx(mean(scored))
 

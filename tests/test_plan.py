@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.methods import FITTED
 from helpers.tasks import ANSWERS, CHOICE, OTHER, harness_requests, load, make_task, words
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, LengthLimit, RunTask, digest
 from sadi_lmeval.harness.run_tasks import RunRank, RunTasks, limited, note_tasks
 from sadi_lmeval.methods.arm import read_arm
-from sadi_lmeval.methods.registry import method_names
 from sadi_lmeval.methods.sadi import SADI
 from sadi_lmeval.model import model_class
 from sadi_lmeval.options import REFERENCE_LENGTH, Options
@@ -562,14 +562,14 @@ def test_a_value_that_there_is_not_is_refused_with_the_nearest(name: str) -> Non
         read_arm("sadi", {name: given})
 
 
-@pytest.mark.parametrize("method", [name for name in method_names() if name != "sadi"])
+@pytest.mark.parametrize("method", [name for name in FITTED if name != "sadi"])
 def test_the_other_methods_take_the_reference_protocol_for_its_documents(method: str) -> None:
     found, plain = (read_arm(method, given) for given in ({"protocol": "reference"}, {}))
     assert found.options == Options(protocol="reference")
     assert found.method == plain.method
 
 
-@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("method", FITTED)
 def test_the_reference_protocol_limits_the_length_for_every_method(
     model_folder: Path, method: str
 ) -> None:

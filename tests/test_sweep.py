@@ -210,7 +210,7 @@ def test_dev_lines_of_a_cross_fitted_task_are_over_the_held_out_documents_of_all
     sweep: Any, evaluate: Any
 ) -> None:
     [none, line] = sweep("tiny_folds", "--methods", "sadi-head", "--top_k", "5", "--delta", "9")
-    run = evaluate("tiny_folds", grid="5x9/10", n_tune=12)
+    run = evaluate("tiny_folds", limit=50, grid="5x9/10", n_tune=12)
     tables = [mask["tuning"]["table"] for mask in run["config"]["sadi"]["tiny_folds"]["fits"]]
     assert none["documents"] == line["documents"] == 24
     for found, row in ((none, 0), (line, 1)):

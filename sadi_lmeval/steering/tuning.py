@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -35,6 +36,8 @@ from sadi_lmeval.steering.rules import Array, pick
 from sadi_lmeval.storage.journal import Journal
 from sadi_lmeval.storage.store import Kind, get_or_build, read_kept, write_kept
 from sadi_lmeval.versions import versions
+
+logger = logging.getLogger("lm_eval.sadi")
 
 
 class Trial(NamedTuple):
@@ -157,6 +160,10 @@ def _tried(
         for key in candidates
     ]
     families = [each.edits for each in candidates.values()]
+    logger.info(
+        "%s: %d settings are tried on %d documents; n_tune=, max_settings= or grid= make that less",
+        *(label, sum(family.count for family in families), len(trial.documents)),
+    )
     judged = judge_settings(trial, families, model, journals, label)
     choices = {}
     for (key, each), own in zip(candidates.items(), _columns(families), strict=True):

@@ -12,8 +12,10 @@ import numpy as np
 
 from sadi_lmeval.harness.run_task import Document, RunTask
 from sadi_lmeval.identity.key import key_of
+from sadi_lmeval.pairs.contrasts import right_answer
 from sadi_lmeval.pairs.pairs import scored_texts
 from sadi_lmeval.pairs.plan import recipe_of
+from sadi_lmeval.pairs.recipe import Recipe
 from sadi_lmeval.passes.scoring import Score
 from sadi_lmeval.passes.steerable import SteerableModel, folder_for
 from sadi_lmeval.records.steering import UnsteeredRecord
@@ -38,13 +40,14 @@ def with_unsteered(steering: TaskSteering, model: SteerableModel) -> TaskSteerin
     outcomes = [choice.outcomes[0] for choice in chosen]
     means = [o.score for o in outcomes if o.score is not None]
     errors = [o.stderr for o in outcomes if o.stderr is not None]
-    documents = _spread(_scored(task), sum(choice.documents for choice in chosen))
-    if len(means) < len(outcomes) or len(errors) < len(outcomes) or not documents:
-        return steering
     options = steering.arm.options
     recipe = recipe_of(task, options)
     if recipe.contrast == "static":
         recipe = recipe_of(task, replace(options, recipe=None), static=False)
+    answered = [document for document in _scored(task) if _is_answered(task, recipe, document)]
+    documents = _spread(answered, sum(choice.documents for choice in chosen))
+    if len(means) < len(outcomes) or len(errors) < len(outcomes) or not documents:
+        return steering
     texts = scored_texts(task, recipe, documents, None, task.num_fewshot, options.seed)
     trial = Trial(task, recipe, documents, texts, resolved(options.objective, task))
     scores = np.array(_judged(trial, model, folder_for(options, model)))
@@ -61,6 +64,13 @@ def with_unsteered(steering: TaskSteering, model: SteerableModel) -> TaskSteerin
     if record.warning is not None:
         logger.warning("Task %s: %s", task.name, record.warning)
     return replace(steering, record=replace(steering.record, unsteered=record))
+
+
+def _is_answered(task: RunTask, recipe: Recipe, document: Document) -> bool:
+    """Return whether a document can be judged: one of a generation task by its answer."""
+    if task.output_type != "generate_until":
+        return True
+    return bool(right_answer(task, recipe, document).strip())
 
 
 def _scored(task: RunTask) -> list[Document]:
