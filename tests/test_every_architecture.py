@@ -135,7 +135,14 @@ FITTED: dict[str, dict[str, Any]] = {
 
 
 @each_case
-@pytest.mark.parametrize("method", FITTED)
+@pytest.mark.parametrize(
+    "method",
+    [
+        # One that edits heads and one that edits the residual stream; the others take longer.
+        pytest.param(name, marks=() if name in ("austeer", "linear-act") else pytest.mark.slow)
+        for name in FITTED
+    ],
+)
 def test_what_is_fitted_steers_as_its_equations_say(name: str, method: str) -> None:
     """Single dimensions of heads, and whole hidden states of one layer, from the prompt onwards."""
     case, model = CASES[name], made(name)

@@ -109,6 +109,7 @@ def test_a_method_of_another_package_runs_as_a_model_of_the_harness_and_its_argu
     assert len(list((tmp_path / "cache").glob("*.tuning.json"))) == 2
 
 
+@pytest.mark.slow
 def test_its_faults_are_told_in_its_own_words(
     installed: Environment, given: list[str], tmp_path: Path
 ) -> None:
@@ -125,6 +126,7 @@ def test_its_faults_are_told_in_its_own_words(
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.slow
 def test_it_stands_beside_the_others_in_sweep_and_compare(
     installed: Environment, given: list[str], tmp_path: Path
 ) -> None:
@@ -170,6 +172,7 @@ def test_an_unknown_method_is_an_error_that_lists_what_there_is(
     assert "hf-nudge" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_method_that_cannot_be_loaded_stops_no_other(
     installed: Environment, given: list[str], tmp_path: Path
 ) -> None:

@@ -40,6 +40,7 @@ def test_other_models_are_named_as_ever() -> None:
     assert named("hf", "pretrained=a/b,delta=c/d") == "c/d"
 
 
+@pytest.mark.slow
 def test_the_command_writes_to_the_model_s_folder(
     lm_eval: Any, tmp_path: Path, model_folder: Path
 ) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from helpers.equations.contract import LAYERS, WIDTH, Equations, Given
+from helpers.equations.contract import LAYERS, Equations, Given
 from helpers.loops import Change
 
 
@@ -21,7 +21,7 @@ class Means(NamedTuple):
 
 
 def side_means(positive: Tensor, negative: Tensor, given: Given) -> Means:
-    totals = [torch.zeros(LAYERS, WIDTH).double() for _ in range(2)]
+    totals = [torch.zeros_like(positive[0]) for _ in range(2)]
     for one, other in zip(positive, negative, strict=True):
         totals[0] += one
         totals[1] += other
