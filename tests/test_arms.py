@@ -105,7 +105,7 @@ SIZES = [(3, 4), (1, 1), (30, 9), (32, 14336)]
 
 
 def arm(name: str, **given: Any) -> Arm:
-    return read_arms([name], {**needed(arm_names()[name].method), **given})[name]
+    return read_arms([name], {**needed(arm_named(name).method), **given})[name]
 
 
 def test_every_documented_name_is_known_and_no_other() -> None:
@@ -165,7 +165,7 @@ def test_what_arms_of_a_method_set_counts_for_other_methods_alone_where_names_sa
     assert {each.record()["scope"] for each in found.values()} == {"prompt"}
     assert read_arms(["caa"], {"direction": "probe"})["caa"].record()["direction"] == "probe"
     assert set_by_arms(method_class("caa")) == {"direction"}
-    assert set_by_arms(method_class("iti")) == set()
+    assert set_by_arms(method_class("iti")) == {"gate"}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -111,9 +111,9 @@ def _needed(model_args: str, names: Sequence[str]) -> dict[str, Any]:
     from lm_eval.utils import simple_parse_args_string
 
     from sadi_lmeval.arguments import declared
-    from sadi_lmeval.methods.registry import arm_names
+    from sadi_lmeval.methods.registry import arm_named
 
-    kinds = [kind for kind in (arm_names()[name].method for name in names) if kind is not None]
+    kinds = [kind for kind in (arm_named(name).method for name in names) if kind is not None]
     needed = {name for kind in kinds for name, own in declared(kind).items() if own.required}
     if not needed:
         return {}

@@ -169,8 +169,7 @@ def read_arm(method: str, given: Mapping[str, Any]) -> Arm:
     options, faults = read_options(given)
     own: list[str] = []
     chosen = given.get("method")
-    steers = chosen != UNSTEERED
-    arm = _arm(method, method_class(method), given, options, own, steers)
+    arm = _arm(method, method_class(method), given, options, own, steers=chosen != UNSTEERED)
     faults += _of_others(arm, given)
     if chosen not in (None, method, UNSTEERED):
         faults.append(f"method={chosen}: {nearest(str(chosen), (method, UNSTEERED))}")
