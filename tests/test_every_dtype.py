@@ -34,6 +34,14 @@ LENGTH = 512
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 _FACTOR = 2
 """How many times as far as plain passes."""
+_WITHOUT_DOUBLE = ("XGLM",)
+"""Kinds that transformers does not run in float64: their 16 bits are compared with float32."""
+TRIED = [
+    pytest.param(name, dtype, id=f"{name}-{dtype}")
+    for name in CASES
+    for dtype in TYPES
+    if name not in _WITHOUT_DOUBLE or dtype != torch.float32
+]
 
 
 @pytest.fixture(autouse=True)
@@ -67,15 +75,18 @@ def plainly(model: torch.nn.Module, name: str, where: str | None) -> Tensor:
     return torch.tensor(found, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "dtype"), TRIED)
 def test_long_prompts_score_what_plain_passes_of_the_same_type_do(
     name: str, dtype: torch.dtype
 ) -> None:
     case = CASES[name]
     lengths = {"max_position_embeddings": LENGTH, "max_seq_len": LENGTH, **case.changes}
     model = tiny(case.kind, vocab_size=60, **lengths)
-    exact, model = copy.deepcopy(model).double(), model.to(dtype)
+    exact = copy.deepcopy(model)
+    if name not in _WITHOUT_DOUBLE:
+        exact.set_experts_implementation("eager")  # the other kernels know no float64
+        exact = exact.double()
+    model = model.to(dtype)
     engine = Engine(model, 0, 4, LENGTH, softmax_dtype=torch.float32)
     for where, deltas in ((None, [0.0, 0.0]), ("head", DELTAS), ("residual", DELTAS)):
         edits = edits_of(model, where or "head", deltas=deltas)
