@@ -69,10 +69,19 @@ def test_no_file_of_the_package_opens_pickles_or_runs_what_it_reads(count: Count
         for what, line in calls_in(path)
         if what in forbidden
     ]
-    # The harness's own modules, by fixed names, when they are imported.
+    # The harness's own modules, by fixed names, when they are imported; and tensors alone.
     assert {(name, what) for name, _, what in found} <= {
-        ("registration.py", "importlib.import_module")
+        ("registration.py", "importlib.import_module"),
+        ("vector_file.py", "torch.load"),
     }
+    loads = [
+        {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
+    ]
+    assert loads
+    assert all(given.get("weights_only") == "True" for given in loads)
     assert any(what == "yaml.safe_load" for path in SOURCES for what, _ in calls_in(path))
     count("files of the package without pickle, eval or unsafe YAML", read=len(SOURCES))
 
