@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("--methods", default=",".join(usual_arms()))
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--n_tune", type=int, help="held-out documents")
     parser.add_argument("--rule", default="auto", help="that settings are chosen by")
     parser.add_argument("--model")
     parser.add_argument("--data", type=Path)
@@ -57,7 +58,9 @@ def main() -> int:
             print(f"hf, {task}, batch size {size}: {passes[task]:.0f} s", flush=True)
         del bench
         command = [str(Path(sys.executable).with_name("sadi-lmeval")), "compare"]
-        command += ["--model_args", f"pretrained={model},cache_dir={folder}/fits,rule={given.rule}"]
+        arguments = f"pretrained={model},cache_dir={folder}/fits,rule={given.rule}"
+        arguments += "" if given.n_tune is None else f",n_tune={given.n_tune}"
+        command += ["--model_args", arguments]
         command += ["--tasks", ",".join(tasks), "--methods", ",".join(methods), "--html"]
         command += ["--limit", str(given.limit), "--output_path", str(output), "--diagnostics"]
         start = time.perf_counter()

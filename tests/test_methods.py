@@ -18,7 +18,6 @@ from helpers.vector_files import made, vector_files
 from sadi_lmeval.architecture.sites import Site, find_site
 from sadi_lmeval.arguments import declared
 from sadi_lmeval.edits.contract import Edits
-from sadi_lmeval.edits.directions import DirectionEdits
 from sadi_lmeval.edits.field import FieldEdits
 from sadi_lmeval.methods.base import Method
 from sadi_lmeval.methods.registry import arm_names, method_class, method_names
@@ -140,13 +139,11 @@ def assert_same_bits(found: Tensor, expected: Tensor) -> None:
 
 
 def assert_same_rows(edits: Edits, found: Tensor, expected: Tensor) -> None:
-    """To the bit; but a product of matrices adds up in an order that depends on how many rows.
-
-    Where a field is followed, later steps make that larger.
+    """To the bit; but a field's product of matrices adds up in an order that depends on how many
+    rows there are, which later steps along the field make larger.
     """
-    if isinstance(edits, (DirectionEdits, FieldEdits)):
-        bound = 1e-4 if isinstance(edits, FieldEdits) else 1e-5
-        of_float32: dict[str, Any] = {"atol": bound, "rtol": bound}
+    if isinstance(edits, FieldEdits):
+        of_float32: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
         rounding = of_float32 if found.dtype == torch.float32 else {}
         torch.testing.assert_close(found, expected, equal_nan=True, **rounding)
     else:
