@@ -198,8 +198,9 @@ class SteeringFit:
         if self.arm.is_unsteered:
             return axes.unsteered
         if self.arm.is_chosen:
-            usual = zip(axes, self.method.usual, self.arm.given, strict=True)
-            missing = [a for a, u, g in usual if u is None and not isinstance(g, (int, float))]
+            usual = dict(zip(axes.names, self.method.usual, strict=True))
+            numbers: dict[str, Any] = {**usual, **self.setting}
+            missing = [axis for axis in axes if numbers[axis.name] is None]
             if missing:
                 most = missing[0].bound(site.size)
                 raise UserError(
@@ -207,11 +208,7 @@ class SteeringFit:
                     f"{'' if most is None else f' up to {most}'}; or fit it with from_task=, which "
                     "chooses it on held-out documents"
                 )
-            both = zip(axes.names, self.method.usual, self.arm.given, strict=True)
-            named = {n: g if isinstance(g, (int, float)) else u for n, u, g in both}
-            return self.with_setting(**{n: v for n, v in named.items() if v is not None})._setting(
-                site
-            )
+            return self.with_setting(**numbers)._setting(site)
         axes.check(self.arm.largest(), site.size, site.element)
         [setting] = self.arm.search_space(site.size).settings
         return setting
