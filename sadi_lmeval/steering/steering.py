@@ -24,6 +24,7 @@ from sadi_lmeval.passes.packing import UNSTEERED
 from sadi_lmeval.passes.steerable import SteerableModel, folder_for
 from sadi_lmeval.records.steering import FitRecord, SteeringRecord
 from sadi_lmeval.settings import Setting
+from sadi_lmeval.steering.chosen import card_of
 from sadi_lmeval.steering.condition import FittedCondition, condition_for, conditional
 from sadi_lmeval.steering.fitting import (
     Fitted,
@@ -50,6 +51,7 @@ class PreparedFit(NamedTuple):
         selected: the [layer, entry], or the [layer, entry, activation of it], that are edited; None
             where whole layers are.
         choice: how the setting was chosen; None where it was given.
+        of_choice: what the fit's card says of that, see :mod:`sadi_lmeval.steering.chosen`.
     """
 
     fitted: Fitted
@@ -57,6 +59,7 @@ class PreparedFit(NamedTuple):
     edits: Edits
     selected: list[list[int]] | None
     choice: Choice | None
+    of_choice: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,9 @@ class _Candidate(NamedTuple):
     condition: FittedCondition | None
 
 
-def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Arm]) -> list[TaskSteering]:
+def prepare(
+    task: RunTask, model: SteerableModel, arms: Sequence[Arm], for_scoring: bool = True
+) -> list[TaskSteering]:
     """Fit each arm to a task, or load its fit, and choose the settings that are not given.
 
     Arms that take their pairs from the same documents get the same pairs and the same held-out
@@ -143,6 +148,8 @@ def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Arm]) -> list[T
         task: of the run.
         model: reads and scores.
         arms: one, except where methods are compared.
+        for_scoring: whether the task's documents are to be scored; else one that is cross-fitted
+            has one fit, of all its documents.
 
     Raises:
         UserError: for whatever the user can mend: too few documents, a fit that does not fit, …
@@ -163,7 +170,7 @@ def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Arm]) -> list[T
             alike.setdefault(replace(arm.options, labels="gold"), []).append(index)
     for indices in alike.values():
         together = [_candidate(task, arms[index], model) for index in indices]
-        steering |= zip(indices, _prepare(task, model, together), strict=True)
+        steering |= zip(indices, _prepare(task, model, together, for_scoring), strict=True)
     return [steering[index] for index in range(len(arms))]
 
 
@@ -205,7 +212,7 @@ def _arguments_set(name: str) -> int:
 
 
 def _prepare(
-    task: RunTask, model: SteerableModel, candidates: Sequence[_Candidate]
+    task: RunTask, model: SteerableModel, candidates: Sequence[_Candidate], for_scoring: bool
 ) -> list[TaskSteering]:
     """Prepare arms whose pairs are the same."""
     first = candidates[0].arm.options
@@ -225,6 +232,8 @@ def _prepare(
         ]
 
     plan = find_plan(task, first)
+    if plan.sources.folds and not for_scoring:
+        plan = plan._replace(sources=plan.sources.undivided())
     if chosen:
         objective = resolved(first.objective, plan.source_task)
         resolved_rule(first.rule, objective, plan.source_task)
@@ -281,8 +290,12 @@ def _choices(
     fits: Sequence[Fitted],
     candidates: Sequence[_Candidate],
     model: SteerableModel,
-) -> dict[int, Choice]:
-    """Choose the setting of every arm that has none, all tried at once."""
+) -> dict[int, tuple[Choice, dict[str, Any]]]:
+    """Choose the setting of every arm that has none, all tried at once.
+
+    Returns:
+        by the arm's index the choice, and what the fit's card says of it.
+    """
     task, first = plan.source_task, candidates[0].arm.options
     shots = num_fewshot(plan, first)
     texts = scored_texts(task, plan.own_recipe, held_out, source.allowed, shots, first.seed)
@@ -313,7 +326,10 @@ def _choices(
             if choice.axes.steers(taken.setting)
             else "steers nothing",
         )
-    return dict(zip(asked, choices, strict=True))
+    return {
+        index: (choice, card_of(choice, task, held_out, each.identity["arm"]))
+        for index, choice, each in zip(asked, choices, tried, strict=True)
+    }
 
 
 def candidates_of(
@@ -348,7 +364,10 @@ def _without_pairs_of(given: Fitted, plan: Plan, source: Source) -> Source:
     )
 
 
-def _prepared(fitted: Fitted, candidate: _Candidate, choice: Choice | None) -> PreparedFit:
+def _prepared(
+    fitted: Fitted, candidate: _Candidate, chosen: tuple[Choice, dict[str, Any]] | None
+) -> PreparedFit:
+    choice, of_choice = chosen or (None, {})
     method, seed = method_of(candidate.arm), candidate.arm.options.seed
     setting = candidate.settings[0] if choice is None else choice.setting
     tensors = fitted.fit.tensors
@@ -356,7 +375,7 @@ def _prepared(fitted: Fitted, candidate: _Candidate, choice: Choice | None) -> P
     where = method.selected(tensors, setting, seed)
     blocks = candidate.site.blocks
     selected = None if where is None else [[blocks[n], *e] for n, *e in where.nonzero().tolist()]
-    return PreparedFit(fitted, setting, edits, selected, choice)
+    return PreparedFit(fitted, setting, edits, selected, choice, of_choice)
 
 
 def _origin_of_file(fitted: Fitted) -> dict[str, Any]:
