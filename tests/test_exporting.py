@@ -141,7 +141,7 @@ def test_the_cache_lists_fits_with_their_chosen_settings_and_exports_them(
 
 
 def test_a_fit_for_which_no_setting_was_taken_is_exported_unsteered(
-    evaluate: Any, tmp_path: Path
+    evaluate: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = evaluate("tiny_choice", model="hf-sadi", n_tune=8, rule="sure", grid="1x3")
     [mask] = masks_of(results, "tiny_choice")
@@ -149,6 +149,8 @@ def test_a_fit_for_which_no_setting_was_taken_is_exported_unsteered(
     path = tmp_path / "mine.safetensors"
     key, cache = mask["cache_key"], ["--cache_dir", str(tmp_path / "cache")]
     assert main(["fits", "export", key, "--to", "file", "-o", str(path), *cache]) == 0
+    assert main(["fits", *cache]) == 0
+    assert "|unsteered" in capsys.readouterr().out
     again = sadi.load(path)
     assert again.setting == {"delta": 0}
     card = load_fit(path).card
