@@ -25,7 +25,7 @@ class _Some(Edits):
         self.site, self.scope, self.clean = edits.site, edits.scope, edits.clean
         self.count, self.gated = len(which), edits.gated
         self.first_layers = [edits.first_layers[edit] for edit in which]
-        lowest = min(self.first_layers, default=self.site.layers)
+        lowest = min(self.first_layers, default=0)
         self.layers = [layer for layer in edits.layers if layer >= lowest]
 
     @property

@@ -19,7 +19,7 @@ STEP = 10
 """Documents before the first look, and between two, at least."""
 LOOKS = 10
 """Parts that the documents fall into, with a look after each but the last."""
-DOUBT = 2.0
+DOUBT = 2.25
 """Standard errors by which a setting must be beaten."""
 
 
@@ -112,12 +112,12 @@ class Contest:
 
     def not_behind(self, one: int) -> Array:
         """Say which columns another does not beat beyond doubt."""
-        behind = self.surely_above(self.gains[:, [one]] - self.gains)
-        return np.logical_not(behind)
+        return ~self.surely_above(self.gains[:, [one]] - self.gains)
 
     def less_errors(self, errors: float) -> Array:
         """Give the gains less so many standard errors of their mean over all documents."""
-        return self.gains - errors * self.gains.std(0, ddof=1) / np.sqrt(self.documents)
+        error: Array = self.gains.std(0, ddof=1) / np.sqrt(self.documents)
+        return self.gains - errors * error
 
     def may_gain(self, errors: float = 0.0) -> Array:
         """Say which columns may gain more than so many standard errors."""
