@@ -1,7 +1,7 @@
 """What a first run costs, with nothing cached, part by part against one pass of ``hf``.
 
     python bench/first_run.py [--tasks truthfulqa_mc1,boolq] [--limit 200] [--again]
-        [--model_args n_tune=20,race=false] [--model FOLDER] [--data FOLDER]
+        [--model_args element=head,race=false] [--model FOLDER] [--data FOLDER]
 
 Prints a table: the multiplications of the blocks' and the head's weights, the CPU time and the time
 of pairs, choice and scoring, each as a part of what ``hf`` takes for the same documents at its best
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import pkgutil
 import sys
 import tempfile
 import time
@@ -98,24 +99,14 @@ def run(lm: Any, tasks: list[str], limit: int | None, names: dict[str, str]) -> 
     import lm_eval
     from speed import multiplications
 
-    from sadi_lmeval import plugins  # noqa: F401
-
     with multiplications(lm.model) as counted, ExitStack() as stack:
         meter = Meter(counted)
         for name, function in names.items():
-            module, _, attribute = function.rpartition(".")
-            original = _found(function)
-            stack.enter_context(patch(f"{module}.{attribute}", meter.metered(name, original)))
+            measured = meter.metered(name, pkgutil.resolve_name(function))
+            stack.enter_context(patch(function, measured))
         lm_eval.simple_evaluate(lm, tasks=list(tasks), limit=limit, bootstrap_iters=0)
         meter._note()
     return meter
-
-
-def _found(function: str) -> Callable[..., Any]:
-    import pkgutil
-
-    found: Callable[..., Any] = pkgutil.resolve_name(function)
-    return found
 
 
 def show(title: str, meter: Meter, whole: Cost) -> None:
@@ -123,7 +114,7 @@ def show(title: str, meter: Meter, whole: Cost) -> None:
     print(f"\n| {title} | multiplications | CPU time | time |\n|---|---|---|---|")
     for name, cost in [*meter.parts.items(), ("**together**", meter.total)]:
         said = " | ".join(f"{a / b:.3f}" for a, b in zip(cost, whole, strict=True))
-        print(f"| {name} | {said} |")
+        print(f"| {name} | {said} |", flush=True)
 
 
 def main() -> int:

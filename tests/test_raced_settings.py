@@ -204,7 +204,7 @@ def test_notes_without_what_a_race_needs_are_passed_over(table: Array, tmp_path:
         )
     found = Read(table)
     np.testing.assert_array_equal(judged(found, tmp_path), expected)
-    assert found.asked[3:9].all(0)[0]
+    assert found.asked[3:9, 0].all()
 
 
 class InThreads(Processes):
