@@ -294,7 +294,7 @@ def _choices(
     label = f"{' and '.join(names) if len(asked) == 1 else 'Settings'} of {task.name}"
     if plan.sources.folds:
         label += f", {source.label}"
-    trial = Trial(task, plan.own_recipe, held_out, texts, first.objective, first.rule)
+    trial = Trial(task, plan.own_recipe, held_out, texts, first.objective, first.rule, first.race)
     choices = choose_settings(trial, tried, model, folder_for(first, model), label)
     for choice, index in zip(choices, asked, strict=True):
         if choice.p_max is not None and choice.p_max <= LEVEL:
