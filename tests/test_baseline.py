@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,25 @@ def test_where_nothing_is_steered_nothing_is_scored_twice(
     assert len(calls) == 1
     row = results["results"]["tiny_choice"]
     assert (row["acc_unsteered,none"], row["acc_difference,none"]) == (row["acc,none"], 0)
+
+
+@pytest.mark.parametrize("task", ["tiny_choice", "tiny_text"])
+def test_the_harness_s_response_cache_keeps_both(
+    evaluate: Evaluate, tmp_path: Path, task: str
+) -> None:
+    settings = {"use_cache": str(tmp_path / "responses")}
+    first, second = (
+        evaluate(task, limit=6, settings=settings, baseline=True, **STEERED) for _ in range(2)
+    )
+    assert first["results"] == second["results"]
+    assert of(first, task, "_unsteered")
+
+
+def test_a_run_without_metrics_has_none_of_these_either(evaluate: Evaluate) -> None:
+    settings = {"predict_only": True}
+    results = evaluate("tiny_text", limit=6, settings=settings, baseline=True, **STEERED)
+    assert not of(results, "tiny_text", "_unsteered")
+    assert len(results["samples"]["tiny_text"]) == 6
 
 
 def test_a_task_that_is_scored_again_has_its_own_numbers_alone(

@@ -117,3 +117,22 @@ def test_a_warning_names_the_row_and_what_was_done(
         [line] = [line for line in told if line.startswith("Task tiny_choice: ")]
         assert f"no setting of sadi-{element} beats the unsteered model" in line
         assert words in line
+
+
+def test_a_run_of_two_tasks_says_what_a_user_can_act_on_and_nothing_else(
+    evaluate: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it costs, that nothing was found if so, and how each task was steered."""
+    tasks = "tiny_choice", "tiny_word"
+    given = {"grid": "1x0.000001", "n_tune": 10, "rule": "sure", "baseline": True}
+    evaluate(*tasks, **given)
+    costs = [f"top_k and delta of {task}: 1 settings are tried on 10 documents" for task in tasks]
+    nulls = [f"Task {task}: no setting of sadi-head beats" for task in tasks]
+    ends = [f"Task {task}: sadi-head: unsteered, as rule sure took no setting" for task in tasks]
+    first = [costs[0], nulls[0], costs[1], nulls[1], *ends]
+    for expected in (first, [*nulls, *ends]):  # then out of the cache
+        mine = [record.getMessage() for record in caplog.records if record.name == "lm_eval.sadi"]
+        assert len(mine) == len(expected), mine
+        assert [m for m, begin in zip(mine, expected, strict=True) if not m.startswith(begin)] == []
+        caplog.clear()
+        evaluate(*tasks, **given)
