@@ -34,6 +34,7 @@ from sadi_lmeval.architecture.sites import check_sites, size_in
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.joined import joined
 from sadi_lmeval.errors import UserError, show_user_errors_as_one_line
+from sadi_lmeval.harness.baseline import baseline_of
 from sadi_lmeval.harness.degenerate import is_degenerate
 from sadi_lmeval.harness.response_cache import ResponseCache
 from sadi_lmeval.harness.results_name import name_results_by_the_model
@@ -62,7 +63,6 @@ from sadi_lmeval.passes.prefill import (
 )
 from sadi_lmeval.passes.scoring import Score, truncated
 from sadi_lmeval.processes import ALONE, Processes, leave_at_exit
-from sadi_lmeval.records.summary import summary
 from sadi_lmeval.steering.fitting import refuse_unsuited
 from sadi_lmeval.steering.steering import TaskSteering, prepare
 from sadi_lmeval.steering.unsteered import with_unsteered
@@ -85,9 +85,11 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         arms: the ways of steering by name; the only one, unless several take turns.
         arm: the one that answers.
         options: what all of them share.
+        baseline: whether every request is answered unsteered too, for the harness's results.
     """
 
     METHOD: ClassVar[str | None] = None
+    baseline: bool = False
 
     def __init__(self, pretrained: str | transformers.PreTrainedModel, **arguments: Any) -> None:
         show_user_errors_as_one_line()
@@ -123,7 +125,9 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         """Read our arguments, before anything is loaded."""
         if self.METHOD is None:
             raise UserError(f"name a method: {', '.join(f'hf-{name}' for name in method_names())}")
-        return {self.METHOD: read_arm(self.METHOD, given)}
+        arm = read_arm(self.METHOD, given)
+        self.baseline = bool(given.get("baseline"))
+        return {self.METHOD: arm}
 
     @property
     def rank(self) -> int:
@@ -440,6 +444,32 @@ class SteeredModel(HFLM):  # type: ignore[misc]
 
     def _loglikelihood(self, requests: list[Instance], disable_tqdm: bool) -> list[Score]:
         which = self._steer(requests)
+        scores = self._scores(requests, which, "Running loglikelihood requests", disable_tqdm)
+        odd: dict[str, set[int]] = {request.task_name: set() for request in requests}
+        for request, score in zip(requests, scores, strict=True):
+            if not math.isfinite(score[0]):
+                odd[request.task_name].add(request.doc_id)
+        self._report_not_finite({name: len(documents) for name, documents in odd.items()})
+        if self.baseline:
+            unsteered = scores
+            if set(which) != {UNSTEERED}:
+                alike = [UNSTEERED] * len(requests)
+                unsteered = self._scores(requests, alike, "The same, unsteered", disable_tqdm)
+            self._note_unsteered(requests, unsteered)
+        return scores
+
+    def _note_unsteered(self, requests: Sequence[Instance], responses: Sequence[Any]) -> None:
+        """Have the harness's results give the unsteered model's numbers, too."""
+        noted = self._run.by_name
+        for request, response in zip(requests, responses, strict=True):
+            run_task = noted.get(request.task_name)
+            if run_task is not None and "bypass" not in run_task.task.aggregation():
+                baseline_of(run_task.task).note(request, response)
+
+    def _scores(
+        self, requests: list[Instance], which: list[int], label: str, disable_tqdm: bool
+    ) -> list[Score]:
+        """Score requests, each with the edit of its index."""
         digests = {e: self.steering_digest(self.arm, self._edits, e) for e in set(which)}
         scores: list[Score | None] = [None] * len(requests)
         left: list[int] = []
@@ -457,7 +487,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         bar = tqdm(
             total=len(requests),
             initial=len(requests) - len(left),
-            desc="Running loglikelihood requests",
+            desc=label,
             disable=disable_tqdm or self.rank != 0,
         )
 
@@ -471,11 +501,6 @@ class SteeredModel(HFLM):  # type: ignore[misc]
 
         with bar:
             self.engine.score(continuations, self._edits, done)
-        odd: dict[str, set[int]] = {request.task_name: set() for request in requests}
-        for request, score in zip(requests, scores, strict=True):
-            if score is not None and not math.isfinite(score[0]):
-                odd[request.task_name].add(request.doc_id)
-        self._report_not_finite({name: len(documents) for name, documents in odd.items()})
         return [score for score in scores if score is not None]
 
     def _report_not_finite(self, counts: dict[str, int]) -> None:
@@ -485,11 +510,9 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         for name, count in total.items():
             if count:
                 logger.warning(
-                    "Task %s: log-probabilities of %d documents are not finite (steered too "
+                    "Task %s, %s: log-probabilities of %d documents are not finite (steered too "
                     "strongly for %s?): the answers to them mean nothing",
-                    name,
-                    count,
-                    self.model.dtype,
+                    *(name, self.arm.label, count, self.model.dtype),
                 )
 
     def _report_degenerate(self, texts: dict[str, list[str]]) -> None:
@@ -499,9 +522,9 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         for name, count in total.items():
             if count and self.arm.method is not None:
                 logger.warning(
-                    "Task %s: %d texts are empty, or one short piece over and over (steered too "
-                    "strongly?)",
-                    *(name, count),
+                    "Task %s, %s: %d texts are empty, or one short piece over and over (steered "
+                    "too strongly?)",
+                    *(name, self.arm.label, count),
                 )
 
     def _sum(self, counts: dict[str, int]) -> dict[str, int]:
@@ -530,6 +553,29 @@ class SteeredModel(HFLM):  # type: ignore[misc]
 
     def _generate_until(self, requests: list[Instance], disable_tqdm: bool) -> list[str]:
         which = self._steer(requests)
+        texts, odd = self._texts(requests, which, disable_tqdm)
+        self._report_not_finite(odd)
+        of_task: dict[str, list[str]] = {request.task_name: [] for request in requests}
+        for request, text in zip(requests, texts, strict=True):
+            of_task[request.task_name].append(text)
+        self._report_degenerate(of_task)
+        if self.baseline:
+            unsteered = texts
+            if set(which) != {UNSTEERED}:
+                with torch.random.fork_rng():  # steered texts are drawn as without a baseline
+                    alike = [UNSTEERED] * len(requests)
+                    unsteered, _ = self._texts(requests, alike, disable_tqdm)
+            self._note_unsteered(requests, unsteered)
+        return texts
+
+    def _texts(
+        self, requests: list[Instance], which: list[int], disable_tqdm: bool
+    ) -> tuple[list[str], dict[str, int]]:
+        """Generate after prompts, each with the edit of its index.
+
+        Returns:
+            the texts, and of each task for how many some log-probability was not finite.
+        """
         texts: list[str | None] = [None] * len(requests)
         alike: dict[tuple[str, int], list[int]] = {}
         for index, (request, edit) in enumerate(zip(requests, which, strict=True)):
@@ -556,12 +602,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
                 self._generation = _Generation()
             for index, answer in zip(left, answers, strict=True):
                 texts[index] = answer
-        self._report_not_finite(odd)
-        of_task: dict[str, list[str]] = {request.task_name: [] for request in requests}
-        for request, text in zip(requests, texts, strict=True):
-            of_task[request.task_name].append(text or "")
-        self._report_degenerate(of_task)
-        return [text for text in texts if text is not None]
+        return [text for text in texts if text is not None], odd
 
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any
@@ -597,7 +638,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         info: dict[str, Any] = super().get_model_info()
         info["sadi"] = {}
         for name, steering in self._tasks.items():
-            logger.info("Task %s: %s", name, summary(steering.record))
+            logger.info("Task %s: %s", name, steering.summary)
             info["sadi"][name] = steering.record.with_counts(
                 self._not_finite.get(name, 0), self._degenerate.get(name, 0)
             ).to_json()

@@ -770,9 +770,10 @@ def test_the_installed_command_lists_every_benchmark_and_what_can_be_had(tmp_pat
     expected = {name: each.benchmark for each in shipped if each for name in each.tasks}
     assert {name: each["benchmark"] for name, each in found.items()} == expected
     data = {name: each["data"] for name, each in found.items()}
-    assert data["sadi_facts"] == "comes with the task"
+    assert data["sadi_facts"] == data["sadi_customers"] == "comes with the task"
     assert data["copa"] == data["sadi_copa"] == "yes"
-    rest = [data[name] for name in data if name not in ("sadi_facts", "copa", "sadi_copa")]
+    had = ("sadi_facts", "sadi_customers", "copa", "sadi_copa")
+    rest = [data[name] for name in data if name not in had]
     assert all(each.startswith("no: ") for each in rest), rest
     assert "openai/gsm8k" in data["gsm8k"]
     assert found["truthfulqa_mc1"]["pairs from"] == "2 folds of validation"

@@ -835,6 +835,7 @@ REFUSED = [
         ((), {"method": "none"}, ["--model_args method"]),
         ((), {"max_settings": 5}, ["--model_args max_settings"]),
         ((), {"mask": "mask.safetensors"}, ["--model_args mask", "mask_from=TASK"]),
+        ((), {"baseline": "true"}, ["--model_args baseline", "is a row here"]),
         ((), {"pretrained": None}, ["--model_args", "pretrained=MODEL is missing"]),
         ((), {"n_pairs": 0}, ["n_pairs=0", "at least 1"]),
         ((), {"n_tune": "x", "folds": 1}, ["n_tune=x", "folds=1"]),

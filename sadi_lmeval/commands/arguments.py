@@ -86,6 +86,8 @@ def model_arguments(
         )
     if "mask" in arguments:
         raise UserError("--model_args mask: fits are made here; use mask_from=TASK")
+    if "baseline" in arguments:
+        raise UserError("--model_args baseline: the unsteered model is a row here; leave it out")
     if "pretrained" not in arguments:
         raise UserError("--model_args: pretrained=MODEL is missing")
     return dict(arguments)

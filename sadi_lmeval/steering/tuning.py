@@ -87,6 +87,7 @@ def choose_settings(
     model: SteerableModel,
     folder: Path | None,
     label: str,
+    tried_now: Callable[[int], None] = lambda index: None,
 ) -> list[Choice]:
     """Try every setting of every method at once, or take the choices out of the cache.
 
@@ -97,6 +98,7 @@ def choose_settings(
         folder: where choices are kept; the work of each method is noted down there document by
             document.
         label: for the progress bar.
+        tried_now: is told the index of each method whose choice is not in the cache.
     """
     objective = resolved(trial.objective, trial.task)
     rule = resolved_rule(trial.rule, objective, trial.task)
@@ -109,6 +111,9 @@ def choose_settings(
     kind = _kind(" and ".join(names), dict(zip(keys, candidates, strict=True)))
 
     def build(missing: list[str], kept: Path | None) -> dict[str, Choice]:
+        for index, key in enumerate(keys):
+            if key in missing:
+                tried_now(index)
         return _tried(trial, {k: candidates[keys.index(k)] for k in missing}, model, kept, label)
 
     choices = get_or_build(folder, kind, keys, build, model.processes)
