@@ -24,6 +24,7 @@ from sadi_lmeval.options import Objective, RuleName
 from sadi_lmeval.pairs.recipe import Recipe
 from sadi_lmeval.passes.steerable import SteerableModel
 from sadi_lmeval.settings import Axes, Setting
+from sadi_lmeval.steering.chosen import card_of
 from sadi_lmeval.steering.objective import Judged, judge, resolved, resolved_rule
 from sadi_lmeval.steering.outcome import (
     Choice,
@@ -108,7 +109,7 @@ def choose_settings(
         of_trial["race"] = settled_by()
     keys = [key_of({**each.identity, **of_trial, "settings": each.settings}) for each in candidates]
     names = dict.fromkeys(name for each in candidates for name in each.axes.names)
-    kind = _kind(" and ".join(names), dict(zip(keys, candidates, strict=True)))
+    kind = _kind(" and ".join(names), dict(zip(keys, candidates, strict=True)), trial)
 
     def build(missing: list[str], kept: Path | None) -> dict[str, Choice]:
         for index, key in enumerate(keys):
@@ -142,7 +143,7 @@ def trial_identity(trial: Trial, model: SteerableModel) -> dict[str, Any]:
     }
 
 
-def _kind(numbers: str, candidates: dict[str, Candidates]) -> Kind[Choice]:
+def _kind(numbers: str, candidates: dict[str, Candidates], trial: Trial) -> Kind[Choice]:
     def save(choice: Choice, path: Path, key: str) -> None:
         of = candidates[key].identity  # for people: what it is a choice for
         content = {
@@ -150,13 +151,14 @@ def _kind(numbers: str, candidates: dict[str, Candidates]) -> Kind[Choice]:
             "axes": choice.axes.names,
             "fit": of["fit"],
             "arm": of["arm"],
+            "card": card_of(choice, trial.task, trial.documents, of["arm"]),
         }
         write_kept(content, path, key)
 
     def load(path: Path, key: str) -> Choice:
         values, axes = read_kept(path, key), candidates[key].axes
-        for name in ("fit", "arm"):
-            values.pop(name)
+        for name in ("fit", "arm", "card"):
+            values.pop(name, None)
         if tuple(values.pop("axes")) != axes.names:
             raise ValueError("it belongs to another method")
         outcomes = [Outcome(Setting(*o[0]), *o[1:]) for o in values.pop("outcomes")]
