@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import LogitsProcessorList
 from transformers.models.auto.modeling_auto import (
@@ -51,12 +53,15 @@ from sadi_lmeval.methods.arm import Arm, own_arguments, read_arm, read_arms
 from sadi_lmeval.methods.registry import method_class, method_names
 from sadi_lmeval.options import REFERENCE_LENGTH, refuse_unknown
 from sadi_lmeval.pairs.plan import user_folders
+from sadi_lmeval.passes.decoding import Decoder
+from sadi_lmeval.passes.endings import Ending, Text
 from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.passes.packing import UNSTEERED, Continuation
 from sadi_lmeval.passes.prefill import (
     FiniteLogits,
     Prompts,
     beginning_of,
+    end_tokens,
     looks_at_tokens,
     steered_generation,
     with_shared_beginning,
@@ -90,6 +95,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
 
     METHOD: ClassVar[str | None] = None
     baseline: bool = False
+    batch_size_per_gpu: Any  # of the harness: a number, or auto
 
     def __init__(self, pretrained: str | transformers.PreTrainedModel, **arguments: Any) -> None:
         show_user_errors_as_one_line()
@@ -282,11 +288,13 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         """
         if self.device.type in _AUTO_GENERATION_ROWS:
             return min(_AUTO_GENERATION_ROWS[self.device.type], int(self.max_batch_size))
-        before, self._world_size = self._world_size, 1  # each process for itself: none waits
-        try:
-            return int(super()._detect_batch_size(requests, pos))
-        finally:
-            self._world_size = before
+        if self._rows_found is None:
+            before, self._world_size = self._world_size, 1  # each process for itself: none waits
+            try:
+                self._rows_found = int(super()._detect_batch_size(requests, pos))
+            finally:
+                self._world_size = before
+        return self._rows_found
 
     @property
     def length_limit(self) -> LengthLimit | None:
@@ -581,6 +589,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         for index, (request, edit) in enumerate(zip(requests, which, strict=True)):
             alike.setdefault((request.task_name, edit), []).append(index)
         odd = {request.task_name: 0 for request in requests}
+        runs: list[tuple[str, list[int], _Generation]] = []
         for (name, edit), indices in alike.items():
             digest = self.steering_digest(self.arm, self._edits, edit)
             self.cache_hook.steering = digest
@@ -591,24 +600,103 @@ class SteeredModel(HFLM):  # type: ignore[misc]
                 texts[index] = None if sampled else self.cache_hook.get("generate_until", arguments)
                 if texts[index] is None:
                     left.append(index)
-            if not left:
-                continue
-            prompts = [self.tok_encode(requests[index].args[0]) for index in left]
-            self._generation = _Generation(edit, beginning_of(prompts), digest)
+            if left:
+                runs.append((name, left, _Generation(edit, digest=digest)))
+        self._rows_found = None
+        for _, left, state in runs:
+            self._plan([requests[i] for i in left], state)
+        planned = [t for *_, state in runs for batch in state.batches or () for t in batch or ()]
+        rows = self._generation_rows() if planned else 0
+        decoder = self.engine.decoder(planned, self._edits, rows)
+        for name, left, self._generation in runs:
+            state = self._generation
+            state.decoder = decoder
+            state.beginning = beginning_of([self.tok_encode(requests[i].args[0]) for i in left])
+            self.cache_hook.steering = state.digest
             try:
                 answers = super().generate_until([requests[i] for i in left], disable_tqdm)
-                odd[name] += self._generation.not_finite
+                odd[name] += state.not_finite
             finally:
                 self._generation = _Generation()
             for index, answer in zip(left, answers, strict=True):
                 texts[index] = answer
         return [text for text in texts if text is not None], odd
 
+    _rows_found: int | None = None
+    """What was found for ``--batch_size auto`` in this call."""
+
+    def _generation_rows(self) -> int:
+        """Give the texts that are generated at once."""
+        return self._detect_batch_size() if self.batch_size == "auto" else int(self.batch_size)
+
+    def _plan(self, requests: list[Instance], state: _Generation) -> None:
+        """Have the harness make its batches, and note what each asks for, before any is answered:
+        so that a text that is over makes room for one of a later batch."""
+        size, hook = self.batch_size_per_gpu, self.cache_hook
+        self.batch_size_per_gpu = self._generation_rows()  # or else it says twice what it finds
+        self.cache_hook = ResponseCache(None)
+        self._generation, state.planning = state, True
+        harness_logger = logging.getLogger(HFLM.__module__)
+        try:
+            harness_logger.disabled = True  # it will say the same again
+            super().generate_until(requests, disable_tqdm=True)
+        finally:
+            harness_logger.disabled = False
+            self._generation, state.planning = _Generation(), False
+            self.batch_size_per_gpu, self.cache_hook = size, hook
+
+    def _texts(
+        self, context: Tensor, mask: Tensor, most: int, stop: list[str], options: dict[str, Any]
+    ) -> list[Text] | None:
+        """Make the texts to decode of a batch of the harness; None: it takes the plain way."""
+        pad = self.tokenizer.pad_token_id
+        eos = end_tokens(self.model, options)
+        longest = context.shape[1] + most
+        if (
+            most < 1
+            or eos is None
+            or self.think_end_token is not None  # what comes after it counts, whatever was before
+            or pad not in self.tokenizer.all_special_ids  # or else it is text
+            or longest > self.engine.longest_branching_path
+            or not self.engine.can_decode
+        ):
+            return None
+        back = max((len(self.tok_encode(each, add_special_tokens=False)) for each in stop if each),
+                   default=0)  # fmt: skip
+        ending = Ending(stop, eos, len(context), self._text_of, back)
+        edit = self._generation.edit
+        return [
+            Text(row[seen == 1].tolist(), ending, most, edit)
+            for row, seen in zip(context.cpu(), mask.cpu(), strict=True)
+        ]
+
+    def _text_of(self, tokens: list[int], skip_special_tokens: bool) -> str:
+        return str(self.tok_decode(tokens, skip_special_tokens=skip_special_tokens))
+
+    def _decoded(self, context: Tensor, texts: list[Text], state: _Generation) -> Tensor:
+        """Give ``[batch, seq]`` as generation does: context and tokens, right-padded."""
+        assert state.decoder is not None
+        state.decoder.finish(texts)
+        failed = sum(text.failed for text in texts)
+        state.not_finite += failed
+        self.cache_hook.steering = "" if failed else state.digest
+        made = [torch.tensor(text.kept) for text in texts]
+        pad = self.tokenizer.pad_token_id
+        after = pad_sequence(made, batch_first=True, padding_value=pad).to(context.device)
+        return torch.cat([context, after], dim=1)
+
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any
     ) -> Any:
         state = self._generation
         mask = kwargs.pop("attention_mask", torch.ones_like(context))
+        if state.planning:
+            most = max_length - context.shape[1]
+            state.batches.append(self._texts(context, mask, most, stop, kwargs))
+            return context
+        planned = state.batches.popleft() if state.batches else None
+        if planned is not None:
+            return self._decoded(context, planned, state)
         prompts = Prompts(context, mask)
         plain = looks_at_tokens(self.model, kwargs)
         fits = max_length <= self.engine.longest_branching_path
@@ -654,12 +742,19 @@ class _Generation:
         beginning: what all its prompts begin with, where that is worth computing once.
         digest: of its steering.
         not_finite: texts so far for which a token's log-probability was not finite.
+        planning: whether batches are noted, and nothing is generated yet.
+        batches: the texts of each of the harness's batches that is still to come, or None where
+            it takes the plain way.
+        decoder: what generates them.
     """
 
     edit: int = UNSTEERED
     beginning: list[int] = field(default_factory=list)
     digest: str = ""
     not_finite: int = 0
+    planning: bool = False
+    batches: deque[list[Text] | None] = field(default_factory=deque)
+    decoder: Decoder | None = None
 
 
 class ManyArmsModel(SteeredModel):
