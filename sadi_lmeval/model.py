@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -48,6 +49,7 @@ from sadi_lmeval.harness.run_tasks import (
     note_tasks,
     with_all_metrics,
 )
+from sadi_lmeval.harness.tokens import TokensOfMany
 from sadi_lmeval.identity.model import model_card, model_identity, tokenizer_digest
 from sadi_lmeval.methods.arm import Arm, own_arguments, read_arm, read_arms
 from sadi_lmeval.methods.registry import method_class, method_names
@@ -71,11 +73,14 @@ from sadi_lmeval.processes import ALONE, Processes, leave_at_exit
 from sadi_lmeval.steering.fitting import refuse_unsuited
 from sadi_lmeval.steering.steering import TaskSteering, prepare
 from sadi_lmeval.steering.unsteered import with_unsteered
+from sadi_lmeval.storage.yaml_files import files_looked_at_once
 from sadi_lmeval.versions import versions
 
 logger = logging.getLogger("lm_eval.sadi")
 
 _AUTO_GENERATION_ROWS = {"cpu": 8}
+_ENCODED_AT_ONCE = 1000
+"""Requests."""
 
 
 class SteeredModel(HFLM):  # type: ignore[misc]
@@ -120,6 +125,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         self._degenerate: dict[str, int] = {}
         self._card: dict[str, Any] | None = None
         self._unreadable = uuid4().hex
+        self._tokens = TokensOfMany(self)
         super().__init__(pretrained, delta=delta_weights, **arguments)
         self.processes = self._join_processes()
         self.cache_hook: ResponseCache = ResponseCache(None)
@@ -305,6 +311,34 @@ class SteeredModel(HFLM):  # type: ignore[misc]
 
     # ------------------------------------------------------------------ fits
 
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, *others: Any, **keywords: Any
+    ) -> list[int]:
+        """Encode a text as ``hf`` does; many that are known beforehand are encoded at once."""
+        if not others and not keywords and self._tokens.known:
+            known = self._tokens.of(string, add_special_tokens)
+            if known is not None:
+                return known
+        found: list[int] = super().tok_encode(string, add_special_tokens, *others, **keywords)
+        return found
+
+    def continuations(self, texts: Sequence[tuple[str, str]]) -> list[Continuation]:
+        """Tokenize requests as :meth:`continuation` does each."""
+        longest = self.max_length
+        return [
+            Continuation(*truncated(before, after, longest))
+            for before, after in self._encode_all(texts)
+        ]
+
+    def _encode_all(
+        self, texts: Iterable[tuple[str, str]]
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """Encode prompts and answers, so many at once that memory does not grow with them."""
+        left = iter(texts)
+        while part := list(itertools.islice(left, _ENCODED_AT_ONCE)):
+            with self._tokens.encoded(part):
+                yield from [self._encode(*text) for text in part]
+
     def encode(self, context: str, continuation: str) -> list[int]:
         """Encode prompt and answer as scored: together, cut from the left to the model's length."""
         before, after = self._encode(context, continuation)
@@ -323,20 +357,23 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         """Tokenize a request as it is scored, cut from the left to the model's length."""
         return Continuation(*truncated(*self._encode(context, continuation), self.max_length))
 
-    def asked_of(self, request: Instance) -> Continuation:
-        """Make the continuation of the harness's request.
+    def asked_of(self, requests: Iterable[Instance]) -> Iterator[Continuation]:
+        """Make the continuations of the harness's requests.
 
         Raises:
-            UserError: it is longer than the model's length; ``hf`` asserts that none is.
+            UserError: one is longer than the model's length; ``hf`` asserts that none is.
         """
-        before, after = self._encode(*request.args)
-        if len(after) > self.max_length:
-            raise UserError(
-                f"task {request.task_name}, document {request.doc_id}: a continuation of "
-                f"{len(after)} tokens, and max_length is {self.max_length}; pass a larger "
-                "max_length, or a model that takes longer texts"
-            )
-        return Continuation(*truncated(before, after, self.max_length))
+        longest = self.max_length
+        asked, texts = itertools.tee(requests)
+        encoded = self._encode_all(request.args for request in texts)
+        for request, (before, after) in zip(asked, encoded, strict=True):
+            if len(after) > longest:
+                raise UserError(
+                    f"task {request.task_name}, document {request.doc_id}: a continuation of "
+                    f"{len(after)} tokens, and max_length is {longest}; pass a larger "
+                    "max_length, or a model that takes longer texts"
+                )
+            yield Continuation(*truncated(before, after, longest))
 
     def _prepare(self, requests: list[Instance]) -> None:
         """Fit the method to every task of the run before the first request is answered."""
@@ -360,9 +397,10 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             tasks[name] = noted.get(name) or load_task(name, user_folders(self.options, None), None)
             refuse_unsuited(tasks[name], [self.arm])
         prepared = {}
-        for name, task in tasks.items():
-            [steering] = prepare(task, self, [self.arm])
-            prepared[name] = with_unsteered(steering, self)
+        with files_looked_at_once():
+            for name, task in tasks.items():
+                [steering] = prepare(task, self, [self.arm])
+                prepared[name] = with_unsteered(steering, self)
         self._use(prepared)
         self._prepared_for = identity
 
@@ -481,17 +519,20 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         digests = {e: self.steering_digest(self.arm, self._edits, e) for e in set(which)}
         scores: list[Score | None] = [None] * len(requests)
         left: list[int] = []
-        continuations: list[Continuation] = []
-        for index, request in enumerate(
-            tqdm(requests, desc="Tokenizing inputs", disable=disable_tqdm)
-        ):
+        for index, request in enumerate(requests):
             self.cache_hook.steering = digests[which[index]]
-            known = self.cache_hook.get("loglikelihood", request.args)
-            if known is not None:
-                scores[index] = known
-                continue
-            left.append(index)
-            continuations.append(self.asked_of(request)._replace(edit=which[index]))
+            scores[index] = self.cache_hook.get("loglikelihood", request.args)
+            if scores[index] is None:
+                left.append(index)
+        asked = self.asked_of(requests[index] for index in left)
+        continuations = [
+            continuation._replace(edit=which[index])
+            for index, continuation in zip(
+                left,
+                tqdm(asked, desc="Tokenizing inputs", total=len(left), disable=disable_tqdm),
+                strict=True,
+            )
+        ]
         bar = tqdm(
             total=len(requests),
             initial=len(requests) - len(left),
@@ -561,7 +602,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
 
     def _generate_until(self, requests: list[Instance], disable_tqdm: bool) -> list[str]:
         which = self._steer(requests)
-        texts, odd = self._texts(requests, which, disable_tqdm)
+        texts, odd = self._generated(requests, which, disable_tqdm)
         self._report_not_finite(odd)
         of_task: dict[str, list[str]] = {request.task_name: [] for request in requests}
         for request, text in zip(requests, texts, strict=True):
@@ -572,11 +613,11 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             if set(which) != {UNSTEERED}:
                 with torch.random.fork_rng():  # steered texts are drawn as without a baseline
                     alike = [UNSTEERED] * len(requests)
-                    unsteered, _ = self._texts(requests, alike, disable_tqdm)
+                    unsteered, _ = self._generated(requests, alike, disable_tqdm)
             self._note_unsteered(requests, unsteered)
         return texts
 
-    def _texts(
+    def _generated(
         self, requests: list[Instance], which: list[int], disable_tqdm: bool
     ) -> tuple[list[str], dict[str, int]]:
         """Generate after prompts, each with the edit of its index.
