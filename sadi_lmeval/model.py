@@ -61,7 +61,7 @@ from sadi_lmeval.passes.prefill import (
     with_shared_beginning,
 )
 from sadi_lmeval.passes.scoring import Score, truncated
-from sadi_lmeval.processes import ALONE, Processes, leave_at_exit
+from sadi_lmeval.processes import ALONE, Processes, Together, leave_at_exit
 from sadi_lmeval.records.summary import summary
 from sadi_lmeval.steering.fitting import refuse_unsuited
 from sadi_lmeval.steering.steering import TaskSteering, prepare
@@ -268,6 +268,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             max_length=self.max_length,
             autocast=self.mixed_precision_dtype,
             softmax_dtype=self.softmax_dtype,
+            processes=self.processes,
         )
 
     def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
@@ -641,6 +642,15 @@ class ManyArmsModel(SteeredModel):
 
     def _read_arms(self, given: dict[str, Any]) -> dict[str, Arm]:
         return read_arms(self._arm_names, given)
+
+    def _join_processes(self) -> Processes:
+        """Join the processes of the run, which divide batches.
+
+        To the harness each of them is the only one: it is given all requests, and gets all answers.
+        """
+        joined = super()._join_processes()
+        self._rank, self._world_size = 0, 1
+        return Together(joined.rank, joined.count, joined.device)
 
 
 @cache

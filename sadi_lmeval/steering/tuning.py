@@ -155,8 +155,9 @@ def _tried(
 ) -> dict[str, Choice]:
     """Make the choices of methods by their keys; kept in the folder if there is one."""
     rank = f".{model.processes.rank}" if model.processes.rank else ""
+    notes = model.processes.notes_down
     journals = [
-        Journal(None if folder is None else folder / f"{key}.tuning{rank}.jsonl")
+        Journal(folder / f"{key}.tuning{rank}.jsonl" if folder and notes else None)
         for key in candidates
     ]
     families = [each.edits for each in candidates.values()]
@@ -213,7 +214,7 @@ def judge_settings(
     Returns:
         ``[documents, settings, 3]``, see :func:`~sadi_lmeval.steering.outcome.as_numbers`.
     """
-    judged = _known(journals, families, len(trial.documents))
+    judged = model.processes.known(_known(journals, families, len(trial.documents)))
     columns = _columns(families)
     requests, owner = [], []
     mine = model.processes.shard(trial.texts)
