@@ -150,6 +150,9 @@ def joined() -> Together:
         return Together()
     if not getattr(torch, "accelerator", torch.cuda).is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+        # Its own "cpu:0" has weights copied that are mapped from their file on "cpu", as in a run
+        # of one process: memory for each process, and sums that round otherwise.
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
