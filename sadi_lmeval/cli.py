@@ -73,7 +73,8 @@ def _in_all(arguments: Sequence[str]) -> int:
         end.fail(130, _INTERRUPTED)
     except BaseException:
         where = f"process {processes.rank} of {processes.count}"
-        end.fail(1, f"{traceback.format_exc()}sadi-lmeval: error: {where} has failed")
+        text = f"{traceback.format_exc()}sadi-lmeval: error: {where} has failed"
+        end.fail(1, text, foreseen=False)
     return 0
 
 

@@ -22,6 +22,9 @@ _JOINING = 60.0
 """Seconds in which every process connects to the first: all of them have just met."""
 _PATIENCE = 30.0
 """Seconds after which a process that has failed ends, whether or not the first has said so."""
+_CAUSE = 1.0
+"""Seconds in which it is heard that another process has failed or was killed, before that is told
+which came of it: a collective fails where the other side is gone."""
 
 
 class CommonEnd:
@@ -45,14 +48,17 @@ class CommonEnd:
             link.settimeout(None)
             threading.Thread(target=self._listen, args=(rank, link), daemon=True).start()
 
-    def fail(self, code: int, text: str | None) -> NoReturn:
+    def fail(self, code: int, text: str | None, foreseen: bool = True) -> NoReturn:
         """End all processes.
 
         Args:
             code: that they exit with, not 0.
             text: what the first process writes to stderr; None: every process has failed alike, and
                 the first one has written why.
+            foreseen: whether this process itself is known to be the cause.
         """
+        if not foreseen:
+            time.sleep(_CAUSE)
         if self._processes.is_first:
             self._end(code, text)
         try:
