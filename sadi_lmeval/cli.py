@@ -52,13 +52,13 @@ def _in_all(arguments: Sequence[str]) -> int:
 
     try:
         processes = joined()
-    except UserError as error:
+        end = CommonEnd(processes)
+    except (UserError, KeyboardInterrupt) as error:
         if launched_as() == 0:
-            print(_line(error), file=sys.stderr)
+            print(_line(error) if isinstance(error, UserError) else _INTERRUPTED, file=sys.stderr)
         else:
             time.sleep(_SECONDS_TO_SPEAK)  # the launcher ends all of them with the first that ends
-        return 1
-    end = CommonEnd(processes)
+        return 1 if isinstance(error, UserError) else 130
     if not processes.is_first:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the end)
     try:
@@ -79,6 +79,7 @@ def _in_all(arguments: Sequence[str]) -> int:
 
 
 _SECONDS_TO_SPEAK = 3.0
+"""In which the first process says why none of them can begin."""
 
 
 def _run(arguments: Sequence[str]) -> None:

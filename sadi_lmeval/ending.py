@@ -16,6 +16,7 @@ import threading
 import time
 from typing import Any, NoReturn
 
+from sadi_lmeval.errors import UserError
 from sadi_lmeval.processes import Processes
 
 _JOINING = 60.0
@@ -31,6 +32,10 @@ class CommonEnd:
     """Of the processes of a run, which all make one at the same time."""
 
     def __init__(self, processes: Processes) -> None:
+        """
+        Raises:
+            UserError: not every process can connect to the first.
+        """
         self._processes = processes
         self._ending = threading.Lock()
         self._links: dict[int, socket.socket] = {}
@@ -38,12 +43,18 @@ class CommonEnd:
         secret, port = processes.broadcast(
             lambda: (secrets.token_hex(16), 0 if server is None else server.getsockname()[1])
         )
-        if server is not None:
-            self._accept(server, secret)
-        else:
-            address = os.environ.get("MASTER_ADDR", "127.0.0.1"), port
-            self._links[0] = socket.create_connection(address, timeout=_JOINING)
-            self._send(0, {"secret": secret, "rank": processes.rank})
+        address = os.environ.get("MASTER_ADDR", "127.0.0.1"), port
+        try:
+            if server is not None:
+                self._accept(server, secret)
+            else:
+                self._links[0] = socket.create_connection(address, timeout=_JOINING)
+                self._send(0, {"secret": secret, "rank": processes.rank})
+        except OSError as error:
+            raise UserError(
+                f"not every process reaches the first one at port {port} of {address[0]} ({error}); "
+                "let the nodes connect to each other's ports"
+            ) from None
         for rank, link in self._links.items():
             link.settimeout(None)
             threading.Thread(target=self._listen, args=(rank, link), daemon=True).start()

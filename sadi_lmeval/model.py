@@ -70,7 +70,8 @@ from sadi_lmeval.versions import versions
 
 logger = logging.getLogger("lm_eval.sadi")
 
-_AUTO_GENERATION_ROWS = {"cpu": 8}
+AUTO_GENERATION_ROWS = {"cpu": 8}
+"""Of a batch under ``--batch_size auto``, by device type; found out on others."""
 
 
 class SteeredModel(HFLM):  # type: ignore[misc]
@@ -277,8 +278,8 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         On a CPU, trying ever smaller batches of the model's longest input takes longer than the
         run, and gains nothing.
         """
-        if self.device.type in _AUTO_GENERATION_ROWS:
-            return min(_AUTO_GENERATION_ROWS[self.device.type], int(self.max_batch_size))
+        if self.device.type in AUTO_GENERATION_ROWS:
+            return min(AUTO_GENERATION_ROWS[self.device.type], int(self.max_batch_size))
         before, self._world_size = self._world_size, 1  # each process for itself: none waits
         try:
             return int(super()._detect_batch_size(requests, pos))

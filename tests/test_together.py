@@ -160,10 +160,10 @@ def test_processes_that_come_to_their_end_leave_without_a_word(
 def test_generation_is_divided_into_the_batches_of_one_process(count: int) -> None:
     class Request:
         def __init__(self, words: int) -> None:
-            self.task_name, self.args = f"task {words % 2}", (" ".join("a" * words), {})
+            self.task_name, self.args = "task", (" ".join("a" * words), {})
 
     class Model:
-        batch_size = 3
+        batch_size, device = 3, torch.device("cpu")
 
         def __init__(self, rank: int) -> None:
             self.processes = Together(rank, count)
@@ -171,11 +171,13 @@ def test_generation_is_divided_into_the_batches_of_one_process(count: int) -> No
         def tok_encode(self, text: str) -> list[int]:
             return [1] * len(text.split())
 
-    requests: Any = [Request(words) for words in (3, 9, 4, 4, 12, 1, 2, 5, 6, 7, 8)]
+    lengths = (3, 9, 4, 4, 12, 1, 2, 5, 6, 7, 8)
+    requests: Any = [Request(words) for words in lengths]
+    which = [words % 2 for words in lengths]
     models: list[Any] = [Model(rank) for rank in range(count)]
-    parts = [ComparedModel._mine(model, requests) for model in models]
+    parts = [ComparedModel._mine(model, requests, which) for model in models]
     assert sorted(i for part in parts for i in part) == list(range(len(requests)))
-    # Odd: 9 7 5 | 3 1, even: 12 8 6 | 4 4 2, by the words of each.
+    # Of one edit 9 7 5 | 3 1, of the other 12 8 6 | 4 4 2, by the words of each.
     batches = [{1, 9, 7}, {0, 5}, {4, 10, 8}, {2, 3, 6}]
     assert all(batch <= set(part) or not batch & set(part) for batch in batches for part in parts)
 

@@ -14,7 +14,7 @@ from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.joined import joined
 from sadi_lmeval.harness.response_cache import ResponseCache
 from sadi_lmeval.methods.arm import Arm, read_arms
-from sadi_lmeval.model import ManyArmsModel
+from sadi_lmeval.model import AUTO_GENERATION_ROWS, ManyArmsModel
 from sadi_lmeval.passes.packing import UNSTEERED
 from sadi_lmeval.passes.scoring import Score
 from sadi_lmeval.processes import ALONE, Processes
@@ -128,9 +128,9 @@ class ComparedModel(ManyArmsModel):
         return super()._loglikelihood(requests, True)
 
     def _generate_until(self, requests: list[Instance], disable_tqdm: bool) -> list[str]:
-        self._steer(requests)  # prepares every arm, in all processes
+        which = self._steer(requests)  # prepares every arm, in all processes
         known = set(self._answers)
-        mine = self._mine(requests)
+        mine = self._mine(requests, which)
         self._in_part = True
         try:
             texts = super()._generate_until([requests[i] for i in mine], disable_tqdm)
@@ -143,24 +143,30 @@ class ComparedModel(ManyArmsModel):
             self._answers.note({k: v for k, v in of_process[1].items() if k not in self._answers})
         return [every[index] for index in range(len(requests))]
 
-    def _mine(self, requests: Sequence[Instance]) -> list[int]:
+    def _mine(self, requests: Sequence[Instance], which: Sequence[int]) -> list[int]:
         """List the requests of this process: whole batches as one process would make them.
 
-        The harness generates the longest prompts first, as many at once as a batch has rows.
+        The harness generates the longest prompts first, as many at once as a batch has rows. Where
+        it finds out how many these are, requests are dealt out one by one.
+
+        Args:
+            which: the edit of each.
         """
-        alike: dict[str, list[tuple[int, list[int], int]]] = {}
-        for index, request in enumerate(requests):
-            tokens = self.tok_encode(request.args[0])
-            alike.setdefault(request.task_name, []).append((-len(tokens), tokens, index))
-        rows = self._detect_batch_size() if self.batch_size == "auto" else int(self.batch_size)
+        alike: dict[tuple[str, int], list[tuple[int, str, int]]] = {}
+        for index, (request, edit) in enumerate(zip(requests, which, strict=True)):
+            prompt = request.args[0]
+            of_batch = alike.setdefault((request.task_name, edit), [])
+            of_batch.append((-len(self.tok_encode(prompt)), prompt, index))
+        rows = AUTO_GENERATION_ROWS.get(self.device.type, 1)
+        if self.batch_size != "auto":
+            rows = int(self.batch_size)
         batches = [
             [index for *_, index in ordered[first : first + rows]]
             for ordered in map(sorted, alike.values())
             for first in range(0, len(ordered), rows)
         ]
-        return sorted(
-            i for batch in batches[self.processes.rank :: self.processes.count] for i in batch
-        )
+        mine = batches[self.processes.rank :: self.processes.count]
+        return sorted(index for batch in mine for index in batch)
 
     _in_part = False
     """Whether this process answers a part of the requests."""
