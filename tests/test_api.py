@@ -68,6 +68,17 @@ def caa_fit(
     return sadi.fit(harness_model, tokenizer, PAIRS, "caa", layer=1, multiplier=2, **cache)
 
 
+def test_a_fit_says_nothing_that_no_one_can_act_on(
+    harness_model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    cache: dict[str, str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("WARNING")
+    sadi.fit(harness_model, tokenizer, PAIRS, "caa", layer=1, **cache)
+    assert caplog.messages == []
+
+
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     with running_hub() as made:

@@ -822,9 +822,10 @@ def test_the_installed_command_lists_every_benchmark_and_what_can_be_had(tmp_pat
     assert unfolded == {n: benchmark for n, benchmark in expected.items() if n not in subjects}
     assert max(map(len, done.stdout.splitlines())) <= 100
     data = {name: each["data"] for name, each in found.items()}
-    assert data["sadi_facts"] == "comes with the task"
+    assert data["sadi_facts"] == data["sadi_customers"] == "comes with the task"
     assert data["copa"] == data["sadi_copa"] == "yes"
-    rest = [data[name] for name in data if name not in ("sadi_facts", "copa", "sadi_copa")]
+    had = ("sadi_facts", "sadi_customers", "copa", "sadi_copa")
+    rest = [data[name] for name in data if name not in had]
     assert set(rest) == {"no"}
     assert "openai/gsm8k" in done.stdout.partition("\nNot available:\n")[2]
     assert found["truthfulqa_mc1"]["pairs from"] == "2 folds"

@@ -24,7 +24,6 @@ import torch
 import yaml
 from lm_eval._cli.run import Run
 from lm_eval.loggers import EvaluationTracker
-from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM
 
@@ -38,6 +37,8 @@ from sadi_lmeval.methods.arm import read_arms
 from sadi_lmeval.methods.sadi import AXES
 from sadi_lmeval.pairs.sources import Known
 from sadi_lmeval.passes import engine
+from sadi_lmeval.passes.endings import Text
+from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.passes.grid import grid_log_likelihoods
 from sadi_lmeval.passes.scoring import log_likelihoods
 from sadi_lmeval.records.record import (
@@ -356,13 +357,13 @@ def test_documents_for_which_no_setting_is_better_get_the_unsteered_model_s_answ
 ) -> None:
     monkeypatch.setattr("sadi_lmeval.steering.tuning.pick", lambda *_: Pick(0, 1.0))
     counted, generated = Counting(monkeypatch), []
-    generate = HFLM._model_generate
+    make = Engine.decoder
 
-    def generating(model: HFLM, context: torch.Tensor, *rest: Any, **named: Any) -> Any:
-        generated.append(len(context))
-        return generate(model, context, *rest, **named)
+    def generating(engine: Engine, texts: list[Text], *rest: Any) -> Any:
+        generated.append(len(texts))
+        return make(engine, texts, *rest)
 
-    monkeypatch.setattr(HFLM, "_model_generate", generating)
+    monkeypatch.setattr(Engine, "decoder", generating)
     folder, limit = tmp_path / "out", 6
     methods = "none,sadi-head,sadi-neuron,iti,caa"
     options = ("tiny_folds,tiny_text", methods, "--limit", str(limit), "--log_samples")
@@ -837,6 +838,7 @@ REFUSED = [
         ((), {"method": "none"}, ["--model_args method"]),
         ((), {"max_settings": 5}, ["--model_args max_settings"]),
         ((), {"mask": "mask.safetensors"}, ["--model_args mask", "mask_from=TASK"]),
+        ((), {"baseline": "true"}, ["--model_args baseline", "is a row here"]),
         ((), {"pretrained": None}, ["--model_args", "pretrained=MODEL is missing"]),
         ((), {"n_pairs": 0}, ["n_pairs=0", "at least 1"]),
         ((), {"n_tune": "x", "folds": 1}, ["n_tune=x", "folds=1"]),

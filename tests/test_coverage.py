@@ -34,6 +34,7 @@ from sadi_lmeval.pairs.plan import find_plan
 from sadi_lmeval.pairs.recipe import load_recipe
 from sadi_lmeval.storage.yaml_files import yaml_files
 
+OWN_ROWS = ("sadi_customers", "sadi_facts")
 SHIPPED = [found for path in yaml_files(task_configs()) if (found := read_benchmark(path))]
 
 
@@ -117,7 +118,7 @@ def test_every_shipped_name_is_one_of_the_harness_or_of_ours(shipped: list[Cover
     assert [row.named for row in shipped if not row.tasks] == []
     for row in shipped:
         assert row.scored, row
-        assert bool(row.datasets) is (row.named != "sadi_facts"), row
+        assert bool(row.datasets) is (row.named not in OWN_ROWS), row
 
 
 def test_every_shipped_recipe_is_there(shipped: list[Covered]) -> None:
@@ -141,6 +142,7 @@ def test_every_shipped_recipe_is_there(shipped: list[Covered]) -> None:
         ("mmlu_anatomy", "dev+validation", "test", DataSet("cais/mmlu", "anatomy")),
         ("xcopa_*", "validation", "test", None),
         ("sadi_facts", "train", "test", None),
+        ("sadi_customers", "train", "test", None),
     ],
 )
 def test_splits_and_data_of_shipped_benchmarks_are_known(
@@ -182,9 +184,28 @@ def test_only_tasks_that_differ_in_the_end_of_their_names_are_one_row() -> None:
     ]
 
 
-def test_a_task_that_brings_its_own_rows_names_no_data_set(shipped: list[Covered]) -> None:
-    [row] = [row for row in shipped if row.named == "sadi_facts"]
-    assert (row.tasks, row.datasets) == (["sadi_facts"], [])
+@pytest.mark.parametrize("name", OWN_ROWS)
+def test_a_task_that_brings_its_own_rows_names_no_data_set(
+    shipped: list[Covered], name: str
+) -> None:
+    [row] = [row for row in shipped if row.named == name]
+    assert (row.tasks, row.datasets) == ([name], [])
+
+
+@pytest.mark.parametrize(("name", "labels"), [("sadi_facts", 4), ("sadi_customers", 2)])
+def test_no_row_of_our_own_is_in_two_splits_and_every_label_is_there(
+    name: str, labels: int
+) -> None:
+    rows = [
+        json.loads(line)
+        for path in sorted((task_configs() / name).glob("*.jsonl"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    asked = [row.get("question") or row["message"] for row in rows]
+    assert len(rows) > 300
+    assert len({"".join(filter(str.isalnum, text.lower())) for text in asked}) == len(rows)
+    found = {row["answer"] if "answer" in row else row["satisfied"] for row in rows}
+    assert found == set(range(labels))
 
 
 # ------------------------------------------------------------------ the user's own

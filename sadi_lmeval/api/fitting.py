@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,4 +90,21 @@ def fit(
 
 def harness_model(method: str, model: Any, tokenizer: Any, **arguments: Any) -> SteeredModel:
     """Make the harness model of a method around a loaded model."""
-    return model_class(method)(model, tokenizer=tokenizer, **arguments)
+    with _no_warning_of_a_loaded_model():
+        return model_class(method)(model, tokenizer=tokenizer, **arguments)
+
+
+@contextmanager
+def _no_warning_of_a_loaded_model() -> Iterator[None]:
+    """Leave out what the harness says of every model that is given loaded, as all are here."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        return "already-initialized model" not in said and "not of type `str`" not in said
+
+    logger = logging.getLogger("lm_eval.models.huggingface")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)

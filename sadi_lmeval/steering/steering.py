@@ -23,6 +23,7 @@ from sadi_lmeval.pairs.sources import Source, identity, made_from, refuse_scored
 from sadi_lmeval.passes.packing import UNSTEERED
 from sadi_lmeval.passes.steerable import SteerableModel, folder_for
 from sadi_lmeval.records.steering import FitRecord, SteeringRecord
+from sadi_lmeval.records.summary import Made, summary
 from sadi_lmeval.settings import Setting
 from sadi_lmeval.steering.chosen import card_of
 from sadi_lmeval.steering.condition import FittedCondition, condition_for, conditional
@@ -51,6 +52,7 @@ class PreparedFit(NamedTuple):
         selected: the [layer, entry], or the [layer, entry, activation of it], that are edited; None
             where whole layers are.
         choice: how the setting was chosen; None where it was given.
+        is_new: whether the choice was made in this run.
         of_choice: what the fit's card says of that, see :mod:`sadi_lmeval.steering.chosen`.
     """
 
@@ -60,6 +62,15 @@ class PreparedFit(NamedTuple):
     selected: list[list[int]] | None
     choice: Choice | None
     of_choice: dict[str, Any]
+    is_new: bool = False
+
+    @property
+    def made(self) -> Made:
+        """Say what was made in this run."""
+        by_hand = not self.fitted.key
+        return Made(
+            None if by_hand else self.fitted.is_new, None if self.choice is None else self.is_new
+        )
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,11 @@ class TaskSteering:
     def edits(self) -> list[Edits]:
         """Of each fit."""
         return [fit.edits for fit in self.fits]
+
+    @property
+    def summary(self) -> str:
+        """Say in one line how the task is steered."""
+        return summary(self.record, self.arm.label, [fit.made for fit in self.fits])
 
     @property
     def pairs_digests(self) -> list[str]:
@@ -244,9 +260,15 @@ def _prepare(
             source = _without_pairs_of(fitted, plan, source)
         drawn = draw(plan, source, first, chosen, model, measured=measures)
         fits = given or fits_of(plan, source, drawn.pairs, [c.arm for c in candidates], model)
-        choices = _choices(plan, source, drawn.held_out, fits, candidates, model) if chosen else {}
+        tried: set[int] = set()
+        choices = (
+            _choices(plan, source, drawn.held_out, fits, candidates, model, tried.add)
+            if chosen
+            else {}
+        )
         for index, each in enumerate(candidates):
-            prepared[index].append(_prepared(fits[index], each, choices.get(index)))
+            fit = _prepared(fits[index], each, choices.get(index))
+            prepared[index].append(fit._replace(is_new=index in tried))
     of_pairs, folds = _origin(plan, task), plan.sources.folds
     return [
         _steering(
@@ -290,8 +312,12 @@ def _choices(
     fits: Sequence[Fitted],
     candidates: Sequence[_Candidate],
     model: SteerableModel,
+    tried_now: Callable[[int], None],
 ) -> dict[int, tuple[Choice, dict[str, Any]]]:
     """Choose the setting of every arm that has none, all tried at once.
+
+    Args:
+        tried_now: is told the index of each whose choice is not in the cache.
 
     Returns:
         by the arm's index the choice, and what the fit's card says of it.
@@ -307,8 +333,11 @@ def _choices(
     label = f"{' and '.join(names) if len(asked) == 1 else 'Settings'} of {task.name}"
     if plan.sources.folds:
         label += f", {source.label}"
-    trial = Trial(task, plan.own_recipe, held_out, texts, first.objective, first.rule)
-    choices = choose_settings(trial, tried, model, folder_for(first, model), label)
+    trial = Trial(task, plan.own_recipe, held_out, texts, first.objective, first.rule, first.race)
+    folder = folder_for(first, model)
+    choices = choose_settings(
+        trial, tried, model, folder, label, lambda number: tried_now(asked[number])
+    )
     for choice, index in zip(choices, asked, strict=True):
         if choice.p_max is not None and choice.p_max <= LEVEL:
             continue
@@ -316,13 +345,14 @@ def _choices(
         said = ", ".join(f"{k}={v:g}" for k, v in choice.axes.named(taken.setting).items())
         logger.warning(
             "Task %s: no setting of %s beats the unsteered model by more than chance may on %d "
-            "held-out documents (p_max %s; rule %s %s)",
+            "held-out documents (p_max %s); rule %s %s",
             task.name,
-            method_of(candidates[index].arm).name,
+            candidates[index].arm.label,
             choice.documents,
             "unknown" if choice.p_max is None else f"{choice.p_max:.2f}",
             choice.rule,
-            f"takes {said}, {taken.difference or 0.0:+.4f} ± {taken.difference_stderr or 0.0:.4f}"
+            f"steers all the same: {said}, {taken.difference or 0.0:+.4f} ± "
+            f"{taken.difference_stderr or 0.0:.4f} there"
             if choice.axes.steers(taken.setting)
             else "steers nothing",
         )
