@@ -40,3 +40,14 @@ def test_no_module_of_tests_takes_anything_from_another() -> None:
     assert folder / "faults" / "test_killed.py" in found
     pattern = re.compile(r"^\s*(from|import) +(tests\.|faults\.)?test_", re.MULTILINE)
     assert [p.name for p in found if pattern.search(p.read_text(encoding="utf-8"))] == []
+
+
+def test_the_changelog_has_the_headings_of_keep_a_changelog() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    parts = re.findall(r"^## (.+)$", text, flags=re.MULTILINE)
+    assert parts[0] == "[Unreleased]"
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", part) for part in parts[1:])
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert set(re.findall(r"^### (.+)$", text, flags=re.MULTILINE)) <= kinds
+    # What is appended to the end stands under a heading, too.
+    assert text.index("### ") < text.index("\n- ")
