@@ -112,7 +112,7 @@ def test_a_warning_names_the_row_and_what_was_done(
         ("neuron", "best", "rule best steers"),
     ):
         caplog.clear()
-        evaluate("tiny_choice", grid="1x0.000001", n_tune=10, element=element, rule=rule)
+        evaluate("tiny_choice", grid="1x0.000001", n_tune=20, element=element, rule=rule)
         told = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
         [line] = [line for line in told if line.startswith("Task tiny_choice: ")]
         assert f"no setting of sadi-{element} beats the unsteered model" in line
@@ -124,9 +124,9 @@ def test_a_run_of_two_tasks_says_what_a_user_can_act_on_and_nothing_else(
 ) -> None:
     """What it costs, that nothing was found if so, and how each task was steered."""
     tasks = "tiny_choice", "tiny_word"
-    given = {"grid": "1x0.000001", "n_tune": 10, "rule": "sure", "baseline": True}
+    given = {"grid": "1x0.000001", "n_tune": 20, "rule": "sure", "baseline": True}
     evaluate(*tasks, **given)
-    costs = [f"top_k and delta of {task}: 1 settings are tried on 10 documents" for task in tasks]
+    costs = [f"top_k and delta of {task}: 1 settings are tried on 20 documents" for task in tasks]
     nulls = [f"Task {task}: no setting of sadi-head beats" for task in tasks]
     ends = [f"Task {task}: sadi-head: unsteered, as rule sure took no setting" for task in tasks]
     first = [costs[0], nulls[0], costs[1], nulls[1], *ends]
