@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sadi_lmeval.methods.registry import UNSTEERED, spelled_out
+
 pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).parents[1]
@@ -28,3 +30,15 @@ def test_no_module_of_tests_takes_anything_from_another() -> None:
     assert folder / "faults" / "test_killed.py" in found
     pattern = re.compile(r"^\s*(from|import) +(tests\.|faults\.)?test_", re.MULTILINE)
     assert [p.name for p in found if pattern.search(p.read_text(encoding="utf-8"))] == []
+
+
+def test_the_demo_s_table_has_every_method_on_two_tasks_that_are_shipped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    demo = runpy.run_path(str(ROOT / "bench/demo.py"))
+    rows = [line.strip("| ").split(" | ") for line in demo["in_readme"]().splitlines()]
+    heads, _, *rows = [row for row in rows if len(row) > 1 or "---" in row[0]]
+    assert heads == ["method", *(f"{task} (acc)" for task in demo["TASKS"]), "average"]
+    arms = ["unsteered" if name == UNSTEERED else name for name in spelled_out(["all"])]
+    assert sorted(row[0] for row in rows) == sorted(arms)

@@ -5,11 +5,19 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from helpers.results import masks_of
+from sadi_lmeval.harness.run_task import RunTask
+from sadi_lmeval.settings import Axes, Axis, Setting
+from sadi_lmeval.steering.outcome import Choice, outcome
+from sadi_lmeval.steering.steering import _warn_of_chance
+
+SETTING = Setting(2, 1.5)
 
 
 def said(caplog: pytest.LogCaptureFixture, task: str) -> str:
@@ -136,3 +144,28 @@ def test_a_run_of_two_tasks_says_what_a_user_can_act_on_and_nothing_else(
         assert [m for m, begin in zip(mine, expected, strict=True) if not m.startswith(begin)] == []
         caplog.clear()
         evaluate(*tasks, **given)
+
+
+def test_rows_that_steer_nothing_are_told_of_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a dozen methods, a line each would be a page for every task."""
+    axes = Axes(Axis("layer", whole=True, counts="layer"), Axis("multiplier", strength=True))
+    outcomes = [outcome(s, np.ones((4, 3)), np.ones((4, 3))) for s in (Setting(0, 0.0), SETTING)]
+
+    def choice(taken: int, p_max: float | None) -> Choice:
+        return Choice(outcomes, taken, 4, "metric", axes, "best", p_max)
+
+    task = RunTask(SimpleNamespace(config=SimpleNamespace(task="asked")))  # type: ignore[arg-type]
+    choices = {
+        "caa": choice(0, 0.4),
+        "iti": choice(1, 0.3),
+        "mera": choice(0, 0.9),
+        "sure": choice(1, 0.01),
+    }
+    _warn_of_chance(task, choices)
+    begin, middle = "Task asked: no setting of", "beats the unsteered model by more than chance may"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{begin} caa, mera {middle} on 4 held-out documents (p_max from 0.40); "
+        "rule best steers nothing",
+        f"{begin} iti {middle} on 4 held-out documents (p_max 0.30); "
+        "rule best steers all the same: layer=2, multiplier=1.5, +0.0000 ± 0.0000 there",
+    ]
