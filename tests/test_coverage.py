@@ -24,6 +24,7 @@ from sadi_lmeval.pairs.coverage import (
     DataSet,
     covered,
     data_set,
+    folded,
     reach,
     reached,
     stay_offline,
@@ -131,10 +132,10 @@ def test_every_shipped_recipe_is_there(shipped: list[Covered]) -> None:
     ("named", "pairs_from", "scored", "dataset"),
     [
         ("boolq", "train", "validation", DataSet("aps/super_glue", "boolq")),
-        ("truthfulqa_mc1", "2 folds of validation", "validation", None),
+        ("truthfulqa_mc1", "2 folds", "validation", None),
         (
             "hendrycks_math500",
-            "2 folds of test",
+            "2 folds",
             "test",
             DataSet("HuggingFaceH4/MATH-500", "default"),
         ),
@@ -154,6 +155,33 @@ def test_splits_and_data_of_shipped_benchmarks_are_known(
     [row] = [row for row in shipped if row.named == named]
     assert (row.pairs_from, row.scored) == (pairs_from, scored)
     assert dataset is None or row.datasets == [dataset]
+
+
+def test_the_subjects_of_mmlu_are_one_row(shipped: list[Covered]) -> None:
+    subjects = [
+        row
+        for row in shipped
+        if row.named.startswith("mmlu_") and not row.named.endswith("_continuation")
+    ]
+    [row] = [row for row in folded(shipped) if row.named == "mmlu_*"]
+    assert len(subjects) == len(row.tasks) == 57
+    assert row.tasks == [row.named for row in subjects]
+    assert row.datasets == [DataSet("cais/mmlu", each.datasets[0].name) for each in subjects]
+    others = [each for each in folded(shipped) if each.named != "mmlu_*"]
+    assert others == [each for each in shipped if each not in subjects]
+
+
+def test_only_tasks_that_differ_in_the_end_of_their_names_are_one_row() -> None:
+    def row(name: str, scored: str = "test", count: int = 1) -> Covered:
+        return Covered("b", name, [name] * count, None, "train", scored, [DataSet(name)])
+
+    few = [row("a_x"), row("a_y"), row("a_z")]
+    assert folded(few) == few
+    for other in (row("b_x"), row("a_w", scored="dev"), row("a_*", count=2)):
+        assert folded([*few, other]) == [*few, other]
+    assert [(each.named, each.tasks) for each in folded([*few, row("a_xy")])] == [
+        ("a_*", ["a_x", "a_y", "a_z", "a_xy"])
+    ]
 
 
 @pytest.mark.parametrize("name", OWN_ROWS)
@@ -241,8 +269,8 @@ class TestOwnFiles:
             ({"training": "train", "validation": "validation"}, {}, "train"),
             ({"training": "train", "test": "validation"}, {}, "train"),
             ({"validation": "train", "test": "validation"}, {}, "train"),
-            ({"validation": "validation"}, {}, "2 folds of validation"),
-            ({"test": "validation"}, {"folds": 5}, "5 folds of validation"),
+            ({"validation": "validation"}, {}, "2 folds"),
+            ({"test": "validation"}, {"folds": 5}, "5 folds"),
             ({"test": "validation"}, {"pairs_from": ["train"]}, "train"),
             (
                 {"training": "train", "test": "validation"},
@@ -265,7 +293,7 @@ class TestOwnFiles:
         if sources.folds is None:
             assert (row.pairs_from, len(sources.sources)) == (sources.split, 1)
         else:
-            assert row.pairs_from == f"{sources.folds} folds of {sources.split}"
+            assert (row.pairs_from, row.scored) == (f"{sources.folds} folds", sources.split)
             assert len(sources.sources) == sources.folds
 
 

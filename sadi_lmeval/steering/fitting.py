@@ -84,11 +84,13 @@ def known_fit(arm: Arm, model: SteerableModel) -> Fitted | None:
         UserError: what it knows does not fit the model.
     """
     method = method_of(arm)
+    if method.fitted_on != "nothing":
+        return None
     element, hidden_site = method.place
     site = model.engine.site(element, hidden_site)
     collector = method.collector(site, 1, arm.options.seed)
     if not isinstance(collector, Given):
-        return None
+        raise TypeError(f"method {method.name} is fitted on nothing, but its collector is no Given")
     if arm.options.labels == "shuffled":
         raise UserError(
             f"labels=shuffled: hf-{method.name} measures no pairs, so it has no labels to shuffle; "
@@ -234,7 +236,7 @@ def fits_of_pairs(
     def build(missing: list[str], _: Path | None) -> dict[str, Fit]:
         measured.update(missing)
         collectors: dict[str, Collector] = {}
-        for fitted_on in ("pairs", "prompts"):
+        for fitted_on in ("prompts", "pairs"):  # prompts may be refused by their answers
             mine = [key for key in missing if needed[key].method.fitted_on == fitted_on]
             if not mine:
                 continue
@@ -242,7 +244,10 @@ def fits_of_pairs(
             shuffled = sides_swapped(len(tokens), seed)
             if fitted_on == "prompts":
                 texts = answered = _answered(prompts, model, folder)
-                shuffled = rights_permuted([prompt.answers for prompt in answered], seed)
+                answers = [prompt.answers for prompt in answered]
+                for key in mine:
+                    needed[key].method.check_answers(answers, label)
+                shuffled = rights_permuted(answers, seed)
             fresh = {key: needed[key].collector(len(texts), seed, shuffled) for key in mine}
             readers = [(needed[key].site, each) for key, each in fresh.items()]
             said = f"{fitted_on.capitalize()} of {label}"

@@ -25,6 +25,7 @@ from sadi_lmeval.passes.steerable import SteerableModel, folder_for
 from sadi_lmeval.records.steering import FitRecord, SteeringRecord
 from sadi_lmeval.records.summary import Made, summary
 from sadi_lmeval.settings import Setting
+from sadi_lmeval.steering.chosen import card_of
 from sadi_lmeval.steering.condition import FittedCondition, condition_for, conditional
 from sadi_lmeval.steering.fitting import (
     Fitted,
@@ -52,6 +53,7 @@ class PreparedFit(NamedTuple):
             where whole layers are.
         choice: how the setting was chosen; None where it was given.
         is_new: whether the choice was made in this run.
+        of_choice: what the fit's card says of that, see :mod:`sadi_lmeval.steering.chosen`.
     """
 
     fitted: Fitted
@@ -59,6 +61,7 @@ class PreparedFit(NamedTuple):
     edits: Edits
     selected: list[list[int]] | None
     choice: Choice | None
+    of_choice: dict[str, Any]
     is_new: bool = False
 
     @property
@@ -149,7 +152,9 @@ class _Candidate(NamedTuple):
     condition: FittedCondition | None
 
 
-def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Arm]) -> list[TaskSteering]:
+def prepare(
+    task: RunTask, model: SteerableModel, arms: Sequence[Arm], for_scoring: bool = True
+) -> list[TaskSteering]:
     """Fit each arm to a task, or load its fit, and choose the settings that are not given.
 
     Arms that take their pairs from the same documents get the same pairs and the same held-out
@@ -159,6 +164,8 @@ def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Arm]) -> list[T
         task: of the run.
         model: reads and scores.
         arms: one, except where methods are compared.
+        for_scoring: whether the task's documents are to be scored; else one that is cross-fitted
+            has one fit, of all its documents.
 
     Raises:
         UserError: for whatever the user can mend: too few documents, a fit that does not fit, …
@@ -179,7 +186,7 @@ def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Arm]) -> list[T
             alike.setdefault(replace(arm.options, labels="gold"), []).append(index)
     for indices in alike.values():
         together = [_candidate(task, arms[index], model) for index in indices]
-        steering |= zip(indices, _prepare(task, model, together), strict=True)
+        steering |= zip(indices, _prepare(task, model, together, for_scoring), strict=True)
     return [steering[index] for index in range(len(arms))]
 
 
@@ -221,7 +228,7 @@ def _arguments_set(name: str) -> int:
 
 
 def _prepare(
-    task: RunTask, model: SteerableModel, candidates: Sequence[_Candidate]
+    task: RunTask, model: SteerableModel, candidates: Sequence[_Candidate], for_scoring: bool
 ) -> list[TaskSteering]:
     """Prepare arms whose pairs are the same."""
     first = candidates[0].arm.options
@@ -241,6 +248,8 @@ def _prepare(
         ]
 
     plan = find_plan(task, first)
+    if plan.sources.folds and not for_scoring:
+        plan = plan._replace(sources=plan.sources.undivided())
     if chosen:
         objective = resolved(first.objective, plan.source_task)
         resolved_rule(first.rule, objective, plan.source_task)
@@ -304,11 +313,14 @@ def _choices(
     candidates: Sequence[_Candidate],
     model: SteerableModel,
     tried_now: Callable[[int], None],
-) -> dict[int, Choice]:
+) -> dict[int, tuple[Choice, dict[str, Any]]]:
     """Choose the setting of every arm that has none, all tried at once.
 
     Args:
         tried_now: is told the index of each whose choice is not in the cache.
+
+    Returns:
+        by the arm's index the choice, and what the fit's card says of it.
     """
     task, first = plan.source_task, candidates[0].arm.options
     shots = num_fewshot(plan, first)
@@ -321,13 +333,16 @@ def _choices(
     label = f"{' and '.join(names) if len(asked) == 1 else 'Settings'} of {task.name}"
     if plan.sources.folds:
         label += f", {source.label}"
-    trial = Trial(task, plan.own_recipe, held_out, texts, first.objective, first.rule)
+    trial = Trial(task, plan.own_recipe, held_out, texts, first.objective, first.rule, first.race)
     folder = folder_for(first, model)
     choices = choose_settings(
         trial, tried, model, folder, label, lambda number: tried_now(asked[number])
     )
     _warn_of_chance(task, {candidates[i].arm.label: c for i, c in zip(asked, choices, strict=True)})
-    return dict(zip(asked, choices, strict=True))
+    return {
+        index: (choice, card_of(choice, task, held_out, each.identity["arm"]))
+        for index, choice, each in zip(asked, choices, tried, strict=True)
+    }
 
 
 def _warn_of_chance(task: RunTask, choices: Mapping[str, Choice]) -> None:
@@ -396,7 +411,10 @@ def _without_pairs_of(given: Fitted, plan: Plan, source: Source) -> Source:
     )
 
 
-def _prepared(fitted: Fitted, candidate: _Candidate, choice: Choice | None) -> PreparedFit:
+def _prepared(
+    fitted: Fitted, candidate: _Candidate, chosen: tuple[Choice, dict[str, Any]] | None
+) -> PreparedFit:
+    choice, of_choice = chosen or (None, {})
     method, seed = method_of(candidate.arm), candidate.arm.options.seed
     setting = candidate.settings[0] if choice is None else choice.setting
     tensors = fitted.fit.tensors
@@ -404,7 +422,7 @@ def _prepared(fitted: Fitted, candidate: _Candidate, choice: Choice | None) -> P
     where = method.selected(tensors, setting, seed)
     blocks = candidate.site.blocks
     selected = None if where is None else [[blocks[n], *e] for n, *e in where.nonzero().tolist()]
-    return PreparedFit(fitted, setting, edits, selected, choice)
+    return PreparedFit(fitted, setting, edits, selected, choice, of_choice)
 
 
 def _origin_of_file(fitted: Fitted) -> dict[str, Any]:
