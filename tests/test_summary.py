@@ -154,7 +154,7 @@ def test_rows_that_steer_nothing_are_told_of_in_one_line(caplog: pytest.LogCaptu
     def choice(taken: int, p_max: float | None) -> Choice:
         return Choice(outcomes, taken, 4, "metric", axes, "best", p_max)
 
-    task = RunTask(SimpleNamespace(config=SimpleNamespace(task="asked")))  # type: ignore[arg-type]
+    task = RunTask(SimpleNamespace(config=SimpleNamespace(task="asked")))
     choices = {
         "caa": choice(0, 0.4),
         "iti": choice(1, 0.3),
