@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sadi_lmeval.methods.registry import UNSTEERED, spelled_out
+
 pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).parents[1]
@@ -51,3 +53,15 @@ def test_the_changelog_has_the_headings_of_keep_a_changelog() -> None:
     assert set(re.findall(r"^### (.+)$", text, flags=re.MULTILINE)) <= kinds
     # What is appended to the end stands under a heading, too.
     assert text.index("### ") < text.index("\n- ")
+
+
+def test_the_demo_s_table_has_every_method_on_two_tasks_that_are_shipped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    demo = runpy.run_path(str(ROOT / "bench/demo.py"))
+    rows = [line.strip("| ").split(" | ") for line in demo["in_readme"]().splitlines()]
+    heads, _, *rows = [row for row in rows if len(row) > 1 or "---" in row[0]]
+    assert heads == ["method", *(f"{task} (acc)" for task in demo["TASKS"]), "average"]
+    arms = ["unsteered" if name == UNSTEERED else name for name in spelled_out(["all"])]
+    assert sorted(row[0] for row in rows) == sorted(arms)

@@ -338,28 +338,45 @@ def _choices(
     choices = choose_settings(
         trial, tried, model, folder, label, lambda number: tried_now(asked[number])
     )
-    for choice, index in zip(choices, asked, strict=True):
-        if choice.p_max is not None and choice.p_max <= LEVEL:
-            continue
-        taken = choice.outcomes[choice.chosen]
-        said = ", ".join(f"{k}={v:g}" for k, v in choice.axes.named(taken.setting).items())
-        logger.warning(
-            "Task %s: no setting of %s beats the unsteered model by more than chance may on %d "
-            "held-out documents (p_max %s); rule %s %s",
-            task.name,
-            candidates[index].arm.label,
-            choice.documents,
-            "unknown" if choice.p_max is None else f"{choice.p_max:.2f}",
-            choice.rule,
-            f"steers all the same: {said}, {taken.difference or 0.0:+.4f} ± "
-            f"{taken.difference_stderr or 0.0:.4f} there"
-            if choice.axes.steers(taken.setting)
-            else "steers nothing",
-        )
+    _warn_of_chance(task, {candidates[i].arm.label: c for i, c in zip(asked, choices, strict=True)})
     return {
         index: (choice, card_of(choice, task, held_out, each.identity["arm"]))
         for index, choice, each in zip(asked, choices, tried, strict=True)
     }
+
+
+def _warn_of_chance(task: RunTask, choices: Mapping[str, Choice]) -> None:
+    """Say whose settings are no better than chance makes them, and what was done: in one line of
+    all that steer nothing, and in one of each that steers all the same.
+
+    Args:
+        task: that they were chosen on.
+        choices: by the method's label.
+    """
+    alike: dict[str, list[str]] = {}
+    for label, choice in choices.items():
+        if choice.p_max is not None and choice.p_max <= LEVEL:
+            continue
+        taken = choice.outcomes[choice.chosen]
+        done = "steers nothing"
+        if choice.axes.steers(taken.setting):
+            named = choice.axes.named(taken.setting).items()
+            done = (
+                f"steers all the same: {', '.join(f'{k}={v:g}' for k, v in named)}, "
+                f"{taken.difference or 0.0:+.4f} ± {taken.difference_stderr or 0.0:.4f} there"
+            )
+        alike.setdefault(f"rule {choice.rule} {done}", []).append(label)
+    for done, labels in alike.items():
+        known = [p for label in labels if (p := choices[label].p_max) is not None]
+        logger.warning(
+            "Task %s: no setting of %s beats the unsteered model by more than chance may on %d "
+            "held-out documents (p_max %s); %s",
+            task.name,
+            ", ".join(labels),
+            choices[labels[0]].documents,
+            f"{'from ' if len(labels) > 1 else ''}{min(known):.2f}" if known else "unknown",
+            done,
+        )
 
 
 def candidates_of(
