@@ -309,6 +309,21 @@ def test_a_race_has_the_outcomes_of_no_race_and_says_on_how_many_documents(
 
 
 @pytest.mark.usefixtures("by_the_model")
+def test_few_documents_have_the_choice_and_the_key_of_no_race(
+    tried_for_real: tuple[Trial, Candidates, Any], tmp_path: Path
+) -> None:
+    trial, candidates, model = tried_for_real
+    few = trial._replace(documents=trial.documents[:20], texts=trial.texts[:20])
+    first = choose_settings(few, [candidates], model, tmp_path, "x")
+    [kept] = tmp_path.glob("*.tuning.json")
+    content = kept.read_bytes()
+    assert choose_settings(few._replace(race=False), [candidates], model, tmp_path, "x") == first
+    kept.unlink()
+    choose_settings(few._replace(race=False), [candidates], model, tmp_path, "x")
+    assert kept.read_bytes() == content
+
+
+@pytest.mark.usefixtures("by_the_model")
 def test_a_race_goes_on_where_no_setting_is_finite(
     tried_for_real: tuple[Trial, Candidates, Any], tmp_path: Path
 ) -> None:
