@@ -280,7 +280,7 @@ def test_the_unsteered_model_is_taken_where_every_setting_is_worse(
     assert mask["tuning"]["chosen"] == {"top_k": 0, "delta": 0.0}
     assert mask["selected"] == []
     assert scores(found, "tiny_text") == scores(evaluate("tiny_text", model="hf"), "tiny_text")
-    assert "no setting of sadi beats the unsteered model" in caplog.text
+    assert "no setting of sadi-head beats the unsteered model" in caplog.text
 
 
 def test_a_run_says_so_where_nothing_beats_the_unsteered_model(

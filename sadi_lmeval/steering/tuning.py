@@ -24,6 +24,7 @@ from sadi_lmeval.options import Objective, RuleName
 from sadi_lmeval.pairs.recipe import Recipe
 from sadi_lmeval.passes.steerable import SteerableModel
 from sadi_lmeval.settings import Axes, Setting
+from sadi_lmeval.steering.chosen import card_of
 from sadi_lmeval.steering.objective import Judged, judge, resolved, resolved_rule
 from sadi_lmeval.steering.outcome import (
     Choice,
@@ -87,6 +88,7 @@ def choose_settings(
     model: SteerableModel,
     folder: Path | None,
     label: str,
+    tried_now: Callable[[int], None] = lambda index: None,
 ) -> list[Choice]:
     """Try every setting of every method at once, or take the choices out of the cache.
 
@@ -97,6 +99,7 @@ def choose_settings(
         folder: where choices are kept; the work of each method is noted down there document by
             document.
         label: for the progress bar.
+        tried_now: is told the index of each method whose choice is not in the cache.
     """
     objective = resolved(trial.objective, trial.task)
     rule = resolved_rule(trial.rule, objective, trial.task)
@@ -106,9 +109,12 @@ def choose_settings(
         of_trial["race"] = settled_by()
     keys = [key_of({**each.identity, **of_trial, "settings": each.settings}) for each in candidates]
     names = dict.fromkeys(name for each in candidates for name in each.axes.names)
-    kind = _kind(" and ".join(names), dict(zip(keys, candidates, strict=True)))
+    kind = _kind(" and ".join(names), dict(zip(keys, candidates, strict=True)), trial)
 
     def build(missing: list[str], kept: Path | None) -> dict[str, Choice]:
+        for index, key in enumerate(keys):
+            if key in missing:
+                tried_now(index)
         return _tried(trial, {k: candidates[keys.index(k)] for k in missing}, model, kept, label)
 
     choices = get_or_build(folder, kind, keys, build, model.processes)
@@ -137,7 +143,7 @@ def trial_identity(trial: Trial, model: SteerableModel) -> dict[str, Any]:
     }
 
 
-def _kind(numbers: str, candidates: dict[str, Candidates]) -> Kind[Choice]:
+def _kind(numbers: str, candidates: dict[str, Candidates], trial: Trial) -> Kind[Choice]:
     def save(choice: Choice, path: Path, key: str) -> None:
         of = candidates[key].identity  # for people: what it is a choice for
         content = {
@@ -145,13 +151,14 @@ def _kind(numbers: str, candidates: dict[str, Candidates]) -> Kind[Choice]:
             "axes": choice.axes.names,
             "fit": of["fit"],
             "arm": of["arm"],
+            "card": card_of(choice, trial.task, trial.documents, of["arm"]),
         }
         write_kept(content, path, key)
 
     def load(path: Path, key: str) -> Choice:
         values, axes = read_kept(path, key), candidates[key].axes
-        for name in ("fit", "arm"):
-            values.pop(name)
+        for name in ("fit", "arm", "card"):
+            values.pop(name, None)
         if tuple(values.pop("axes")) != axes.names:
             raise ValueError("it belongs to another method")
         outcomes = [Outcome(Setting(*o[0]), *o[1:]) for o in values.pop("outcomes")]
@@ -169,8 +176,9 @@ def _tried(
 ) -> dict[str, Choice]:
     """Make the choices of methods by their keys; kept in the folder if there is one."""
     rank = f".{model.processes.rank}" if model.processes.rank else ""
+    notes = model.processes.notes_down
     journals = [
-        Journal(None if folder is None else folder / f"{key}.tuning{rank}.jsonl")
+        Journal(folder / f"{key}.tuning{rank}.jsonl" if folder and notes else None)
         for key in candidates
     ]
     families = [each.edits for each in candidates.values()]
@@ -254,7 +262,7 @@ def judge_settings(
     """
     documents = len(trial.documents)
     columns = _columns([family.count for family in families])
-    judged = _known(journals, families, documents)
+    judged = model.processes.known(_known(journals, families, documents))
     left = np.ones(1 + sum(family.count for family in families), dtype=bool)
     rounds = [range(*each) for each in pairwise([0, *trial.looks, documents])]
     shards = [[each[index] for index, _ in model.processes.shard(each)] for each in rounds]
