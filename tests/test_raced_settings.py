@@ -224,7 +224,8 @@ def test_notes_of_other_numbers_of_processes_are_known_as_far_as_they_go(
     barrier = threading.Barrier(2)
     models = [Read(table, InThreads(rank, parts, barrier)) for rank in range(2)]
     np.testing.assert_array_equal(in_threads(models, tmp_path)[0], expected)
-    assert sum(model.asked for model in models).sum(0).tolist() == tried_in(expected)
+    asked = np.sum([model.asked for model in models], axis=0)
+    assert asked.sum(0).tolist() == tried_in(expected)
 
 
 class InThreads(Processes):
