@@ -76,6 +76,7 @@ class Engine:
         self.bounds = _bounds(self.forward, rows, max_length)
         self._sites: dict[tuple[Element, HiddenSite], Site] = {}
         self._tried = False
+        self._calls = 0
 
     @cached_property
     def longest_branching_path(self) -> int:
@@ -114,7 +115,7 @@ class Engine:
         processes: Processes = ALONE,
     ) -> None:
         """Read the activations of pairs or prompts, see :func:`read_pairs`."""
-        with self._call():
+        with self.sharing():
             read_pairs(
                 self.forward,
                 readers,
@@ -139,7 +140,7 @@ class Engine:
         """
         if empty := [index for index, request in enumerate(requests) if not request.tokens]:
             done([(index, (0.0, True)) for index in empty])
-        with self._call():
+        with self.sharing():
             for part, branching in self._parts(requests):
                 log_likelihoods(
                     self.forward,
@@ -160,7 +161,7 @@ class Engine:
         if empty := [index for index, request in enumerate(requests) if not request.tokens]:
             nothing = torch.zeros(1 + sum(family.count for family in families), len(empty))
             done(empty, nothing, nothing == 0)
-        with self._call():
+        with self.sharing():
             for part, branching in self._parts(requests):
                 grid_log_likelihoods(
                     self.forward,
@@ -195,11 +196,16 @@ class Engine:
                 yield part, branching
 
     @contextmanager
-    def _call(self) -> Iterator[None]:
+    def sharing(self) -> Iterator[None]:
+        """Compute what prompts begin with once for all calls in the block, in which the weights
+        stay as they are."""
+        self._calls += 1
         try:
             yield
         finally:
-            self.forward.forget()
+            self._calls -= 1
+            if not self._calls:
+                self.forward.forget()
 
 
 def _renumbered(
