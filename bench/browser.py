@@ -50,12 +50,10 @@ class Page:
             raise ValueError(json.dumps(answer["exceptionDetails"]))
         return answer["result"].get("value")
 
-    def press(self, key: str) -> None:
-        """Press a key: ``Tab``, ``Enter``."""
-        code = {"Tab": 9, "Enter": 13}[key]
-        for kind in ("rawKeyDown", "char", "keyUp") if key == "Enter" else ("rawKeyDown", "keyUp"):
-            self._ask("Input.dispatchKeyEvent", type=kind, key=key, code=key,
-                      windowsVirtualKeyCode=code, **({"text": "\r"} if kind == "char" else {}))  # fmt: skip
+    def press(self, key: str, code: int) -> None:
+        """Press a key, such as ``Tab``, 9."""
+        for kind in ("rawKeyDown", "keyUp"):
+            self._ask("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code)
 
     def picture(self, height: int | None = None) -> bytes:
         """Give a PNG of the page from its top: of all of it, or of some pixels."""

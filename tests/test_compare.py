@@ -208,6 +208,8 @@ def assert_steered_alike(record: Record, other: dict[str, Any], folder: Path) ->
     own = record.steering.to_json()
     assert "unsteered" not in own
     other = {name: value for name, value in other.items() if name != "unsteered"}
+    fits = [{k: v for k, v in fit.items() if k != "found"} for fit in own.get("fits", [])]
+    own |= {"fits": fits} if fits else {}
     assert_alike(own, other, f"{record.task} under {record.method}")
     for one, two in zip(own.get("fits", []), other.get("fits", []), strict=True):
         mine, theirs = fit_named(one["file"], folder).tensors, load_fit(Path(two["file"])).tensors
@@ -335,6 +337,28 @@ def edits_of_passes(folder: Path, tasks: list[str], methods: list[str]) -> list[
         passes = set(zip(*of_methods, strict=True))
         found += [sum(edit is not None for edit in edits) for edits in passes]
     return sorted(found)
+
+
+def test_records_keep_texts_and_what_fits_found_and_the_page_shows_them(whole: Whole) -> None:
+    for task in TASKS:
+        for method in ALONE:
+            record, samples = record_of(whole.folder, task, method), samples_of(whole.folder, method,
+                                                                                task)  # fmt: skip
+            generated = task == "tiny_text"
+            assert record.texts == ([answers(s)[0] for s in samples] if generated else [])
+            assert record.prompts == ([prompts(s)[0] for s in samples] if generated else [])
+            for fit in record.steering.fits:
+                assert fit.found is not None
+                tensors = fit_named(str(fit.file), whole.folder).tensors
+                scores = tensors.get("accuracy")
+                if scores is None:
+                    scores = tensors["difference"].mean(dim=-1)
+                assert torch.tensor(fit.found.rows) == pytest.approx(scores, rel=0.01)
+    page = (whole.folder / "report.html").read_text(encoding="utf-8")
+    assert "iti on tiny_choice: probe accuracy, 3 layers by 4 heads; " in page
+    assert "on tiny_text <small>" in page
+    [file] = (whole.folder / "harness" / "iti").glob("*/results_*.json")
+    assert '"found"' not in file.read_text(encoding="utf-8")  # which is for other eyes
 
 
 def test_all_methods_share_every_pass_over_prompts(whole: Whole) -> None:

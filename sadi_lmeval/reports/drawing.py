@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from markupsafe import Markup, escape
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Anchor = Literal["start", "middle", "end"]
 Point = tuple[float, float]
@@ -233,6 +236,12 @@ def _svg_of(mark: Mark) -> str:
 
 def png(drawing: Drawing, path: Path) -> None:
     """Write a drawing as a PNG file, two dots a pixel, with matplotlib."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure_of(drawing).savefig(path)
+
+
+def figure_of(drawing: Drawing) -> Figure:
+    """Make matplotlib's figure of a drawing."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Circle, Polygon, Rectangle
@@ -277,5 +286,4 @@ def png(drawing: Drawing, path: Path) -> None:
                     va="center_baseline" if not up else "center", rotation=90 if up else 0,
                     rotation_mode="anchor", fontweight="bold" if bold else "normal",
                 )  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    return figure

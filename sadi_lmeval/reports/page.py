@@ -569,7 +569,9 @@ def _entries(cell: Cell, fit: FitRecord) -> Entries | None:
     return Entries(
         layers,
         entries,
-        {"head": "head", "neuron": "neuron"}.get(str(steering.element), "hidden unit"),
+        {"head": "head", "neuron": "neuron", "hidden": "hidden unit"}.get(
+            str(steering.element), "unit"
+        ),
         "" if found is None else found.name,
         width,
         [] if found is None else found.rows,

@@ -549,7 +549,9 @@ def entry_map(title: str, of: Entries) -> Drawing:
         which = f"{of.name} {first}" if of.width == 1 else f"{plural} {first}–{last}"
         box = (left + wide * column, top + high * layer, wide, high)
         told = f"layer {layer}, {which}: {many}"
-        if wide >= 8 and high >= 8:
+        if not known:
+            drawing.add(Boxes("accent", [box], told))
+        elif wide >= 8 and high >= 8:
             drawing.add(Outline(box, told))
         else:  # too small to have an edge
             at = (left + wide * (column + 0.5), top + high * (layer + 0.5))

@@ -8,7 +8,7 @@ import shlex
 from sadi_lmeval.reports.leaderboard import UNSTEERED
 
 _PLACE = re.compile(
-    r"(?<![\w.~:/\\…-])(?:/|[A-Za-z]:\\)(?:[^\s,'\"=:/\\]+[/\\])*(?=[^\s,'\"=:/\\])"
+    r"(?<![\w.~:/\\…-])(?:/|[A-Za-z]:\\+)(?:[^\s,'\"=:/\\]+[/\\]+)*(?=[^\s,'\"=:/\\])"
 )
 """The folders of an absolute path, up to its last part."""
 _ONE_VALUE = ("--methods", "--output_path", "-o")
