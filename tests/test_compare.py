@@ -342,8 +342,8 @@ def edits_of_passes(folder: Path, tasks: list[str], methods: list[str]) -> list[
 def test_records_keep_texts_and_what_fits_found_and_the_page_shows_them(whole: Whole) -> None:
     for task in TASKS:
         for method in ALONE:
-            record, samples = record_of(whole.folder, task, method), samples_of(whole.folder, method,
-                                                                                task)  # fmt: skip
+            record = record_of(whole.folder, task, method)
+            samples = samples_of(whole.folder, method, task)
             generated = task == "tiny_text"
             assert record.texts == ([answers(s)[0] for s in samples] if generated else [])
             assert record.prompts == ([prompts(s)[0] for s in samples] if generated else [])

@@ -210,6 +210,11 @@ def test_the_page_shows_each_part(text: str) -> None:
         assert part in words
 
 
+def test_a_gain_that_is_warned_of_is_marked_in_the_plot(text: str) -> None:
+    assert text.count("<title>sadi-neuron: see the warnings</title>") == 1
+    assert "sadi-head: see the warnings" not in text
+
+
 def row_of(text: str, method: str) -> str:
     """The words of a method's row of the settings."""
     table = text[text.index('aria-label="Settings"') :]

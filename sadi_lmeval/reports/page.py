@@ -259,6 +259,7 @@ def _gains(board: Board) -> list[tuple[str, str, Markup]]:
                     tuned.difference * scale if tuned is not None and is_metric else None,
                     _color(cell.significant, cell.better),
                     is_control(row.method),
+                    cell.diagnosis.warning is not None,
                 )
             )
         unit = "points" if scale == 100 else board.metric(task)

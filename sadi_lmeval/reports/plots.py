@@ -81,6 +81,7 @@ class Gain(NamedTuple):
         held_out: on the documents that the setting was chosen on.
         color: of its mark.
         quiet: a control, which is there to be beaten.
+        warned: a warning tells more of it.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Gain(NamedTuple):
     held_out: float | None
     color: str = "ink"
     quiet: bool = False
+    warned: bool = False
 
 
 def signed(number: float, places: int | None = None) -> str:
@@ -137,7 +139,7 @@ def gains(title: str, rows: Sequence[Gain], span: tuple[float, float], unit: str
         span: the range of the axis: the same for all tasks, so that they can be compared.
         unit: of the axis.
     """
-    longest = max((width_of(row.name, 12) for row in rows), default=0.0)
+    longest = max((width_of(row.name, 12) + 10 * row.warned for row in rows), default=0.0)
     left, right = min(156.0, max(84.0, longest + 12)), WIDTH - 12
     high, top = 23.0, 6.0
     bottom = top + high * len(rows)
@@ -168,10 +170,13 @@ def gains(title: str, rows: Sequence[Gain], span: tuple[float, float], unit: str
     drawing.add(Words(f"{unit} over unsteered", ((left + right) / 2, bottom + 28), anchor="middle"))
     for number, row in enumerate(rows):
         y = top + high * (number + 0.5)
-        text = fitting(row.name, left - 8, 12)
+        text = fitting(row.name, left - (18 if row.warned else 8), 12)
         color = "soft" if row.quiet else "ink"
         title = row.name if text != row.name else ""
         drawing.add(Words(text, (0, y), color, size=12, title=title))
+        if row.warned:
+            drawing.add(Words("!", (left - 14, y), "worse", size=12, bold=True,
+                              title=f"{row.name}: see the warnings"))  # fmt: skip
         if row.low is not None and row.high is not None:
             drawing.add(Line(row.color, [(x(row.low), y), (x(row.high), y)], 1.6))
         if row.held_out is not None:
