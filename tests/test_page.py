@@ -320,6 +320,21 @@ def test_a_difference_of_log_likelihoods_is_no_share(objective: str, said: str) 
     assert "<title>chosen: K 1, delta 9</title>" in text
 
 
+def test_a_setting_that_was_dropped_early_is_in_brackets() -> None:
+    rows = [(4.0, 0.105, 100), (9.0, -0.2, 10), (19.0, None, 10)]
+    table = [
+        {"top_k": 1, "delta": delta, "difference": gain, "documents": documents}
+        for delta, gain, documents in rows
+    ]
+    chosen = {"top_k": 1, "delta": 4.0}
+    tuning = {"objective": "metric", "documents": 100, "chosen": chosen, "table": table}
+    fits = [{**chosen, "tuning": tuning}]
+    steering = {"method": "sadi", "parameters": ["top_k", "delta"], "fits": fits}
+    words = Reader(page(boards_of([make_record(), make_record(method="sadi", steering=steering)])))
+    for shown in (" +10.5 ", " (−20.0) ", " (×) "):
+        assert shown in words.text
+
+
 def test_all_heatmaps_of_a_measure_have_one_scale_of_colours() -> None:
     def steered(task: str, difference: float) -> list[Record]:
         table = [{"top_k": 1, "delta": d, "difference": difference} for d in (4.0, 9.0)]

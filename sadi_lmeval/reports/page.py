@@ -468,12 +468,16 @@ def _tried(fit: FitRecord) -> list[Tried]:
     """List the settings that were tried, without the unsteered model."""
     names = list(fit.setting)
     tried = {}
-    for row in fit.tuning.table if fit.tuning else ():
+    if fit.tuning is None:
+        return []
+    for row in fit.tuning.table:
         numbers = [finite(row.get(name)) for name in names]
         known = tuple(number for number in numbers if number is not None)
         if len(known) == len(names) and any(known):  # all 0 is the unsteered model
             error = finite(row.get("difference_stderr"))
-            tried[known] = Tried(known, finite(row.get("difference")), error)
+            documents = finite(row.get("documents"))
+            dropped = documents is not None and documents < fit.tuning.documents
+            tried[known] = Tried(known, finite(row.get("difference")), error, dropped)
     return list(tried.values())
 
 

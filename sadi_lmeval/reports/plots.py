@@ -64,11 +64,13 @@ class Tried(NamedTuple):
         numbers: of the setting, in the order of its axes.
         difference: from the unsteered model; None where it is not finite.
         stderr: of the difference; None where it is not known.
+        dropped: before the last document, by the first ones alone.
     """
 
     numbers: tuple[float, ...]
     difference: float | None
     stderr: float | None
+    dropped: bool = False
 
 
 class Gain(NamedTuple):
@@ -267,9 +269,11 @@ def heatmap(
                 told = f"{where}: {measure.text(each.difference)}{error}"
                 drawing.add(Boxes(shade(level), [box], told))
                 mark = measure.text(each.difference)
-                if width_of(mark) > wide - 3 and measure.factor == 100:
+                room = wide - (3 if not each.dropped else 3 + width_of("()"))
+                if width_of(mark) > room and measure.factor == 100:
                     mark = measure.text(each.difference, 0)
                 ink = "on-dark" if abs(level) >= _WHITE else "ink"
+            mark = f"({mark})" if each.dropped else mark
             if width_of(mark) <= wide - 1 and high >= 13:
                 at = (left + wide * (x + 0.5), top + high * (y + 0.5))
                 drawing.add(Words(mark, at, ink, "middle"))
