@@ -3,8 +3,8 @@
     python bench/picture.py --output FOLDER [--model FOLDER] [--data FOLDER]
 
 Runs ``sadi-lmeval compare`` (or goes on where it was interrupted) and writes ``docs/report.png``,
-the beginning of ``FOLDER/report.html`` at 1280 pixels. Needs Chromium. ``--data`` is a folder to run
-in, in which the harness finds the data sets when there is no hub. The model is
+the beginning of ``FOLDER/report.html`` at 1280 pixels. Needs Chromium. ``--data`` is a folder to
+run in, in which the harness finds the data sets when there is no hub. The model is
 SmolLM2-135M-Instruct in float32 unless ``--model`` names another.
 """
 
