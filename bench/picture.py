@@ -38,7 +38,7 @@ def main() -> int:
     given = parser.parse_args()
     output = given.output.absolute()
     model = given.model or str(smollm2(default_folder()))
-    command = [sys.executable, "-m", "sadi_lmeval.cli", "compare", "--tasks", "boolq,copa"]
+    command = [sys.executable, "-m", "sadi_lmeval", "compare", "--tasks", "boolq,copa"]
     command += ["--model_args", f"pretrained={model},{ARGUMENTS}", "--methods", ",".join(METHODS)]
     command += ["--limit", "60", "--device", "cpu", "--batch_size", "8", "--html"]
     environment = {**os.environ, **({"HF_HUB_OFFLINE": "1"} if given.data else {})}

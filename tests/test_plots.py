@@ -178,7 +178,7 @@ def test_no_letters_are_small_or_cut_off(drawing: Drawing) -> None:
     [axes] = figure.axes
     assert axes.texts
     for text in axes.texts:
-        assert text.get_fontsize() >= 8
+        assert float(text.get_fontsize()) >= 8
         box = text.get_window_extent()
         assert box.x0 >= whole.x0 - 1, text
         assert box.x1 <= whole.x1 + 1, text

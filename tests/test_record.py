@@ -154,8 +154,9 @@ def test_texts_are_one_a_document_or_none(tmp_path: Path, name: str) -> None:
     texts = ["a", "", "c", "d"]
     whole = make_record(prompts=texts, texts=texts)
     assert load_record(save_record(whole, tmp_path)) == whole
-    for wrong in (texts[:3], [1, 2, 3, 4], "text"):
-        path = save_record(replace(whole, **{name: wrong}), tmp_path)
+    wrongs: tuple[Any, ...] = (texts[:3], [1, 2, 3, 4], "text")
+    for wrong in wrongs:
+        path = save_record(make_record(**{name: wrong}), tmp_path)
         with pytest.raises(UserError, match=rf"is not as this package writes it \({name}\)"):
             load_record(path)
 
