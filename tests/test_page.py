@@ -6,6 +6,7 @@ import html
 import random
 import re
 import runpy
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from helpers.records import answered, make_record, scored
+from sadi_lmeval import cli
 from sadi_lmeval.records.record import Record
 from sadi_lmeval.reports.drawing import DARK, LIGHT
 from sadi_lmeval.reports.leaderboard import boards_of
@@ -440,6 +442,8 @@ def test_each_row_has_its_own_command_and_no_folder_of_the_machine() -> None:
     assert commands[0].startswith(given)
     assert commands[0].endswith("--methods none --output_path DIR")
     assert commands[1].endswith("--methods none,sadi-head --output_path DIR")
+    read, _ = cli._parser().parse_known_args(shlex.split(commands[1])[1:])
+    assert (read.methods, read.output_path) == ("none,sadi-head", Path("DIR"))
 
 
 @pytest.mark.parametrize(
