@@ -1,4 +1,4 @@
-# make demo   install, then run hf and hf-sadi on a small model and a task shipped here
+# make demo   install, then compare all methods on a small model and two tasks shipped here
 # make test   install, then run the linters and the test suite
 # make quick  install, then run the tests that need no model and no process: under a minute
 # make faults install, then run the slow tests: kill, damage, fill up, overflow; prints what came

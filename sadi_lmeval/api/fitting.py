@@ -40,7 +40,9 @@ def fit(
             path of a JSONL file of such rows.
         method: ``sadi``, ``iti``, ``caa``, …
         from_task: in place of pairs, a task of the harness: its training documents make the pairs,
-            and a setting that is not given is chosen on others of them, which are held out.
+            and a setting that is not given is chosen on others of them, which are held out. Where
+            a task has no training documents they are those that it scores: such a fit may steer
+            anything but them, and a run that would score them with it is refused.
         delimiter: between a prompt that is a text and its answer.
         arguments: of ``hf-METHOD``: ``element="head"``, ``layer=13``, ``n_pairs=100``, ``seed=1``.
 
@@ -63,14 +65,15 @@ def fit(
         )
     if from_task is not None:
         task = load_task(from_task, user_folders(arm.options, None), None)
-        [steering] = prepare(task, harness, [arm])
-        if len(steering.fits) != 1:
-            raise UserError(
-                f"task {from_task}: has no training split, so each of its {len(steering.fits)} "
-                "folds has a fit of its own; fit one to pairs, or to a task with a training split"
-            )
+        [steering] = prepare(task, harness, [arm], for_scoring=False)
         [prepared] = steering.fits
-        return SteeringFit(prepared.fitted.fit, replace(arm, given=prepared.setting, space=None))
+        if not arm.axes.steers(prepared.setting) and not any(axis.strength for axis in arm.axes):
+            raise UserError(
+                f"task {from_task}: no setting of {method} was taken, and it has no strength that "
+                f"could be 0; pass {'= and '.join(arm.axes.names)}=, or rule=best"
+            )
+        made = SteeringFit(prepared.fitted.fit, replace(arm, given=prepared.setting, space=None))
+        return made.with_choice(prepared.of_choice)
 
     def chat(messages: list[dict[str, str]]) -> str:
         return str(

@@ -200,7 +200,7 @@ def fit_letter_probes(values: Tensor, answers: Sequence[Answers], label: str) ->
                 found[f"{name}_bias"][layer] = torch.from_numpy(biases).float()
                 bar.update()
     if unfinished:
-        logger.info("%d of %d probes stopped at %d steps", unfinished, 2 * layers, _STEPS)
+        logger.debug("%d of %d probes stopped at %d steps", unfinished, 2 * layers, _STEPS)
     return found
 
 

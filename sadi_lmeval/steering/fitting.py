@@ -39,6 +39,7 @@ class Fitted(NamedTuple):
         key: its cache key; empty for a fit that was given by hand.
         file: where it is kept, or None.
         of_model: the model that it was made for, where that is another one.
+        is_new: whether it was measured in this run.
     """
 
     fit: Fit
@@ -46,6 +47,7 @@ class Fitted(NamedTuple):
     key: str
     file: Path | None
     of_model: str | None = None
+    is_new: bool = False
 
 
 FITS: Kind[Fit] = Kind(
@@ -229,7 +231,10 @@ def fits_of_pairs(
         keys.append(key_of({k: v for k, v in card.items() if k not in PROVENANCE}))
         needed[keys[-1]] = _Needed(card, site, method)
 
+    measured: set[str] = set()
+
     def build(missing: list[str], _: Path | None) -> dict[str, Fit]:
+        measured.update(missing)
         collectors: dict[str, Collector] = {}
         for fitted_on in ("prompts", "pairs"):  # prompts may be refused by their answers
             mine = [key for key in missing if needed[key].method.fitted_on == fitted_on]
@@ -255,7 +260,9 @@ def fits_of_pairs(
     folder = folder_for(arms[0].options, model)
     fits = get_or_build(folder, FITS, keys, build, model.processes)
     named = f"{origin['task']} ({origin['source']})"
-    return [Fitted(fits[key].value, named, key, fits[key].file) for key in keys]
+    return [
+        Fitted(fits[key].value, named, key, fits[key].file, is_new=key in measured) for key in keys
+    ]
 
 
 def refuse_unsuited(
