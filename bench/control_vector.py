@@ -1,6 +1,6 @@
 """The GGUF control vector that is exported here, in llama.cpp itself, beside ``hf-caa``.
 
-    nice python bench/control_vector.py [--layer 12] [--multiplier 1.5] [--folder FOLDER]
+    nice python bench/control_vector.py [--layer 12] [--multiplier 4] [--folder FOLDER]
 
 ``llama-cpp-python`` is built from source, into a virtual environment of its own in FOLDER, which
 needs a C++ compiler and CMake and takes from minutes to an hour, once. The model is SmolLM2-135M:
@@ -154,7 +154,7 @@ def in_the_harness(model: HFLM, texts: Sequence[str], folder: Path) -> list[floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--layer", type=int, default=12)
-    parser.add_argument("--multiplier", type=float, default=1.5)
+    parser.add_argument("--multiplier", type=float, default=4.0)
     parser.add_argument(
         "--folder", type=Path, default=user_cache_path("sadi-lmeval") / f"llama-cpp-{VERSION}"
     )
