@@ -69,7 +69,7 @@ from sadi_lmeval.passes.prefill import (
     with_shared_beginning,
 )
 from sadi_lmeval.passes.scoring import Score, truncated
-from sadi_lmeval.processes import ALONE, Processes, leave_at_exit
+from sadi_lmeval.processes import ALONE, Processes, Together, leave_at_exit
 from sadi_lmeval.steering.fitting import refuse_unsuited
 from sadi_lmeval.steering.steering import TaskSteering, prepare
 from sadi_lmeval.steering.unsteered import with_unsteered
@@ -78,7 +78,8 @@ from sadi_lmeval.versions import versions
 
 logger = logging.getLogger("lm_eval.sadi")
 
-_AUTO_GENERATION_ROWS = {"cpu": 8}
+AUTO_GENERATION_ROWS = {"cpu": 8}
+"""Of a batch under ``--batch_size auto``, by device type; found out on others."""
 _ENCODED_AT_ONCE = 1000
 """Requests."""
 
@@ -284,6 +285,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             max_length=self.max_length,
             autocast=self.mixed_precision_dtype,
             softmax_dtype=self.softmax_dtype,
+            processes=self.processes,
         )
 
     def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
@@ -292,8 +294,8 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         On a CPU, trying ever smaller batches of the model's longest input takes longer than the
         run, and gains nothing.
         """
-        if self.device.type in _AUTO_GENERATION_ROWS:
-            return min(_AUTO_GENERATION_ROWS[self.device.type], int(self.max_batch_size))
+        if self.device.type in AUTO_GENERATION_ROWS:
+            return min(AUTO_GENERATION_ROWS[self.device.type], int(self.max_batch_size))
         if self._rows_found is None:
             before, self._world_size = self._world_size, 1  # each process for itself: none waits
             try:
@@ -818,6 +820,15 @@ class ManyArmsModel(SteeredModel):
 
     def _read_arms(self, given: dict[str, Any]) -> dict[str, Arm]:
         return read_arms(self._arm_names, given)
+
+    def _join_processes(self) -> Processes:
+        """Join the processes of the run, which divide batches.
+
+        To the harness each of them is the only one: it is given all requests, and gets all answers.
+        """
+        joined = super()._join_processes()
+        self._rank, self._world_size = 0, 1
+        return Together(joined.rank, joined.count, joined.device)
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -182,8 +181,6 @@ def loaded_model(kind: Any, arguments: dict[str, Any]) -> Any:
         arguments["batch_size"] = int(size)
     elif not str(size).startswith("auto"):
         raise UserError(f"--batch_size {size}: must be a whole number of at least 1, or auto")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("this command runs in one process; lm_eval runs in several")
     try:
         return kind(**arguments)
     except UserError:

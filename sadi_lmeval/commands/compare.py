@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def run(given: argparse.Namespace, rest: Sequence[str], command: str) -> None:
     from sadi_lmeval.commands.host_options import host_options
     from sadi_lmeval.comparison.compare import Comparison, check_folder, compare
     from sadi_lmeval.comparison.compared import ComparedModel
+    from sadi_lmeval.processes import joined
     from sadi_lmeval.records.record import FOLDER
     from sadi_lmeval.storage.journal import held
 
@@ -101,8 +103,11 @@ def run(given: argparse.Namespace, rest: Sequence[str], command: str) -> None:
         tuple(methods), tuple(tasks), given.settings, tuple(others), host.evaluation, command,
         given.prompt_only or INSTRUCTION, host.log_samples,
     )  # fmt: skip
-    check_folder(given.output_path, what)
+    writes = joined().is_first
+    if writes:
+        check_folder(given.output_path, what)
     model = loaded_model(partial(ComparedModel, arm_names=methods), arguments)
-    with held(given.output_path / FOLDER):
+    with held(given.output_path / FOLDER) if writes else nullcontext():
         compare(model, what, given.output_path)
-        write_report([given.output_path], given.output_path, given)
+        if writes:
+            write_report([given.output_path], given.output_path, given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-_SHORTEST = 16
+SHORTEST = 16
 """Tokens below which sharing costs more than it saves."""
 _FEWEST = 4
 """Prompts below which a shared beginning is not worth batches of its own."""
@@ -82,7 +82,7 @@ def _split(
 ) -> list[Group]:
     """Split sorted ``members``; their first ``known`` tokens are shared, and worth sharing."""
     length = _common(sequences, members)
-    base = length if length - known >= _SHORTEST and len(members) > 1 else known
+    base = length if length - known >= SHORTEST and len(members) > 1 else known
     groups: list[Group] = []
     rest: list[int] = []
     run: list[int] = []
@@ -96,7 +96,7 @@ def _split(
                 not deep
                 and len(run) >= _FEWEST
                 and len(run) < len(members)
-                and inside >= base + _SHORTEST
+                and inside >= base + SHORTEST
             ):
                 groups += _split(sequences, run, base, level + 1)
             elif not deep and len(run) >= 2 * _FEWEST and len(run) < len(members):

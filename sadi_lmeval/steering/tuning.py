@@ -176,8 +176,9 @@ def _tried(
 ) -> dict[str, Choice]:
     """Make the choices of methods by their keys; kept in the folder if there is one."""
     rank = f".{model.processes.rank}" if model.processes.rank else ""
+    notes = model.processes.notes_down
     journals = [
-        Journal(None if folder is None else folder / f"{key}.tuning{rank}.jsonl")
+        Journal(folder / f"{key}.tuning{rank}.jsonl" if folder and notes else None)
         for key in candidates
     ]
     families = [each.edits for each in candidates.values()]
@@ -261,7 +262,7 @@ def judge_settings(
     """
     documents = len(trial.documents)
     columns = _columns([family.count for family in families])
-    judged = _known(journals, families, documents)
+    judged = model.processes.known(_known(journals, families, documents))
     left = np.ones(1 + sum(family.count for family in families), dtype=bool)
     rounds = [range(*each) for each in pairwise([0, *trial.looks, documents])]
     shards = [[each[index] for index, _ in model.processes.shard(each)] for each in rounds]
