@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from sadi_lmeval.commands import compare, condition, fits, pairs, report, sweep, tasks
+from sadi_lmeval.commands import compare, condition, fits, pairs, plan, report, sweep, tasks
 from sadi_lmeval.errors import UserError
 
 
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         "--version", action="version", version=importlib.metadata.version("sadi-lmeval")
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (tasks, pairs, condition, sweep, compare, report, fits):
+    for command in (tasks, pairs, condition, plan, sweep, compare, report, fits):
         command.add(commands)
     return parser
 

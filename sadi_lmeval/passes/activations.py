@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -151,19 +151,12 @@ def _read(
     shown: bool,
 ) -> None:
     """Read one process's part of the pairs, which have these numbers among all."""
-    # Each pair's own end lets what two pairs share be all that either of them shares.
-    shared = [[*pair.texts[0][0][: _shared(pair)], -1 - i] for i, pair in enumerate(pairs)]
-    groups = group_by_prefix(shared) if branching else [Group(0, list(range(len(pairs))))]
     sites = [site for site, _ in readers]
     with tqdm(
         total=sum(len(p.texts) for p in pairs), desc=label, unit="text", disable=not shown
     ) as bar:
-        for group in groups:
-            past = forward.prefix(shared[group.members[0]][: group.length])
-            rows: list[_Row] = []
-            for member in group.members:
-                pair = pairs[member]
-                rows += [_packed(pair, member, group.length)] if branching else _apart(pair, member)
+        for beginning, rows in rows_of(pairs, branching):
+            past = forward.prefix(beginning)
 
             def run(batch: list[_Row], past: Past | None = past) -> None:
                 ends = [(i, end, row.pair, said)
@@ -176,8 +169,20 @@ def _read(
                     collector.add(which, labels, activations.cpu())
                 bar.update(len(ends))
 
-            for batch in batches(rows, bounds, group.length):
+            for batch in batches(rows, bounds, len(beginning)):
                 in_halves(batch, run)
+
+
+def rows_of(pairs: Sequence[Labelled], branching: bool) -> Iterator[tuple[list[int], list[_Row]]]:
+    """Yield what some pairs begin with, and the rows of these pairs."""
+    # Each pair's own end lets what two pairs share be all that either of them shares.
+    shared = [[*pair.texts[0][0][: _shared(pair)], -1 - i] for i, pair in enumerate(pairs)]
+    for group in group_by_prefix(shared) if branching else [Group(0, list(range(len(pairs))))]:
+        rows: list[_Row] = []
+        for member in group.members:
+            pair = pairs[member]
+            rows += [_packed(pair, member, group.length)] if branching else _apart(pair, member)
+        yield shared[group.members[0]][: group.length], rows
 
 
 class _Row(NamedTuple):

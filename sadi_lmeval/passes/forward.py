@@ -17,7 +17,7 @@ from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.architecture.signature import cache_parameter, use_cache
 from sadi_lmeval.architecture.sites import Site, decoder_blocks, input_device
 from sadi_lmeval.edits.contract import Edits, reading
-from sadi_lmeval.passes.prefixes import LONGEST_MASKED, shared_length
+from sadi_lmeval.passes.prefixes import LONGEST_MASKED, taken_from
 from sadi_lmeval.passes.sequences import Batch, Past, Tree, pack
 
 
@@ -162,9 +162,7 @@ class Forward:
         if not tokens:
             return None
         before, past = self._last_prefix
-        known = shared_length(before, tokens)
-        if len(tokens) - known > max(known, LONGEST_MASKED):
-            known = 0  # from the first token on no mask is needed
+        known = taken_from(before, tokens)
         past = past.up_to(known) if past is not None and known else None
         self.forget()  # before it is computed anew
         while known < len(tokens):
