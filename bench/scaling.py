@@ -3,11 +3,11 @@
     python bench/scaling.py [--quick] [CURVE ...]
 
 Curves: documents tasks settings layers prompt plain processes; and requests. Each point is a
-process of its own with a tiny random Llama on one core. Its time is that process's own on a processor, user
-and system, so that others on the machine do not count; of several processes, the sum. Its memory is
-what its peak rises by. The slope of a curve is that of a straight line through the logarithms: 1 is
-linear, 0 is constant. The last step's own slope stands beside it, as what does not grow hides what
-does.
+process of its own with a tiny random Llama on one core. Its time is that process's own on a
+processor, user and system, so that others on the machine do not count; of several processes, the
+sum. Its memory is what its peak rises by. The slope of a curve is that of a straight line through
+the logarithms: 1 is linear, 0 is constant. The last step's own slope stands beside it, as what does
+not grow hides what does.
 
 Then, of many requests: the microseconds a request in the model, in the tokenizer, and in neither.
 """
@@ -55,8 +55,11 @@ from sadi_lmeval.passes.packing import Continuation
 _WORDS = 200
 """Of the vocabulary, beside three signs."""
 _GIVEN: dict[str, Any] = {
-    **{"top_k": 2, "delta": 1.0, "n_pairs": 8, "seed": 0},
-    **{"device": "cpu", "batch_size": "auto"},
+    "top_k": 2,
+    "delta": 1.0,
+    "n_pairs": 8,
+    "device": "cpu",
+    "batch_size": "auto",
 }
 
 Work = Callable[[], None]
@@ -462,10 +465,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     for name in curves:
         if name == "processes":
-            sizes, shared = _PROCESSES[given.quick], _SHARED[given.quick]
+            counts, shared = _PROCESSES[given.quick], _SHARED[given.quick]
             what = f"processes that divide {shared:,} documents"
-            costs = [_launched(size, shared) for size in sizes]
-            print(row_of(what, sizes, costs, "0 beside a constant each"), flush=True)
+            costs = [_launched(count, shared) for count in counts]
+            print(row_of(what, counts, costs, "0 beside a constant each"), flush=True)
             continue
         curve = CURVES[name]
         sizes = curve.quick if given.quick else curve.sizes

@@ -19,9 +19,11 @@ from sadi_lmeval import cli
 from sadi_lmeval.architecture.sites import check_sites, find_site
 from sadi_lmeval.commands import plan
 from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
+from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods.arm import read_arm
 from sadi_lmeval.methods.collectors import MeanDifference
 from sadi_lmeval.methods.registry import method_class
+from sadi_lmeval.model import model_class
 from sadi_lmeval.passes import footprint
 from sadi_lmeval.passes.activations import TokenPair
 from sadi_lmeval.passes.engine import Engine
@@ -241,12 +243,20 @@ def test_models_too_large_to_load_are_planned_from_their_configuration(
     assert expected in out
 
 
+def test_tensor_parallelism_is_refused_with_what_to_use_instead(model_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"tp_plan=auto: .* pass parallelize=True") as refused:
+        model_class("sadi")(str(model_folder), tp_plan="auto")
+    assert "\n" not in str(refused.value)
+
+
 def test_devices_hold_whole_blocks() -> None:
     weights = footprint.Weights((30, 30, 30, 30), 20)
     assert weights.devices(200, 60) == 1
     assert weights.devices(110, 60) == 4  # 20 and 30, then one block each
     assert weights.devices(125, 60) == 2 + 1
     assert weights.devices(89, 60) is None
+    assert weights.devices(110, 60, 20) == 5
+    assert weights.devices(109, 60, 20) is None
 
 
 @pytest.mark.parametrize(

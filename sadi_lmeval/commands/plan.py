@@ -32,8 +32,8 @@ def add(commands: Any) -> None:
         "plan",
         help="say what a run will hold and compute, before anything is loaded",
         description="Say what a run will hold in memory and how many tokens it will compute, "
-        "beside hf's. It needs the model's configuration alone; with --tasks also its tokenizer and the "
-        "tasks' data, else texts of an assumed length are counted.",
+        "beside hf's. It needs the model's configuration alone; with --tasks also its tokenizer "
+        "and the tasks' data, else texts of an assumed length are counted.",
     )
     plan.add_argument("--model_args", "-a", required=True, help="pretrained=…, as for hf-sadi")
     plan.add_argument("--method", default="sadi", help="its arguments stand in --model_args")
@@ -190,8 +190,8 @@ def _of_tasks(
 
 
 def _of_task(task: RunTask, lm: Any, arm: Arm, site: Site, limit: float | None) -> Work:
+    from sadi_lmeval.pairs.pairs import scored_texts
     from sadi_lmeval.pairs.plan import draw, find_plan, num_fewshot
-    from sadi_lmeval.pairs.prompts import scored_texts
     from sadi_lmeval.passes.activations import TokenPair
     from sadi_lmeval.steering.steering import settings_for
 
@@ -267,9 +267,9 @@ class Memory(NamedTuple):
     fit: int
 
     @property
-    def beside(self) -> int:
-        """What stands beside the weights, at most."""
-        return self.beginning + self.scoring + self.grid
+    def with_block(self) -> int:
+        """What stands beside a block's weights, on the same device, at most."""
+        return -(-(self.beginning + self.grid) // len(self.weights.blocks))
 
 
 def memory_of(model: Any, arm: Arm, site: Site, bounds: Bounds, work: Work) -> Memory:
@@ -336,10 +336,11 @@ def fit_bytes(arm: Arm, site: Site, pairs: int) -> int:
     def size(count: int) -> int:
         collector = method_of(arm).collector(site, count, 0)
         kept = [each for each in tree_leaves(vars(collector)) if isinstance(each, Tensor)]
-        return sum(each.numel() * each.element_size() for each in kept)
+        return sum(int(each.numel()) * each.element_size() for each in kept)
 
     one = size(1)
-    return one + (pairs - 1) * (size(2) - one)
+    more = size(2) - one
+    return one + (pairs - 1) * more
 
 
 class Counts(NamedTuple):
@@ -402,11 +403,11 @@ def _say(
 
 def advice(memory: Memory, device_memory: float) -> str:
     """Say how to spread a model over devices of so many GB."""
-    devices = memory.weights.devices(int(device_memory * GB), memory.beside)
+    devices = memory.weights.devices(int(device_memory * GB), memory.scoring, memory.with_block)
     if devices is None:
         return (
-            f"Devices of {device_memory:g} GB are too small: beside the weights a device holds up "
-            f"to {memory.beside / GB:.1f} GB; pass a smaller --batch_size"
+            f"Devices of {device_memory:g} GB are too small for a part of the weights with a batch "
+            f"of up to {memory.scoring / GB:.1f} GB; pass a smaller --batch_size"
         )
     if devices == 1:
         return (

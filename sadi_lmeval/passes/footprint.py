@@ -48,12 +48,13 @@ class Weights(NamedTuple):
     def total(self) -> int:
         return sum(self.blocks) + self.rest
 
-    def devices(self, memory: int, beside: int) -> int | None:
+    def devices(self, memory: int, beside: int, with_block: int = 0) -> int | None:
         """Count the devices that hold the blocks in their order, none of them divided.
 
         Args:
             memory: of a device, bytes.
             beside: what each needs beside the weights.
+            with_block: what is kept where a block is, for each block.
 
         Returns:
             None where even a block alone is too large.
@@ -62,7 +63,7 @@ class Weights(NamedTuple):
         count, left = 1, room - self.rest
         if left < 0:
             return None
-        for block in self.blocks:
+        for block in (size + with_block for size in self.blocks):
             if block > room:
                 return None
             if block > left:
@@ -94,7 +95,8 @@ def key_value_bytes(model: Any) -> int:
         states = model.get_input_embeddings()(ids)
         cache = model(inputs_embeds=states, use_cache=True).past_key_values
     tensors = [each for layer in cache.layers for each in (layer.keys, layer.values)]
-    return sum(each.numel() * each.element_size() for each in tensors) // _TRIED
+    total = sum(int(each.numel()) * int(each.element_size()) for each in tensors)
+    return total // _TRIED
 
 
 def beginnings(all_of_them: Iterable[Sequence[int]]) -> Computed:

@@ -106,7 +106,7 @@ class Tree:
 
 
 def _visible(until: Tensor) -> Tensor:
-    """Tell which token sees which, ``[..., n, n]``: each is seen by those from it up to ``until``."""
+    """Tell which token sees which, ``[..., n, n]``: each is seen from itself up to ``until``."""
     at = torch.arange(until.shape[-1], device=until.device)
     return (at[:, None] >= at) & (at[:, None] < until[..., None, :])
 
