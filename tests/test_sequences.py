@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from helpers.models import tiny_llama
 from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.passes.forward import Forward
-from sadi_lmeval.passes.prefixes import LONGEST_MASKED, Group, group_by_prefix
+from sadi_lmeval.passes.prefixes import LONGEST_MASKED, SHORTEST, Group, group_by_prefix
 from sadi_lmeval.passes.sequences import Past, Tree, pack
 
 CPU = torch.device("cpu")
@@ -235,7 +235,7 @@ def test_equal_sequences_count_as_one_and_stay_together(sequences: list[list[int
 
 # ------------------------------------------------------------------ prefixes
 
-LONG = [(7 * i + 3) % 40 for i in range(12)]
+LONG = [(7 * i + 3) % 40 for i in range(24)]
 
 
 def prefix(model: PreTrainedModel, forward: Forward, tokens: list[int]) -> tuple[Past, int]:
@@ -262,9 +262,10 @@ def assert_same(found: Past, expected: Past) -> None:
     [
         pytest.param([*LONG, 5, 6, 7], 3, id="longer"),
         pytest.param(LONG, 0, id="the same"),
-        pytest.param(LONG[:5], 0, id="shorter"),
-        pytest.param([*LONG[:5], 39, 38], 2, id="parting"),
-        pytest.param([39, *LONG], 13, id="another"),
+        pytest.param(LONG[:SHORTEST], 0, id="shorter"),
+        pytest.param([*LONG[:SHORTEST], 39, 38], 2, id="parting"),
+        pytest.param([*LONG[: SHORTEST - 1], 39, 38], SHORTEST + 1, id="parting too early"),
+        pytest.param([39, *LONG], 25, id="another"),
     ],
 )
 def test_a_prefix_takes_over_what_the_last_one_began_with(
@@ -279,6 +280,21 @@ def test_a_prefix_takes_over_what_the_last_one_began_with(
     third, _ = prefix(model, forward, [*tokens, 1])
     assert_same(third, prefix(model, Forward(model), [*tokens, 1])[0])
     assert all(map(torch.equal, kept, first.keys + first.values))
+
+
+def test_a_prefix_is_the_same_to_the_bit_where_others_before_it_are_not_needed(
+    model: PreTrainedModel,
+) -> None:
+    line = [LONG, LONG[:20], [*LONG[:18], 39, 38, 37], [39, *LONG], [39, *LONG[:17], 1, 2]]
+    every, some = Forward(model), Forward(model)
+    expected = [every.prefix(tokens) for tokens in line]
+    promised = [some.prefix_of(tokens) for tokens in line]
+    for number in (2, 4):
+        found, one = promised[number](), expected[number]
+        assert found is not None
+        assert one is not None
+        assert all(map(torch.equal, found.keys + found.values, one.keys + one.values))
+        assert promised[number]() is found
 
 
 def test_no_tokens_have_no_prefix(model: PreTrainedModel) -> None:

@@ -15,6 +15,8 @@ from sadi_lmeval.passes.activations import Collector, Labelled, read_pairs
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.branching import can_resume, longest_branching_path
 from sadi_lmeval.passes.checked import longest_row_is_right
+from sadi_lmeval.passes.decoding import Decoder, can_decode
+from sadi_lmeval.passes.endings import Text
 from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.grid import Done, grid_log_likelihoods
 from sadi_lmeval.passes.packing import Continuation
@@ -53,6 +55,7 @@ class Engine:
         max_length: int,
         autocast: torch.dtype | None = None,
         softmax_dtype: torch.dtype | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         """
         Args:
@@ -62,6 +65,7 @@ class Engine:
             max_length: the most tokens of a sequence.
             autocast: mixed precision of the forward pass, or None.
             softmax_dtype: of the log-softmax; None: that of the logits.
+            processes: of the run; where they divide batches, all of them ask the same.
         """
         unwrapped(model)  # refuses what shifts positions
         self.model = model
@@ -70,6 +74,7 @@ class Engine:
         self.softmax_dtype = softmax_dtype
         vocabulary = int(model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
         self.bounds = bounds_on(self.forward.device.type, vocabulary, rows, max_length)
+        self.processes = processes
         self._sites: dict[tuple[Element, HiddenSite], Site] = {}
         self._tried = False
 
@@ -85,6 +90,15 @@ class Engine:
     @cached_property
     def can_share_beginning(self) -> bool:
         return can_share_beginning(self.model)
+
+    @cached_property
+    def can_decode(self) -> bool:
+        """See :func:`sadi_lmeval.passes.decoding.can_decode`."""
+        return can_decode(self.model)
+
+    def decoder(self, texts: Sequence[Text], edits: Edits | None, rows: int) -> Decoder:
+        """Generate texts, ``rows`` at once; see :class:`~sadi_lmeval.passes.decoding.Decoder`."""
+        return Decoder(self.forward, texts, edits, self.pad, rows, self.bounds)
 
     def site(self, element: Element, hidden_site: HiddenSite) -> Site:
         """Find where an element's activations are, once."""
@@ -137,6 +151,7 @@ class Engine:
                     bounds=self.bounds,
                     softmax_dtype=self.softmax_dtype,
                     done=_renumbered(part, done),
+                    processes=self.processes,
                 )
 
     def score_grid(
@@ -160,6 +175,7 @@ class Engine:
                     done=lambda numbers, *scores, part=part: done(
                         [part[n] for n in numbers], *scores
                     ),
+                    processes=self.processes,
                 )
 
     def _parts(self, requests: Sequence[Continuation]) -> Iterator[tuple[list[int], bool]]:

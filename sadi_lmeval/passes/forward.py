@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ class Steered(NamedTuple):
         of_point: which of them each point belongs to, ``[n]``; None: k = n, in order.
         unsteered: activations of those tokens in an unsteered pass, ``[k, layers, width]``; None:
             an unsteered pass comes first where the edits need them.
+        gates: the gate of each point, ``[n]``, where it is known; else from ``unsteered``.
     """
 
     edits: Edits
@@ -37,6 +38,7 @@ class Steered(NamedTuple):
     prompts: Points | None = None
     of_point: Tensor | None = None
     unsteered: Tensor | None = None
+    gates: Tensor | None = None
 
 
 class Resumed(NamedTuple):
@@ -74,7 +76,8 @@ class Forward:
         self.autocast = autocast
         self.device, self.dtype = input_device(model), next(model.parameters()).dtype
         self._in_tuple = False
-        self._last_prefix: tuple[Sequence[int], Past | None] = ((), None)
+        self._prefixes: list[Sequence[int]] = []
+        self._last_prefix: tuple[int, Past | None] = (-1, None)
 
     @cached_property
     def blocks(self) -> list[nn.Module]:
@@ -98,15 +101,49 @@ class Forward:
         """
         with ExitStack() as stack:
             if steered is not None:
-                edits, points_of, which, prompts, of_point, unsteered = steered
-                if unsteered is None and edits.needs_unsteered:
-                    [unsteered] = self.activations(batch, prompts or points_of, [edits.site])
                 start = 0 if resumed is None else resumed.layer
-                stack.enter_context(edits.at(points_of, which, unsteered, of_point, start))
+                stack.enter_context(_steering(self._with_unsteered(batch, steered), start))
             if resumed is not None and resumed.layer:
                 over = self.blocks[: resumed.layer]
                 stack.enter_context(passing_over(over, resumed.states, self._in_tuple))
             return self._run(batch, points)
+
+    def grow(
+        self, batch: Batch, points: Points, steered: Steered | None = None
+    ) -> tuple[Tensor, Past, Tensor | None]:
+        """Compute logits ``[n, vocab]`` at n points, and keep what later tokens see.
+
+        Returns:
+            the logits; keys and values of every token, those of the batch's own past included; and
+            the unsteered activations that the edits needed, ``[k, layers, width]``, or None.
+        """
+        cache = cache_of(batch.past, len(batch.input_ids))
+        with ExitStack() as stack:
+            if steered is not None:
+                steered = self._with_unsteered(batch, steered)
+                stack.enter_context(_steering(steered))
+            logits = self._run(batch, points, cache)
+        return logits, _past(cache), None if steered is None else steered.unsteered
+
+    def step(
+        self, batch: Batch, cache: DynamicCache, points: Points, steered: Steered | None = None
+    ) -> Tensor:
+        """Compute logits ``[n, vocab]`` of tokens that follow what a cache holds, and add to it.
+
+        Args:
+            steered: with its gates, where the edits have some.
+        """
+        with ExitStack() as stack:
+            if steered is not None:
+                stack.enter_context(_steering(steered))
+            return self._run(batch, points, cache)
+
+    def _with_unsteered(self, batch: Batch, steered: Steered) -> Steered:
+        if steered.unsteered is not None or not steered.edits.needs_unsteered:
+            return steered
+        read_at = steered.prompts or steered.points
+        [unsteered] = self.activations(batch, read_at, [steered.edits.site])
+        return steered._replace(unsteered=unsteered)
 
     def activations(self, batch: Batch, points: Points, sites: Sequence[Site]) -> list[Tensor]:
         """Read unsteered activations ``[n, layers, width]`` at n points, of each site.
@@ -159,26 +196,50 @@ class Forward:
 
         What the last prefix began with too is taken from it.
         """
+        return self.prefix_of(tokens)()
+
+    def prefix_of(self, tokens: Sequence[int]) -> Callable[[], Past | None]:
+        """Give a function that computes a prefix, see :meth:`prefix`, when it is needed.
+
+        One that nobody needs is computed only where a later one that is needed begins like it: so
+        to the bit each is what it is where all are computed. They are asked for in their order.
+        """
         if not tokens:
-            return None
-        before, past = self._last_prefix
-        known = taken_from(before, tokens)
-        past = past.up_to(known) if past is not None and known else None
-        self.forget()  # before it is computed anew
-        while known < len(tokens):
-            end = min(len(tokens), known + LONGEST_MASKED) if known else len(tokens)
-            tree = Tree(past=known)
-            tree.add(list(tokens[known:end]))
-            batch = pack([tree], 0, self.dtype, self.device, past)
-            cache = cache_of(past, 1)
-            self._run(batch, Points.of([], 1, self.device), cache)
-            past, known = _past(cache), end
-        self._last_prefix = tokens, past
+            return lambda: None
+        self._prefixes.append(tokens)
+        return partial(self._prefix, len(self._prefixes) - 1)
+
+    def _prefix(self, number: int) -> Past | None:
+        done, past = self._last_prefix
+        if number == done:
+            return past
+        first = number
+        while first - 1 != done and self._shared_with_last(first):
+            first -= 1
+        for which in range(first, number + 1):
+            tokens, known = self._prefixes[which], self._shared_with_last(which)
+            past = past.up_to(known) if past is not None and known else None
+            self._last_prefix = -1, None  # gone before it is computed anew
+            while known < len(tokens):
+                end = min(len(tokens), known + LONGEST_MASKED) if known else len(tokens)
+                tree = Tree(past=known)
+                tree.add(list(tokens[known:end]))
+                batch = pack([tree], 0, self.dtype, self.device, past)
+                cache = cache_of(past, 1)
+                self._run(batch, Points.of([], 1, self.device), cache)
+                past, known = _past(cache), end
+            self._last_prefix = which, past
         return past
 
+    def _shared_with_last(self, number: int) -> int:
+        """Count the tokens of a prefix that are taken from the one before it."""
+        if not number:
+            return 0
+        return taken_from(self._prefixes[number - 1], self._prefixes[number])
+
     def forget(self) -> None:
-        """Forget the last prefix: the weights may be others at the next call."""
-        self._last_prefix = (), None
+        """Forget all prefixes: the weights may be others at the next call."""
+        self._prefixes, self._last_prefix = [], (-1, None)
 
     def _run(self, batch: Batch, points: Points, cache: DynamicCache | None = None) -> Tensor:
         if cache is None and batch.past is not None:
@@ -246,6 +307,11 @@ def cache_of(
         layer.values = values.expand(batch, -1, -1, -1)
         cache.layers.append(layer)
     return cache
+
+
+def _steering(steered: Steered, start: int = 0) -> AbstractContextManager[None]:
+    edits, points, which, _, of_point, unsteered, gates = steered
+    return edits.at(points, which, unsteered, of_point, start, gates)
 
 
 def _past(cache: DynamicCache) -> Past:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-_SHORTEST = 16
+SHORTEST = 16
 """Tokens below which sharing costs more than it saves."""
 _FEWEST = 4
 """Prompts below which a shared beginning is not worth batches of its own."""
@@ -46,7 +46,8 @@ def taken_from(before: Sequence[int], tokens: Sequence[int]) -> int:
     """Say how many tokens of a beginning are taken from the one that was computed before it."""
     known = shared_length(before, tokens)
     # From the first token on no mask is needed.
-    return 0 if len(tokens) - known > max(known, LONGEST_MASKED) else known
+    worth = known >= SHORTEST and len(tokens) - known <= max(known, LONGEST_MASKED)
+    return known if worth else 0
 
 
 class Group(NamedTuple):
@@ -89,7 +90,7 @@ def _split(
 ) -> list[Group]:
     """Split sorted ``members``; their first ``known`` tokens are shared, and worth sharing."""
     length = _common(sequences, members)
-    base = length if length - known >= _SHORTEST and len(members) > 1 else known
+    base = length if length - known >= SHORTEST and len(members) > 1 else known
     groups: list[Group] = []
     rest: list[int] = []
     run: list[int] = []
@@ -103,7 +104,7 @@ def _split(
                 not deep
                 and len(run) >= _FEWEST
                 and len(run) < len(members)
-                and inside >= base + _SHORTEST
+                and inside >= base + SHORTEST
             ):
                 groups += _split(sequences, run, base, level + 1)
             elif not deep and len(run) >= 2 * _FEWEST and len(run) < len(members):
