@@ -319,11 +319,9 @@ def _grid_bytes(
 
     tokens, anew = footprint.grid(requests, bounds).largest
     starts = len(set(site.blocks) - {0})
-    width = (
-        model.config.get_text_config().hidden_size
-        * model.get_output_embeddings().weight.element_size()
-    )
-    return tokens * key_value + anew * starts * width
+    item = int(model.get_output_embeddings().weight.element_size())
+    width = int(model.config.get_text_config().hidden_size)
+    return tokens * key_value + anew * starts * width * item
 
 
 def fit_bytes(arm: Arm, site: Site, pairs: int) -> int:
