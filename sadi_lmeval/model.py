@@ -872,8 +872,9 @@ def _predicts_tokens(model: Any) -> bool:
 def _refuse_tensor_parallel(arguments: dict[str, Any]) -> None:
     if arguments.get("tp_plan") is not None:
         raise UserError(
-            f"tp_plan={arguments['tp_plan']}: the entries of a site would lie on several devices; "
-            "spread the model with parallelize=True instead"
+            f"tp_plan={arguments['tp_plan']}: heads and neurons of a layer would lie on several "
+            "devices; pass parallelize=True, which spreads whole layers, or start a process for "
+            "each device that holds the model (docs/scale.md)"
         )
 
 

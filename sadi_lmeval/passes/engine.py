@@ -72,8 +72,9 @@ class Engine:
         self.forward = Forward(model, autocast)
         self.pad = pad
         self.softmax_dtype = softmax_dtype
+        vocabulary = int(model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
+        self.bounds = bounds_on(self.forward.device.type, vocabulary, rows, max_length)
         self.processes = processes
-        self.bounds = _bounds(self.forward, rows, max_length)
         self._sites: dict[tuple[Element, HiddenSite], Site] = {}
         self._tried = False
         self._calls = 0
@@ -215,15 +216,13 @@ def _renumbered(
     return lambda scored: done([(part[number], score) for number, score in scored])
 
 
-def _bounds(forward: Forward, rows: int | None, max_length: int) -> Bounds:
-    """Give the most that a batch holds.
+def bounds_on(kind: str, vocabulary: int, rows: int | None, max_length: int) -> Bounds:
+    """Give the most that a batch holds on a type of device.
 
     With a fixed number of rows never more tokens than ``hf`` would have at that size; else a
     budget of tokens.
     """
-    kind = forward.device.type
-    head = forward.model.get_output_embeddings()  # type: ignore[operator]
-    scored = max(1, _LOGITS.get(kind, _LOGITS_ELSEWHERE) // int(head.weight.shape[0]))
+    scored = max(1, _LOGITS.get(kind, _LOGITS_ELSEWHERE) // vocabulary)
     start, mask = _START.get(kind, _START_ELSEWHERE), _MASK.get(kind, _MASK_ELSEWHERE)
     if rows is None:
         return Bounds(None, _AUTO_TOKENS.get(kind, _AUTO_TOKENS_ELSEWHERE), scored, start, mask)

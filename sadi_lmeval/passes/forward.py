@@ -17,7 +17,7 @@ from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.architecture.signature import cache_parameter, use_cache
 from sadi_lmeval.architecture.sites import Site, decoder_blocks, input_device
 from sadi_lmeval.edits.contract import Edits, reading
-from sadi_lmeval.passes.prefixes import LONGEST_MASKED, SHORTEST, shared_length
+from sadi_lmeval.passes.prefixes import LONGEST_MASKED, taken_from
 from sadi_lmeval.passes.sequences import Batch, Past, Tree, pack
 
 
@@ -235,11 +235,7 @@ class Forward:
         """Count the tokens of a prefix that are taken from the one before it."""
         if not number:
             return 0
-        tokens = self._prefixes[number]
-        known = shared_length(self._prefixes[number - 1], tokens)
-        # From the first token on no mask is needed.
-        worth = known >= SHORTEST and len(tokens) - known <= max(known, LONGEST_MASKED)
-        return known if worth else 0
+        return taken_from(self._prefixes[number - 1], self._prefixes[number])
 
     def forget(self) -> None:
         """Forget all prefixes: the weights may be others at the next call."""

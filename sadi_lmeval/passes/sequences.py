@@ -106,7 +106,7 @@ class Tree:
 
 
 def _visible(until: Tensor) -> Tensor:
-    """Tell which token sees which, ``[..., n, n]``: itself and later ones up to ``until[..., n]``."""
+    """Tell which token sees which, ``[..., n, n]``: each is seen from itself up to ``until``."""
     at = torch.arange(until.shape[-1], device=until.device)
     return (at[:, None] >= at) & (at[:, None] < until[..., None, :])
 
