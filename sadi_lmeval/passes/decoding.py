@@ -31,6 +31,8 @@ from sadi_lmeval.passes.slots import Slots
 
 logger = logging.getLogger("lm_eval.sadi")
 
+_MOST_ROWS = 32
+"""Texts at once where a number is not given and memory suffices: more hardly saves any more."""
 _PART = 4
 """New texts begin once this part of the rows is free: a pass for one costs as much as for a few."""
 
@@ -68,6 +70,7 @@ class Decoder:
         pad: int,
         rows: int,
         bounds: Bounds,
+        room: int = 0,
         watch: Callable[[list[Text], Tensor], None] = lambda texts, logits: None,
     ) -> None:
         """
@@ -78,10 +81,13 @@ class Decoder:
             pad: the padding token.
             rows: texts that are generated at once.
             bounds: the size of a batch of prompts.
+            room: bytes of keys and values up to which more than that are, at most 32.
             watch: gets the texts of every pass, and the logits of their next tokens ``[n, vocab]``.
         """
         self._forward, self._edits = forward, edits
         self._pad, self._rows, self._bounds, self._watch = pad, rows, bounds, watch
+        self._room = room
+        self._longest = max((len(text.prompt) + text.most for text in texts), default=0)
         groups = group_by_prefix([text.prompt for text in texts])
         for group in groups:
             group.members.sort()
@@ -120,6 +126,8 @@ class Decoder:
             self._waiting.popleft()
         for batch in batches(prompts, self._bounds, len(beginning)):
             self._prefill(batch, past)
+        if self._room and (size := self._slots.token_bytes * self._longest):
+            self._rows = max(self._rows, min(_MOST_ROWS, self._room // size))
 
     def _prefill(self, batch: list[_Prompt], past: Past | None) -> None:
         forward, texts = self._forward, [prompt.text for prompt in batch]
@@ -224,7 +232,7 @@ def can_decode(model: PreTrainedModel) -> bool:
 
     texts = [Text(prompt, Ending([], frozenset(), 1, _nothing, 0), most) for prompt, most in _TRIAL]
     try:
-        Decoder(forward, texts, None, 0, 2, Bounds(None, 1 << 10, 1 << 10), watch).finish(texts)
+        Decoder(forward, texts, None, 0, 2, Bounds(None, 1 << 10, 1 << 10), 0, watch).finish(texts)
         found, alone, again = [], [], []
         for text in texts:
             ids = torch.tensor([text.prompt + text.made], device=forward.device)

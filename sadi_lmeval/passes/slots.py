@@ -84,6 +84,12 @@ class Slots:
         mask.masked_fill_(hidden, torch.finfo(self._dtype).min)
         return Batch(tokens[:, None], mask[:, None, None], lengths[:, None] - 1)
 
+    @property
+    def token_bytes(self) -> int:
+        """Say how much memory a token takes in all layers; 0 while there are none."""
+        rooms = [part for layer in self._layers for part in layer.room]
+        return sum(part.shape[1] * part.shape[3] * part.element_size() for part in rooms)
+
     def cache(self) -> DynamicCache:
         """Give the cache that such a pass reads and adds to."""
         cache = DynamicCache()
