@@ -99,6 +99,10 @@ class Decoder:
         self._slots = Slots(forward.dtype, forward.device)
         self._next = torch.zeros(0, dtype=torch.long, device=forward.device)  # ``[rows]``
         self._gates: dict[Text, Tensor] = {}
+        # Tokens that were chosen, and not told to their texts yet: on a GPU one pass stays behind,
+        # so that it need not wait for what the host makes of the last one.
+        self._untold: deque[tuple[list[Text], Tensor, torch.cuda.Event | None]] = deque()
+        self._behind = int(forward.device.type == "cuda")
         self._places: tuple[Points, Steered | None] | None = None
 
     def finish(self, texts: Sequence[Text]) -> None:
@@ -106,14 +110,18 @@ class Decoder:
         while any(not text.over for text in texts):
             free = self._rows - len(self._live)
             if self._waiting and (not self._live or free * _PART >= self._rows):
-                self._begin(free)
+                self._begin()
             else:
                 self._step()
 
     # ------------------------------------------------------------------ prompts
 
-    def _begin(self, free: int) -> None:
-        """Compute up to so many prompts of the group that comes next."""
+    def _begin(self) -> None:
+        """Compute prompts of the group that comes next, up to as many as there are free rows."""
+        while self._untold:
+            self._tell()
+        self._drop()
+        free = self._rows - len(self._live)
         beginning, waiting = self._waiting[0]
         past = self._forward.prefix(beginning)
         prompts: list[_Prompt] = []
@@ -139,6 +147,7 @@ class Decoder:
         if steered is not None and unsteered is not None and self._goes_on:
             self._keep_gates(texts, steered, unsteered)
         tokens = self._chosen(texts, logits)
+        self._tell()
         for text in texts:
             if text.over:
                 self._gates.pop(text, None)
@@ -178,11 +187,18 @@ class Decoder:
     # ------------------------------------------------------------------ tokens
 
     def _step(self) -> None:
-        """Generate a token of every text that is not over."""
+        """Generate a token of every text that is not known to be over."""
         points, steered = self._placed()
         batch = self._slots.batch(self._next)
         logits = self._forward.step(batch, self._slots.cache(), points, steered)
         self._next = self._chosen(self._live, logits)
+        if len(self._untold) <= self._behind:
+            return
+        self._tell()
+        self._drop()
+
+    def _drop(self) -> None:
+        """Free the rows of texts that are over; the last row takes the place of each."""
         for row in reversed([row for row, text in enumerate(self._live) if text.over]):
             self._slots.drop(row)
             self._gates.pop(self._live[row], None)
@@ -198,23 +214,39 @@ class Decoder:
             places = [(row, 0) for row in range(len(self._live))]
             points = Points.of(places, len(places), self._forward.device)
             steered = self._steered(self._live, places, len(places)) if self._goes_on else None
+            if steered is not None:
+                steered = steered._replace(rule=steered.edits.placed(steered.which))
             if steered is not None and self._gates:
                 gates = [self._gates[text] for text in self._live if text.edit != UNSTEERED]
-                steered = steered._replace(gates=torch.stack(gates))
+                on = self._forward.device
+                steered = steered._replace(gates=torch.stack(gates).to(on))
             self._places = points, steered
         return self._places
 
     def _chosen(self, texts: list[Text], logits: Tensor) -> Tensor:
-        """Give every text its next token; return them, ``[n]``."""
+        """Choose the next token of every text; return them, ``[n]``, and have them told."""
         self._watch(list(texts), logits)
         scores = logits.float()
         tokens = scores.argmax(dim=-1)
         failed = ~(scores < math.inf).all(dim=-1)  # minus infinity: a token that is ruled out
-        told = torch.stack([tokens, failed.long()]).tolist()
-        for text, token, bad in zip(texts, *told, strict=True):
-            text.failed = text.failed or bool(bad)
-            text.add(token)
+        told = torch.stack([tokens, failed.long()])
+        event = None
+        if told.is_cuda:
+            host = torch.empty(told.shape, dtype=told.dtype, pin_memory=True)
+            told, event = host.copy_(told, non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        self._untold.append((list(texts), told, event))
         return tokens
+
+    def _tell(self) -> None:
+        """Tell texts the tokens that were chosen longest ago."""
+        texts, told, event = self._untold.popleft()
+        if event is not None:
+            event.synchronize()
+        for text, token, bad in zip(texts, *told.tolist(), strict=True):
+            if not text.over:  # it was not known to be when the token was computed
+                text.failed = text.failed or bool(bad)
+                text.add(token)
 
 
 _TRIAL = (([5, 9, 7, 4, 8], 2), ([5, 9, 7, 4, 6, 3, 8], 5), ([8, 4], 3))

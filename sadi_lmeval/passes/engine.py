@@ -28,8 +28,8 @@ from sadi_lmeval.types import Element, HiddenSite
 _AUTO_TOKENS = {"cpu": 512}
 """Padded tokens a batch under ``--batch_size auto``, by device type."""
 _AUTO_TEXTS = {"cpu": 1 << 31}
-"""Bytes of keys and values of generated texts under ``--batch_size auto``, by device type; elsewhere
-the harness finds out how many fit."""
+"""Bytes of keys and values of generated texts under ``--batch_size auto``, by device type;
+elsewhere the harness finds out how many fit."""
 _AUTO_TOKENS_ELSEWHERE = 16384
 _LOGITS = {"cpu": 1 << 23}
 """Logits a batch, by device type. On a CPU a larger result gets fresh memory in every pass, which

@@ -142,10 +142,11 @@ def pack(
         seen[row, : tree.length, : tree.length] = tree.visible()
     if past is not None:
         seen = torch.cat([seen.new_ones(len(trees), width, past.length), seen], dim=-1)
-    mask = additive(seen, dtype).unsqueeze(1)
-    return Batch(ids.to(device), mask.to(device), positions.to(device), past)
+    mask = additive(seen.to(device), dtype).unsqueeze(1)
+    return Batch(ids.to(device), mask, positions.to(device), past)
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """Make an additive attention mask: 0 where a token is seen, else the lowest number."""
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+    shown = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return shown.masked_fill_(~seen, torch.finfo(dtype).min)
