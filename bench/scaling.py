@@ -389,7 +389,9 @@ def requests_of(count: int, choices: int) -> list[Instance]:
         document = {"question": context, "number": number}
         for choice in range(choices):
             arguments = (context, " " + phrase(draw, 1, 3))
-            made.append(Instance("loglikelihood", document, arguments, choice, ("task", number, 1)))
+            made.append(
+                Instance("loglikelihood", document, arguments, choice, ("task", number, 1))
+            )
     return made
 
 
