@@ -27,6 +27,9 @@ from sadi_lmeval.types import Element, HiddenSite
 
 _AUTO_TOKENS = {"cpu": 512}
 """Padded tokens a batch under ``--batch_size auto``, by device type."""
+_AUTO_TEXTS = {"cpu": 1 << 31}
+"""Bytes of keys and values of generated texts under ``--batch_size auto``, by device type;
+elsewhere the harness finds out how many fit."""
 _AUTO_TOKENS_ELSEWHERE = 16384
 _LOGITS = {"cpu": 1 << 23}
 """Logits a batch, by device type. On a CPU a larger result gets fresh memory in every pass, which
@@ -99,7 +102,9 @@ class Engine:
 
     def decoder(self, texts: Sequence[Text], edits: Edits | None, rows: int) -> Decoder:
         """Generate texts, ``rows`` at once; see :class:`~sadi_lmeval.passes.decoding.Decoder`."""
-        return Decoder(self.forward, texts, edits, self.pad, rows, self.bounds)
+        given = self.bounds.rows is not None
+        room = 0 if given else _AUTO_TEXTS.get(self.forward.device.type, 0)
+        return Decoder(self.forward, texts, edits, self.pad, rows, self.bounds, room)
 
     def site(self, element: Element, hidden_site: HiddenSite) -> Site:
         """Find where an element's activations are, once."""
