@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -21,6 +23,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import LogitsProcessorList
 from transformers.models.auto.modeling_auto import (
@@ -34,6 +37,7 @@ from sadi_lmeval.architecture.sites import check_sites, size_in
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.joined import joined
 from sadi_lmeval.errors import UserError, show_user_errors_as_one_line
+from sadi_lmeval.harness.baseline import baseline_of
 from sadi_lmeval.harness.degenerate import is_degenerate
 from sadi_lmeval.harness.response_cache import ResponseCache
 from sadi_lmeval.harness.results_name import name_results_by_the_model
@@ -45,33 +49,39 @@ from sadi_lmeval.harness.run_tasks import (
     note_tasks,
     with_all_metrics,
 )
+from sadi_lmeval.harness.tokens import TokensOfMany
 from sadi_lmeval.identity.model import model_card, model_identity, tokenizer_digest
 from sadi_lmeval.methods.arm import Arm, own_arguments, read_arm, read_arms
 from sadi_lmeval.methods.registry import method_class, method_names
 from sadi_lmeval.options import REFERENCE_LENGTH, refuse_unknown
 from sadi_lmeval.pairs.plan import user_folders
+from sadi_lmeval.passes.decoding import Decoder
+from sadi_lmeval.passes.endings import Ending, Text
 from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.passes.packing import UNSTEERED, Continuation
 from sadi_lmeval.passes.prefill import (
     FiniteLogits,
     Prompts,
     beginning_of,
+    end_tokens,
     looks_at_tokens,
     steered_generation,
     with_shared_beginning,
 )
 from sadi_lmeval.passes.scoring import Score, truncated
 from sadi_lmeval.processes import ALONE, Processes, Together, leave_at_exit
-from sadi_lmeval.records.summary import summary
 from sadi_lmeval.steering.fitting import refuse_unsuited
 from sadi_lmeval.steering.steering import TaskSteering, prepare
 from sadi_lmeval.steering.unsteered import with_unsteered
+from sadi_lmeval.storage.yaml_files import files_looked_at_once
 from sadi_lmeval.versions import versions
 
 logger = logging.getLogger("lm_eval.sadi")
 
 AUTO_GENERATION_ROWS = {"cpu": 8}
 """Of a batch under ``--batch_size auto``, by device type; found out on others."""
+_ENCODED_AT_ONCE = 1000
+"""Requests."""
 
 
 class SteeredModel(HFLM):  # type: ignore[misc]
@@ -86,9 +96,12 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         arms: the ways of steering by name; the only one, unless several take turns.
         arm: the one that answers.
         options: what all of them share.
+        baseline: whether every request is answered unsteered too, for the harness's results.
     """
 
     METHOD: ClassVar[str | None] = None
+    baseline: bool = False
+    batch_size_per_gpu: Any  # of the harness: a number, or auto
 
     def __init__(self, pretrained: str | transformers.PreTrainedModel, **arguments: Any) -> None:
         show_user_errors_as_one_line()
@@ -113,6 +126,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         self._degenerate: dict[str, int] = {}
         self._card: dict[str, Any] | None = None
         self._unreadable = uuid4().hex
+        self._tokens = TokensOfMany(self)
         super().__init__(pretrained, delta=delta_weights, **arguments)
         self.processes = self._join_processes()
         self.cache_hook: ResponseCache = ResponseCache(None)
@@ -124,7 +138,9 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         """Read our arguments, before anything is loaded."""
         if self.METHOD is None:
             raise UserError(f"name a method: {', '.join(f'hf-{name}' for name in method_names())}")
-        return {self.METHOD: read_arm(self.METHOD, given)}
+        arm = read_arm(self.METHOD, given)
+        self.baseline = bool(given.get("baseline"))
+        return {self.METHOD: arm}
 
     @property
     def rank(self) -> int:
@@ -280,11 +296,13 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         """
         if self.device.type in AUTO_GENERATION_ROWS:
             return min(AUTO_GENERATION_ROWS[self.device.type], int(self.max_batch_size))
-        before, self._world_size = self._world_size, 1  # each process for itself: none waits
-        try:
-            return int(super()._detect_batch_size(requests, pos))
-        finally:
-            self._world_size = before
+        if self._rows_found is None:
+            before, self._world_size = self._world_size, 1  # each process for itself: none waits
+            try:
+                self._rows_found = int(super()._detect_batch_size(requests, pos))
+            finally:
+                self._world_size = before
+        return self._rows_found
 
     @property
     def length_limit(self) -> LengthLimit | None:
@@ -294,6 +312,34 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         return LengthLimit(REFERENCE_LENGTH, lambda text: len(self.tok_encode(text)))
 
     # ------------------------------------------------------------------ fits
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, *others: Any, **keywords: Any
+    ) -> list[int]:
+        """Encode a text as ``hf`` does; many that are known beforehand are encoded at once."""
+        if not others and not keywords and self._tokens.known:
+            known = self._tokens.of(string, add_special_tokens)
+            if known is not None:
+                return known
+        found: list[int] = super().tok_encode(string, add_special_tokens, *others, **keywords)
+        return found
+
+    def continuations(self, texts: Sequence[tuple[str, str]]) -> list[Continuation]:
+        """Tokenize requests as :meth:`continuation` does each."""
+        longest = self.max_length
+        return [
+            Continuation(*truncated(before, after, longest))
+            for before, after in self._encode_all(texts)
+        ]
+
+    def _encode_all(
+        self, texts: Iterable[tuple[str, str]]
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """Encode prompts and answers, so many at once that memory does not grow with them."""
+        left = iter(texts)
+        while part := list(itertools.islice(left, _ENCODED_AT_ONCE)):
+            with self._tokens.encoded(part):
+                yield from [self._encode(*text) for text in part]
 
     def encode(self, context: str, continuation: str) -> list[int]:
         """Encode prompt and answer as scored: together, cut from the left to the model's length."""
@@ -313,20 +359,23 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         """Tokenize a request as it is scored, cut from the left to the model's length."""
         return Continuation(*truncated(*self._encode(context, continuation), self.max_length))
 
-    def asked_of(self, request: Instance) -> Continuation:
-        """Make the continuation of the harness's request.
+    def asked_of(self, requests: Iterable[Instance]) -> Iterator[Continuation]:
+        """Make the continuations of the harness's requests.
 
         Raises:
-            UserError: it is longer than the model's length; ``hf`` asserts that none is.
+            UserError: one is longer than the model's length; ``hf`` asserts that none is.
         """
-        before, after = self._encode(*request.args)
-        if len(after) > self.max_length:
-            raise UserError(
-                f"task {request.task_name}, document {request.doc_id}: a continuation of "
-                f"{len(after)} tokens, and max_length is {self.max_length}; pass a larger "
-                "max_length, or a model that takes longer texts"
-            )
-        return Continuation(*truncated(before, after, self.max_length))
+        longest = self.max_length
+        asked, texts = itertools.tee(requests)
+        encoded = self._encode_all(request.args for request in texts)
+        for request, (before, after) in zip(asked, encoded, strict=True):
+            if len(after) > longest:
+                raise UserError(
+                    f"task {request.task_name}, document {request.doc_id}: a continuation of "
+                    f"{len(after)} tokens, and max_length is {longest}; pass a larger "
+                    "max_length, or a model that takes longer texts"
+                )
+            yield Continuation(*truncated(before, after, longest))
 
     def _prepare(self, requests: list[Instance]) -> None:
         """Fit the method to every task of the run before the first request is answered."""
@@ -350,9 +399,10 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             tasks[name] = noted.get(name) or load_task(name, user_folders(self.options, None), None)
             refuse_unsuited(tasks[name], [self.arm])
         prepared = {}
-        for name, task in tasks.items():
-            [steering] = prepare(task, self, [self.arm])
-            prepared[name] = with_unsteered(steering, self)
+        with files_looked_at_once():
+            for name, task in tasks.items():
+                [steering] = prepare(task, self, [self.arm])
+                prepared[name] = with_unsteered(steering, self)
         self._use(prepared)
         self._prepared_for = identity
 
@@ -442,24 +492,53 @@ class SteeredModel(HFLM):  # type: ignore[misc]
 
     def _loglikelihood(self, requests: list[Instance], disable_tqdm: bool) -> list[Score]:
         which = self._steer(requests)
+        scores = self._scores(requests, which, "Running loglikelihood requests", disable_tqdm)
+        odd: dict[str, set[int]] = {request.task_name: set() for request in requests}
+        for request, score in zip(requests, scores, strict=True):
+            if not math.isfinite(score[0]):
+                odd[request.task_name].add(request.doc_id)
+        self._report_not_finite({name: len(documents) for name, documents in odd.items()})
+        if self.baseline:
+            unsteered = scores
+            if set(which) != {UNSTEERED}:
+                alike = [UNSTEERED] * len(requests)
+                unsteered = self._scores(requests, alike, "The same, unsteered", disable_tqdm)
+            self._note_unsteered(requests, unsteered)
+        return scores
+
+    def _note_unsteered(self, requests: Sequence[Instance], responses: Sequence[Any]) -> None:
+        """Have the harness's results give the unsteered model's numbers, too."""
+        noted = self._run.by_name
+        for request, response in zip(requests, responses, strict=True):
+            run_task = noted.get(request.task_name)
+            if run_task is not None and "bypass" not in run_task.task.aggregation():
+                baseline_of(run_task.task).note(request, response)
+
+    def _scores(
+        self, requests: list[Instance], which: list[int], label: str, disable_tqdm: bool
+    ) -> list[Score]:
+        """Score requests, each with the edit of its index."""
         digests = {e: self.steering_digest(self.arm, self._edits, e) for e in set(which)}
         scores: list[Score | None] = [None] * len(requests)
         left: list[int] = []
-        continuations: list[Continuation] = []
-        for index, request in enumerate(
-            tqdm(requests, desc="Tokenizing inputs", disable=disable_tqdm)
-        ):
+        for index, request in enumerate(requests):
             self.cache_hook.steering = digests[which[index]]
-            known = self.cache_hook.get("loglikelihood", request.args)
-            if known is not None:
-                scores[index] = known
-                continue
-            left.append(index)
-            continuations.append(self.asked_of(request)._replace(edit=which[index]))
+            scores[index] = self.cache_hook.get("loglikelihood", request.args)
+            if scores[index] is None:
+                left.append(index)
+        asked = self.asked_of(requests[index] for index in left)
+        continuations = [
+            continuation._replace(edit=which[index])
+            for index, continuation in zip(
+                left,
+                tqdm(asked, desc="Tokenizing inputs", total=len(left), disable=disable_tqdm),
+                strict=True,
+            )
+        ]
         bar = tqdm(
             total=len(requests),
             initial=len(requests) - len(left),
-            desc="Running loglikelihood requests",
+            desc=label,
             disable=disable_tqdm or self.rank != 0,
         )
 
@@ -473,11 +552,6 @@ class SteeredModel(HFLM):  # type: ignore[misc]
 
         with bar:
             self.engine.score(continuations, self._edits, done)
-        odd: dict[str, set[int]] = {request.task_name: set() for request in requests}
-        for request, score in zip(requests, scores, strict=True):
-            if score is not None and not math.isfinite(score[0]):
-                odd[request.task_name].add(request.doc_id)
-        self._report_not_finite({name: len(documents) for name, documents in odd.items()})
         return [score for score in scores if score is not None]
 
     def _report_not_finite(self, counts: dict[str, int]) -> None:
@@ -487,11 +561,9 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         for name, count in total.items():
             if count:
                 logger.warning(
-                    "Task %s: log-probabilities of %d documents are not finite (steered too "
+                    "Task %s, %s: log-probabilities of %d documents are not finite (steered too "
                     "strongly for %s?): the answers to them mean nothing",
-                    name,
-                    count,
-                    self.model.dtype,
+                    *(name, self.arm.label, count, self.model.dtype),
                 )
 
     def _report_degenerate(self, texts: dict[str, list[str]]) -> None:
@@ -501,9 +573,9 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         for name, count in total.items():
             if count and self.arm.method is not None:
                 logger.warning(
-                    "Task %s: %d texts are empty, or one short piece over and over (steered too "
-                    "strongly?)",
-                    *(name, count),
+                    "Task %s, %s: %d texts are empty, or one short piece over and over (steered "
+                    "too strongly?)",
+                    *(name, self.arm.label, count),
                 )
 
     def _sum(self, counts: dict[str, int]) -> dict[str, int]:
@@ -532,11 +604,35 @@ class SteeredModel(HFLM):  # type: ignore[misc]
 
     def _generate_until(self, requests: list[Instance], disable_tqdm: bool) -> list[str]:
         which = self._steer(requests)
+        texts, odd = self._generated(requests, which, disable_tqdm)
+        self._report_not_finite(odd)
+        of_task: dict[str, list[str]] = {request.task_name: [] for request in requests}
+        for request, text in zip(requests, texts, strict=True):
+            of_task[request.task_name].append(text)
+        self._report_degenerate(of_task)
+        if self.baseline:
+            unsteered = texts
+            if set(which) != {UNSTEERED}:
+                with torch.random.fork_rng():  # steered texts are drawn as without a baseline
+                    alike = [UNSTEERED] * len(requests)
+                    unsteered, _ = self._generated(requests, alike, disable_tqdm)
+            self._note_unsteered(requests, unsteered)
+        return texts
+
+    def _generated(
+        self, requests: list[Instance], which: list[int], disable_tqdm: bool
+    ) -> tuple[list[str], dict[str, int]]:
+        """Generate after prompts, each with the edit of its index.
+
+        Returns:
+            the texts, and of each task for how many some log-probability was not finite.
+        """
         texts: list[str | None] = [None] * len(requests)
         alike: dict[tuple[str, int], list[int]] = {}
         for index, (request, edit) in enumerate(zip(requests, which, strict=True)):
             alike.setdefault((request.task_name, edit), []).append(index)
         odd = {request.task_name: 0 for request in requests}
+        runs: list[tuple[str, list[int], _Generation]] = []
         for (name, edit), indices in alike.items():
             digest = self.steering_digest(self.arm, self._edits, edit)
             self.cache_hook.steering = digest
@@ -547,29 +643,103 @@ class SteeredModel(HFLM):  # type: ignore[misc]
                 texts[index] = None if sampled else self.cache_hook.get("generate_until", arguments)
                 if texts[index] is None:
                     left.append(index)
-            if not left:
-                continue
-            prompts = [self.tok_encode(requests[index].args[0]) for index in left]
-            self._generation = _Generation(edit, beginning_of(prompts), digest)
+            if left:
+                runs.append((name, left, _Generation(edit, digest=digest)))
+        self._rows_found = None
+        for _, left, state in runs:
+            self._plan([requests[i] for i in left], state)
+        planned = [t for *_, state in runs for batch in state.batches or () for t in batch or ()]
+        rows = self._generation_rows() if planned else 0
+        decoder = self.engine.decoder(planned, self._edits, rows)
+        for name, left, self._generation in runs:
+            state = self._generation
+            state.decoder = decoder
+            state.beginning = beginning_of([self.tok_encode(requests[i].args[0]) for i in left])
+            self.cache_hook.steering = state.digest
             try:
                 answers = super().generate_until([requests[i] for i in left], disable_tqdm)
-                odd[name] += self._generation.not_finite
+                odd[name] += state.not_finite
             finally:
                 self._generation = _Generation()
             for index, answer in zip(left, answers, strict=True):
                 texts[index] = answer
-        self._report_not_finite(odd)
-        of_task: dict[str, list[str]] = {request.task_name: [] for request in requests}
-        for request, text in zip(requests, texts, strict=True):
-            of_task[request.task_name].append(text or "")
-        self._report_degenerate(of_task)
-        return [text for text in texts if text is not None]
+        return [text for text in texts if text is not None], odd
+
+    _rows_found: int | None = None
+    """What was found for ``--batch_size auto`` in this call."""
+
+    def _generation_rows(self) -> int:
+        """Give the texts that are generated at once."""
+        return self._detect_batch_size() if self.batch_size == "auto" else int(self.batch_size)
+
+    def _plan(self, requests: list[Instance], state: _Generation) -> None:
+        """Have the harness make its batches, and note what each asks for, before any is answered:
+        so that a text that is over makes room for one of a later batch."""
+        size, hook = self.batch_size_per_gpu, self.cache_hook
+        self.batch_size_per_gpu = self._generation_rows()  # or else it says twice what it finds
+        self.cache_hook = ResponseCache(None)
+        self._generation, state.planning = state, True
+        harness_logger = logging.getLogger(HFLM.__module__)
+        try:
+            harness_logger.disabled = True  # it will say the same again
+            super().generate_until(requests, disable_tqdm=True)
+        finally:
+            harness_logger.disabled = False
+            self._generation, state.planning = _Generation(), False
+            self.batch_size_per_gpu, self.cache_hook = size, hook
+
+    def _texts(
+        self, context: Tensor, mask: Tensor, most: int, stop: list[str], options: dict[str, Any]
+    ) -> list[Text] | None:
+        """Make the texts to decode of a batch of the harness; None: it takes the plain way."""
+        pad = self.tokenizer.pad_token_id
+        eos = end_tokens(self.model, options)
+        longest = context.shape[1] + most
+        if (
+            most < 1
+            or eos is None
+            or self.think_end_token is not None  # what comes after it counts, whatever was before
+            or pad not in self.tokenizer.all_special_ids  # or else it is text
+            or longest > self.engine.longest_branching_path
+            or not self.engine.can_decode
+        ):
+            return None
+        back = max((len(self.tok_encode(each, add_special_tokens=False)) for each in stop if each),
+                   default=0)  # fmt: skip
+        ending = Ending(stop, eos, len(context), self._text_of, back)
+        edit = self._generation.edit
+        return [
+            Text(row[seen == 1].tolist(), ending, most, edit)
+            for row, seen in zip(context.cpu(), mask.cpu(), strict=True)
+        ]
+
+    def _text_of(self, tokens: list[int], skip_special_tokens: bool) -> str:
+        return str(self.tok_decode(tokens, skip_special_tokens=skip_special_tokens))
+
+    def _decoded(self, context: Tensor, texts: list[Text], state: _Generation) -> Tensor:
+        """Give ``[batch, seq]`` as generation does: context and tokens, right-padded."""
+        assert state.decoder is not None
+        state.decoder.finish(texts)
+        failed = sum(text.failed for text in texts)
+        state.not_finite += failed
+        self.cache_hook.steering = "" if failed else state.digest
+        made = [torch.tensor(text.kept) for text in texts]
+        pad = self.tokenizer.pad_token_id
+        after = pad_sequence(made, batch_first=True, padding_value=pad).to(context.device)
+        return torch.cat([context, after], dim=1)
 
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any
     ) -> Any:
         state = self._generation
         mask = kwargs.pop("attention_mask", torch.ones_like(context))
+        if state.planning:
+            most = max_length - context.shape[1]
+            state.batches.append(self._texts(context, mask, most, stop, kwargs))
+            return context
+        planned = state.batches.popleft() if state.batches else None
+        if planned is not None:
+            return self._decoded(context, planned, state)
         prompts = Prompts(context, mask)
         plain = looks_at_tokens(self.model, kwargs)
         fits = max_length <= self.engine.longest_branching_path
@@ -599,7 +769,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         info: dict[str, Any] = super().get_model_info()
         info["sadi"] = {}
         for name, steering in self._tasks.items():
-            logger.info("Task %s: %s", name, summary(steering.record))
+            logger.info("Task %s: %s", name, steering.summary)
             info["sadi"][name] = steering.record.with_counts(
                 self._not_finite.get(name, 0), self._degenerate.get(name, 0)
             ).to_json()
@@ -615,12 +785,19 @@ class _Generation:
         beginning: what all its prompts begin with, where that is worth computing once.
         digest: of its steering.
         not_finite: texts so far for which a token's log-probability was not finite.
+        planning: whether batches are noted, and nothing is generated yet.
+        batches: the texts of each of the harness's batches that is still to come, or None where
+            it takes the plain way.
+        decoder: what generates them.
     """
 
     edit: int = UNSTEERED
     beginning: list[int] = field(default_factory=list)
     digest: str = ""
     not_finite: int = 0
+    planning: bool = False
+    batches: deque[list[Text] | None] = field(default_factory=deque)
+    decoder: Decoder | None = None
 
 
 class ManyArmsModel(SteeredModel):

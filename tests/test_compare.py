@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partialmethod
@@ -21,8 +22,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lm_eval._cli.run import Run
 from lm_eval.loggers import EvaluationTracker
-from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM
 
@@ -36,6 +37,8 @@ from sadi_lmeval.methods.arm import read_arms
 from sadi_lmeval.methods.sadi import AXES
 from sadi_lmeval.pairs.sources import Known
 from sadi_lmeval.passes import engine
+from sadi_lmeval.passes.endings import Text
+from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.passes.grid import grid_log_likelihoods
 from sadi_lmeval.passes.scoring import log_likelihoods
 from sadi_lmeval.records.record import (
@@ -354,13 +357,13 @@ def test_documents_for_which_no_setting_is_better_get_the_unsteered_model_s_answ
 ) -> None:
     monkeypatch.setattr("sadi_lmeval.steering.tuning.pick", lambda *_: Pick(0, 1.0))
     counted, generated = Counting(monkeypatch), []
-    generate = HFLM._model_generate
+    make = Engine.decoder
 
-    def generating(model: HFLM, context: torch.Tensor, *rest: Any, **named: Any) -> Any:
-        generated.append(len(context))
-        return generate(model, context, *rest, **named)
+    def generating(engine: Engine, texts: list[Text], *rest: Any) -> Any:
+        generated.append(len(texts))
+        return make(engine, texts, *rest)
 
-    monkeypatch.setattr(HFLM, "_model_generate", generating)
+    monkeypatch.setattr(Engine, "decoder", generating)
     folder, limit = tmp_path / "out", 6
     methods = "none,sadi-head,sadi-neuron,iti,caa"
     options = ("tiny_folds,tiny_text", methods, "--limit", str(limit), "--log_samples")
@@ -835,6 +838,7 @@ REFUSED = [
         ((), {"method": "none"}, ["--model_args method"]),
         ((), {"max_settings": 5}, ["--model_args max_settings"]),
         ((), {"mask": "mask.safetensors"}, ["--model_args mask", "mask_from=TASK"]),
+        ((), {"baseline": "true"}, ["--model_args baseline", "is a row here"]),
         ((), {"pretrained": None}, ["--model_args", "pretrained=MODEL is missing"]),
         ((), {"n_pairs": 0}, ["n_pairs=0", "at least 1"]),
         ((), {"n_tune": "x", "folds": 1}, ["n_tune=x", "folds=1"]),
@@ -856,6 +860,35 @@ def test_a_mistake_is_one_line_before_the_model_is_loaded_and_leaves_nothing(
     said = refused(arguments, capsys)
     assert all(word in said for word in words), said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_the_harness_reach_its_own_parser_as_they_came() -> None:
+    """Those that the help shows, and others; several values, values with signs, and none."""
+    given = [
+        *("--model_args", "pretrained=a,b=1", "c=2", "-L", "0.5", "--gen_kwargs", "top_p=1", "k=2"),
+        *("--apply_chat_template", "--num_fewshot=3", "--metadata", '{"a": "-b c"}', "-s"),
+        *("--system_instruction=--be kind", "--fewshot_as_multiturn", "false", "--write_out"),
+        *("--seed", "1,2,3,4", "--trust_remote_code", "--batch_size", "auto:4", "--device", "cpu"),
+    ]
+
+    def of_harness(arguments: Sequence[str]) -> dict[str, Any]:
+        parser = argparse.ArgumentParser()
+        Run.create(parser.add_subparsers())
+        return vars(parser.parse_args(["run", *arguments]))
+
+    own = cli._parser()
+    read, rest = own.parse_known_args(["compare", "-t", "x", "-o", "y", *given])
+    assert of_harness([*read.passed, *rest]) == of_harness(given)
+
+
+def test_help_shows_the_most_used_options_of_the_harness(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "--help"])
+    said = capsys.readouterr().out
+    for name in ("model_args", "limit", "num_fewshot", "batch_size", "apply_chat_template"):
+        assert f"\n  --{name} " in said
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,9 @@ from transformers import GenerationConfig
 
 from conftest import WORDS
 from sadi_lmeval.passes import prefill
+from sadi_lmeval.passes.decoding import Decoder
+from sadi_lmeval.passes.endings import Text
+from sadi_lmeval.passes.engine import Engine
 
 INSTRUCTION = " ".join(WORDS[:60])
 """All prompts begin with it, so that their beginning is worth computing once."""
@@ -34,6 +37,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "prefill_chunk_size": {"prefill_chunk_size": 16},
     "use_cache": {"top_k": 7, "top_p": 0.9},
 }
+GREEDY = ("none", "use_cache")
+"""Those with which the likeliest token is taken, whatever came before."""
 
 
 def texts(results: dict[str, Any]) -> list[str]:
@@ -51,6 +56,14 @@ def test_texts_are_those_of_hf(evaluate: Any, name: str, monkeypatch: pytest.Mon
         return shared[-1]
 
     monkeypatch.setattr("sadi_lmeval.model.with_shared_beginning", watched)
+    planned: list[int] = []
+    make = Engine.decoder
+
+    def noted(engine: Engine, given: list[Text], *more: Any) -> Decoder:
+        planned.append(len(given))
+        return make(engine, given, *more)
+
+    monkeypatch.setattr(Engine, "decoder", noted)
     size = 1 if name == "prompt_lookup_num_tokens" else 4  # transformers takes no more for it
 
     def settings() -> dict[str, Any]:
@@ -60,7 +73,9 @@ def test_texts_are_those_of_hf(evaluate: Any, name: str, monkeypatch: pytest.Mon
     expected = texts(evaluate("tiny_text", model="hf", settings=settings()))
     assert texts(evaluate("tiny_text", delta=0, settings=settings())) == expected
     indifferent = set(OPTIONS[name]) <= prefill._INDIFFERENT
-    assert any(prompts.cache is not None for prompts in shared) == indifferent
+    decoded = name in GREEDY
+    assert bool(sum(planned)) == decoded
+    assert any(prompts.cache is not None for prompts in shared) == (indifferent and not decoded)
 
 
 def test_options_of_the_model_s_own_count_too() -> None:

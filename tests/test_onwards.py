@@ -627,7 +627,14 @@ def test_sadi_and_its_ablations_edit_the_last_prompt_token_alone(
 def test_a_shared_beginning_of_prompts_is_used_in_generation(
     evaluate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And gives the strings of prompts that are computed apart."""
+    """And gives the strings of prompts that are computed apart, and of texts decoded by us."""
+    told = {"system_instruction": "the cat dog bird fish stone tree river " * 5}
+
+    def texts_of(name: str) -> Any:
+        return scores(evaluate("tiny_text", model=name, settings=told, **NAMED[name]), "tiny_text")
+
+    decoded = {name: texts_of(name) for name in NAMED}
+    monkeypatch.setattr(Engine, "can_decode", False)
     used = []
     share = with_shared_beginning
 
@@ -637,14 +644,8 @@ def test_a_shared_beginning_of_prompts_is_used_in_generation(
         return prompts
 
     monkeypatch.setattr(model_module, "with_shared_beginning", spy)
-    told = {"system_instruction": "the cat dog bird fish stone tree river " * 5}
-    together = {
-        name: scores(evaluate("tiny_text", model=name, settings=told, **arguments), "tiny_text")
-        for name, arguments in NAMED.items()
-    }
+    assert {name: texts_of(name) for name in NAMED} == decoded
     assert used
     assert all(used)
     monkeypatch.setattr(model_module, "beginning_of", lambda prompts: [])
-    for name, arguments in NAMED.items():
-        apart = evaluate("tiny_text", model=name, settings=told, **arguments)
-        assert scores(apart, "tiny_text") == together[name]
+    assert {name: texts_of(name) for name in NAMED} == decoded

@@ -16,18 +16,22 @@ from sadi_lmeval.passes.sequences import Past, Tree, pack
 
 CPU = torch.device("cpu")
 Shape = list[tuple[int, list[int]]]
-"""Segments: any number that says which earlier segment is continued, and the tokens."""
+"""Segments: any number that says which segment on the way to the last one is continued, and the
+tokens."""
 
 tokens = st.lists(st.integers(0, 39), max_size=4)
 shapes = st.lists(st.tuples(st.integers(0, 1000), tokens), min_size=1, max_size=7)
 
 
-def grow(shape: Shape) -> tuple[Tree, list[int]]:
+def grow(shape: Shape, past: int = 0) -> tuple[Tree, list[int]]:
     """The tree, and the parent of each segment (-1: none)."""
-    tree, parents = Tree(), []
+    tree, parents = Tree(past), []
+    way = [-1]  # to the last segment
     for index, (number, run) in enumerate(shape):
-        parents.append(number % (index + 1) - 1 if index else -1)
+        way = way[: number % len(way) + 1]
+        parents.append(way[-1])
         assert tree.add(run, parents[-1]) == index
+        way.append(index)
     return tree, parents
 
 
@@ -73,6 +77,15 @@ def test_only_a_row_in_which_every_token_sees_all_before_it_goes_without_a_mask(
     tree, _ = grow(shape)
     if tree.is_path:
         assert torch.equal(tree.visible(), torch.ones(tree.length, tree.length).tril().bool())
+
+
+def test_a_branch_is_not_continued_once_another_has_begun() -> None:
+    tree = Tree()
+    root = tree.add([5])
+    left = tree.add([6], root)
+    tree.add([7], root)
+    with pytest.raises(ValueError, match="segment 1 is not on the way to the last one"):
+        tree.add([8], left)
 
 
 def gpt2() -> GPT2LMHeadModel:
@@ -142,10 +155,7 @@ def test_rows_after_a_shared_beginning_give_the_logits_of_the_whole(
     beginning = [3, 9, 4, 4, 7]
     trees, where, alone = [], [], []
     for row, shape in enumerate(several):
-        tree, parents = Tree(past=len(beginning)), []
-        for index, (number, run) in enumerate(shape):
-            parents.append(number % (index + 1) - 1 if index else -1)
-            tree.add(run, parents[-1])
+        tree, parents = grow(shape, len(beginning))
         trees.append(tree)
         ids = [token for _, run in shape for token in run]
         for position, path in enumerate(paths(shape, parents)):

@@ -236,5 +236,5 @@ class ComparedModel(ManyArmsModel):
             bar.update(len(numbers))
 
         if left:
-            continuations = [self.asked_of(requests[i]) for i in left]
+            continuations = list(self.asked_of(requests[i] for i in left))
             self.engine.score_grid(continuations, joint, done)

@@ -294,7 +294,7 @@ def _lines(
         if setting not in left[name]:
             continue
         numbers = outcome(setting, judged[:, column], judged[:, 0])._asdict()
-        del numbers["setting"]
+        del numbers["setting"], numbers["documents"]
         of_arm: dict[str, Any] = {"element": "none"}
         if name in what.arms:
             arm = what.arms[name]

@@ -75,6 +75,17 @@ class Edits(ABC):
         """
         return None
 
+    def gates_of(self, unsteered: Tensor, which: Tensor, rows: Tensor) -> Tensor | None:
+        """Give the gate of each point, ``[n]`` on the CPU, or None.
+
+        Args:
+            unsteered: see :meth:`gates`.
+            which: the edit of each point, ``[n]`` on the CPU.
+            rows: the row of ``unsteered`` that each belongs to, ``[n]``.
+        """
+        table = self.gates(unsteered) if self.gated else None
+        return None if table is None else table.cpu()[rows.cpu(), which]
+
     def shift(self, edit: int) -> dict[int, Tensor] | None:
         """Give what one of the edits adds to each layer, ``[width]``, if it does nothing else.
 
@@ -120,6 +131,7 @@ class Edits(ABC):
         unsteered: Tensor | None = None,
         of_point: Tensor | None = None,
         start: int = 0,
+        gates: Tensor | None = None,
     ) -> Iterator[None]:
         """Edit the activations at ``points`` while the block runs.
 
@@ -130,15 +142,14 @@ class Edits(ABC):
                 ``[k, layers, width]``, where :attr:`needs_unsteered`, else None.
             of_point: the row of ``unsteered`` for each position, ``[n]``; None: k = n, in order.
             start: the first block that runs; no edit of ``which`` touches one below.
+            gates: what :meth:`gates_of` gives, where it is known.
         """
         if not self.layers or not len(which):
             yield
             return
         rows = torch.arange(len(which)) if of_point is None else of_point
-        gates = None
-        if self.gated and unsteered is not None:
-            table = self.gates(unsteered)
-            gates = None if table is None else table.cpu()[rows.cpu(), which]
+        if gates is None and unsteered is not None:
+            gates = self.gates_of(unsteered, which, rows)
 
         def visit(layer: int, activations: Tensor) -> Tensor:
             if self.clean and unsteered is not None:

@@ -15,6 +15,8 @@ from sadi_lmeval.passes.activations import Collector, Labelled, read_pairs
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.branching import can_resume, longest_branching_path
 from sadi_lmeval.passes.checked import longest_row_is_right
+from sadi_lmeval.passes.decoding import Decoder, can_decode
+from sadi_lmeval.passes.endings import Text
 from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.grid import Done, grid_log_likelihoods
 from sadi_lmeval.passes.packing import Continuation
@@ -87,6 +89,15 @@ class Engine:
     @cached_property
     def can_share_beginning(self) -> bool:
         return can_share_beginning(self.model)
+
+    @cached_property
+    def can_decode(self) -> bool:
+        """See :func:`sadi_lmeval.passes.decoding.can_decode`."""
+        return can_decode(self.model)
+
+    def decoder(self, texts: Sequence[Text], edits: Edits | None, rows: int) -> Decoder:
+        """Generate texts, ``rows`` at once; see :class:`~sadi_lmeval.passes.decoding.Decoder`."""
+        return Decoder(self.forward, texts, edits, self.pad, rows, self.bounds)
 
     def site(self, element: Element, hidden_site: HiddenSite) -> Site:
         """Find where an element's activations are, once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ class Steered(NamedTuple):
         of_point: which of them each point belongs to, ``[n]``; None: k = n, in order.
         unsteered: activations of those tokens in an unsteered pass, ``[k, layers, width]``; None:
             an unsteered pass comes first where the edits need them.
+        gates: the gate of each point, ``[n]``, where it is known; else from ``unsteered``.
     """
 
     edits: Edits
@@ -37,6 +38,7 @@ class Steered(NamedTuple):
     prompts: Points | None = None
     of_point: Tensor | None = None
     unsteered: Tensor | None = None
+    gates: Tensor | None = None
 
 
 class Resumed(NamedTuple):
@@ -99,15 +101,49 @@ class Forward:
         """
         with ExitStack() as stack:
             if steered is not None:
-                edits, points_of, which, prompts, of_point, unsteered = steered
-                if unsteered is None and edits.needs_unsteered:
-                    [unsteered] = self.activations(batch, prompts or points_of, [edits.site])
                 start = 0 if resumed is None else resumed.layer
-                stack.enter_context(edits.at(points_of, which, unsteered, of_point, start))
+                stack.enter_context(_steering(self._with_unsteered(batch, steered), start))
             if resumed is not None and resumed.layer:
                 over = self.blocks[: resumed.layer]
                 stack.enter_context(passing_over(over, resumed.states, self._in_tuple))
             return self._run(batch, points)
+
+    def grow(
+        self, batch: Batch, points: Points, steered: Steered | None = None
+    ) -> tuple[Tensor, Past, Tensor | None]:
+        """Compute logits ``[n, vocab]`` at n points, and keep what later tokens see.
+
+        Returns:
+            the logits; keys and values of every token, those of the batch's own past included; and
+            the unsteered activations that the edits needed, ``[k, layers, width]``, or None.
+        """
+        cache = cache_of(batch.past, len(batch.input_ids))
+        with ExitStack() as stack:
+            if steered is not None:
+                steered = self._with_unsteered(batch, steered)
+                stack.enter_context(_steering(steered))
+            logits = self._run(batch, points, cache)
+        return logits, _past(cache), None if steered is None else steered.unsteered
+
+    def step(
+        self, batch: Batch, cache: DynamicCache, points: Points, steered: Steered | None = None
+    ) -> Tensor:
+        """Compute logits ``[n, vocab]`` of tokens that follow what a cache holds, and add to it.
+
+        Args:
+            steered: with its gates, where the edits have some.
+        """
+        with ExitStack() as stack:
+            if steered is not None:
+                stack.enter_context(_steering(steered))
+            return self._run(batch, points, cache)
+
+    def _with_unsteered(self, batch: Batch, steered: Steered) -> Steered:
+        if steered.unsteered is not None or not steered.edits.needs_unsteered:
+            return steered
+        read_at = steered.prompts or steered.points
+        [unsteered] = self.activations(batch, read_at, [steered.edits.site])
+        return steered._replace(unsteered=unsteered)
 
     def activations(self, batch: Batch, points: Points, sites: Sequence[Site]) -> list[Tensor]:
         """Read unsteered activations ``[n, layers, width]`` at n points, of each site.
@@ -275,6 +311,11 @@ def cache_of(
         layer.values = values.expand(batch, -1, -1, -1)
         cache.layers.append(layer)
     return cache
+
+
+def _steering(steered: Steered, start: int = 0) -> AbstractContextManager[None]:
+    edits, points, which, _, of_point, unsteered, gates = steered
+    return edits.at(points, which, unsteered, of_point, start, gates)
 
 
 def _past(cache: DynamicCache) -> Past:

@@ -203,6 +203,36 @@ def looks_at_tokens(model: Any, options: Mapping[str, Any]) -> bool:
     return any(value not in (None, False) for k, value in given.items() if k not in _INDIFFERENT)
 
 
+_OF_SAMPLING = frozenset(
+    "do_sample temperature top_k top_p min_p typical_p epsilon_cutoff eta_cutoff max_length "
+    "pad_token_id bos_token_id eos_token_id use_cache transformers_version "
+    "_from_model_config".split()
+)
+"""Options of generation that say nothing where the likeliest token is taken, or are followed."""
+_NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0}
+
+
+def end_tokens(model: Any, options: Mapping[str, Any]) -> frozenset[int] | None:
+    """Name the tokens that end a text, where the likeliest token is taken and nothing else asked.
+
+    Args:
+        options: of the run; those of the model's ``generation_config`` count too.
+
+    Returns:
+        None: where anything is asked for that may change which token is taken.
+    """
+    config = getattr(model, "generation_config", None)
+    given = {**({} if config is None else config.to_diff_dict()), **options}
+    sampled = given.get("do_sample", False) or given.get("use_cache") is False
+    asked = {name: value for name, value in given.items() if value not in (None, False)}
+    more = {n for n, value in asked.items() if n not in _OF_SAMPLING and _NEUTRAL.get(n) != value}
+    end = given.get("eos_token_id")
+    ends = [] if end is None else end if isinstance(end, list) else [end]
+    if sampled or more or not all(isinstance(token, int) for token in ends):
+        return None
+    return frozenset(ends)
+
+
 def can_share_beginning(model: Any) -> bool:
     """Try whether generation after a shared beginning equals plain generation."""
     forward = Forward(model)
@@ -235,7 +265,7 @@ def can_share_beginning(model: Any) -> bool:
     except Exception as error:  # any failure of the trial means: the plain way
         reason = first_line(error)
     if reason:
-        logger.info("Prompts are not shared in generation (%s)", reason)
+        logger.debug("Prompts are not shared in generation (%s)", reason)
     return not reason
 
 

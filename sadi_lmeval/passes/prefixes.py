@@ -20,9 +20,25 @@ _DEEPEST = 64
 def shared_length(one: Sequence[object], other: Sequence[object], start: int = 0) -> int:
     """Say up to where two sequences are the same; they are known to be up to ``start``."""
     most = min(len(one), len(other))
+    if one is other:
+        return most
+    if type(one) is not type(other):  # whose slices are never equal
+        one, other = tuple(one), tuple(other)
     length = start
-    while length < most and one[length] == other[length]:
-        length += 1
+    step = 16
+    while length < most and one[length : length + step] == other[length : length + step]:
+        length, step = length + step, 2 * step
+    if length >= most:
+        return most
+    differs = min(most, length + step)
+    if one[length:differs] == other[length:differs]:
+        return differs
+    while differs - length > 1:
+        middle = (length + differs) // 2
+        if one[length:middle] == other[length:middle]:
+            length = middle
+        else:
+            differs = middle
     return length
 
 
