@@ -1,8 +1,9 @@
-# make demo   install, then run hf and hf-sadi on a small model and a task shipped here
+# make demo   install, then compare all methods on a small model and two tasks shipped here
 # make test   install, then run the linters and the test suite
 # make quick  install, then run the tests that need no model and no process: under a minute
 # make faults install, then run the slow tests: kill, damage, fill up, overflow; prints what came
-# make docs   install, then build the documentation into site/, strictly: every link is checked
+# make docs   install, then run the notebook and build the documentation into site/, strictly: every
+#             link is checked
 # make test-oldest  the test suite with the oldest lm-eval, transformers and torch that are admitted
 # make test-newest  the test suite with the newest releases of everything
 # make dist   build wheel and sdist, and check them: install, run and uninstall in a clean environment
@@ -46,7 +47,7 @@ faults: $(VENV)/.ready
 	$(PYTEST) -m slow tests/faults tests
 
 docs: $(VENV)/.ready
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	RUN_NOTEBOOKS=true NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test-oldest:
 	$(MAKE) VENV=$(VENV)-oldest CONSTRAINTS=constraints-oldest.txt suite

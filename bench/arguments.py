@@ -45,6 +45,12 @@ def of_all() -> Iterator[Row]:
     """What all methods share."""
     yield Row("method", "the model's own", f"`{UNSTEERED}`: unsteered, on the same fast path")
     yield Row(
+        "baseline",
+        "`false`",
+        "every request is answered unsteered, too: the table has `METRIC_unsteered` and the paired "
+        "`METRIC_difference` beside each metric",
+    )
+    yield Row(
         "grid",
         "the method's own",
         "what `auto` chooses from: the values of the method's numbers in their order, as "

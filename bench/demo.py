@@ -1,67 +1,106 @@
-"""The demo: the plain harness command, unsteered and steered, and a table of both rows.
+"""The demo: every method and the unsteered model on two tasks that ship with this project.
 
-    python bench/demo.py [lm_eval options, such as --limit 40]
+    python bench/demo.py [--model FOLDER] [--output FOLDER] [--readme]
 
-SmolLM2-135M-Instruct (converted once to a local folder) on ``sadi_facts``, a task of
-multiple-choice questions that ships with this project.
+Runs ``sadi-lmeval compare`` on SmolLM2-135M-Instruct (converted once to a local folder), which
+prints its table, and says how balanced accuracy moved where all documents have the same labels.
+The last line is the path of the page. ``--readme`` puts the table into README.md; without it, a run
+says whether its table is README's.
+
+The tasks: ``sadi_customers``, whether the writer of a message is happy or not, where the model says
+one label to nearly all though it tells the two apart; and ``sadi_facts``, general knowledge.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import shlex
+import shutil
 import subprocess
 import sys
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from smollm2 import default_folder, smollm2
 
-ROWS = {"hf": "", "hf-sadi": ",element=head"}
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+TASKS = ("sadi_customers", "sadi_facts")
+N_TUNE = 40
+"""Held-out documents; on the usual 100 the demo takes twice as long."""
+BEGIN, END = "<!-- demo -->\n", "<!-- end of demo -->\n"
 
 
-def run(model: str, pretrained: Path, options: list[str], folder: Path) -> dict[str, Any]:
-    """Run the plain ``lm_eval`` command and return its results file."""
-    command = [
-        str(Path(sys.executable).with_name("lm_eval")),
-        *("--model", model),
-        *("--model_args", f"pretrained={pretrained}{ROWS[model]}"),
-        *("--tasks", "sadi_facts", "--device", "cpu", "--batch_size", "8"),
-        *("--output_path", str(folder / model), *options),
+def command(model: Path, output: Path) -> list[str]:
+    """The command that the demo is."""
+    return [
+        str(Path(sys.executable).with_name("sadi-lmeval")),
+        "compare",
+        *("--model_args", f"pretrained={model},n_tune={N_TUNE}"),
+        *("--tasks", ",".join(TASKS), "--methods", "all", "--html", "--output_path", str(output)),
     ]
-    print(f"$ {' '.join(command)}", flush=True)
-    subprocess.run(command, check=True)
-    [file] = (folder / model).rglob("results_*.json")
-    results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return results
 
 
-def main() -> None:
-    pretrained = smollm2(default_folder())
-    with tempfile.TemporaryDirectory() as folder:
-        rows = {model: run(model, pretrained, sys.argv[1:], Path(folder)) for model in ROWS}
-    print("\nsadi_facts, SmolLM2-135M-Instruct\n")
-    print("| model   | acc    | ±      | acc_norm | ±      | steering")
-    print("|---------|--------|--------|----------|--------|---------")
-    for model, results in rows.items():
-        found = results["results"]["sadi_facts"]
-        said = results["config"].get("sadi", {}).get("sadi_facts")
-        steering = "none"
-        if said:
-            tuning = said["fits"][0]["tuning"]
-            chosen = f"{said['element']}, K = {said['top_k']}, delta = {said['delta']:g}"
-            steering = (
-                f"{chosen if said['top_k'] else 'none'}, chosen on {tuning['documents']} held-out "
-                f"documents out of {len(tuning['table'])} settings"
-            )
-        print(
-            f"| {model:7} | {found['acc,none']:.4f} | {found['acc_stderr,none']:.4f} "
-            f"| {found['acc_norm,none']:.4f}   | {found['acc_norm_stderr,none']:.4f} | {steering}"
-        )
+def told(output: Path) -> str:
+    """What README has of a run: the rows of its table, and balanced accuracies."""
+    table = (output / "leaderboard.md").read_text(encoding="utf-8").splitlines()
+    board = json.loads((output / "leaderboard.json").read_text(encoding="utf-8"))
+    rows = [line for line in table if line.startswith("|")]
+    majority = [line for line in table if line.startswith("Majority label")]
+    return "\n".join([*rows, "", *majority, "", *balanced(board["runs"][0])]) + "\n"
+
+
+def balanced(run: dict[str, Any]) -> Iterator[str]:
+    """Of each task with the same labels everywhere: the balanced accuracy of every row."""
+    for task in run["tasks"]:
+        cells = {row["method"]: row["cells"][task] for row in run["rows"]}
+        after = {method: cell["balanced_after"] for method, cell in cells.items()}
+        if None in after.values():
+            continue
+        unsteered = after.pop("none")
+        rest = ", ".join(f"{method} {value:.2f}" for method, value in after.items())
+        yield f"Balanced accuracy on {task}: unsteered {unsteered:.2f}; {rest}."
+
+
+def in_readme() -> str:
+    """The same, as README has it."""
+    text = README.read_text(encoding="utf-8")
+    return text.partition(BEGIN)[2].partition(END)[0].strip() + "\n"
+
+
+def into_readme(said: str) -> None:
+    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    README.write_text(f"{before}{BEGIN}\n{said}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, help="its folder, if it is converted already")
+    parser.add_argument("--output", type=Path, help="a folder (default: build/demo, made anew)")
+    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    given = parser.parse_args()
+    output = given.output or ROOT / "build" / "demo"
+    if given.output is None:
+        shutil.rmtree(output, ignore_errors=True)
+    asked = command(given.model or smollm2(default_folder()), output)
+    print(f"$ {shlex.join(asked)}", flush=True)
+    ended = subprocess.run(asked, check=False).returncode
+    if ended:
+        print(f"demo: sadi-lmeval ended with exit code {ended}", file=sys.stderr)
+        return 1
+    said = told(output)
+    print(*balanced(json.loads((output / "leaderboard.json").read_text())["runs"][0]), sep="\n")
+    if given.readme:
+        into_readme(said)
+    elif said == in_readme():
+        print("This is the table in README.md.")
+    else:
+        print("The table in README.md, from another machine, is not the same to the digit.")
+    print(f"\n{output / 'report.html'}")
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"demo: lm_eval ended with exit code {error.returncode}")
+    sys.exit(main())

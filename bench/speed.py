@@ -137,9 +137,12 @@ def multiplications(model: Any) -> Iterator[list[int]]:
         return hook
 
     handles = []
+    # Not of the blocks themselves: a pass that begins at a later layer calls those below, too.
     for block in decoder_blocks(model):
-        size = sum(p.numel() for p in block.parameters())
-        handles.append(block.register_forward_hook(counter(size)))
+        for module in block.modules():
+            weight = module._parameters.get("weight")
+            if weight is not None and weight.dim() == 2:
+                handles.append(module.register_forward_hook(counter(weight.numel())))
     head = model.get_output_embeddings()
     handles.append(head.register_forward_hook(counter(head.weight.numel())))
     try:

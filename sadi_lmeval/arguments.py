@@ -96,6 +96,17 @@ def whole(
     return argument(default, doc, read, shown, measured)
 
 
+def switch(default: bool, doc: str, *, shown: str | None = None, measured: bool = True) -> Any:
+    """Declare an argument that is true or false."""
+
+    def read(value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError("must be true or false")
+        return value
+
+    return argument(default, doc, read, shown or f"`{str(default).lower()}`", measured)
+
+
 def number(
     default: Any, doc: str, *, least: float | None = None, most: float | None = None,
     shown: str | None = None, measured: bool = True,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -36,6 +37,7 @@ from sadi_lmeval.architecture.sites import check_sites, size_in
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.joined import joined
 from sadi_lmeval.errors import UserError, show_user_errors_as_one_line
+from sadi_lmeval.harness.baseline import baseline_of
 from sadi_lmeval.harness.degenerate import is_degenerate
 from sadi_lmeval.harness.response_cache import ResponseCache
 from sadi_lmeval.harness.results_name import name_results_by_the_model
@@ -47,6 +49,7 @@ from sadi_lmeval.harness.run_tasks import (
     note_tasks,
     with_all_metrics,
 )
+from sadi_lmeval.harness.tokens import TokensOfMany
 from sadi_lmeval.identity.model import model_card, model_identity, tokenizer_digest
 from sadi_lmeval.methods.arm import Arm, own_arguments, read_arm, read_arms
 from sadi_lmeval.methods.registry import method_class, method_names
@@ -66,16 +69,19 @@ from sadi_lmeval.passes.prefill import (
     with_shared_beginning,
 )
 from sadi_lmeval.passes.scoring import Score, truncated
-from sadi_lmeval.processes import ALONE, Processes, leave_at_exit
-from sadi_lmeval.records.summary import summary
+from sadi_lmeval.processes import ALONE, Processes, Together, leave_at_exit
 from sadi_lmeval.steering.fitting import refuse_unsuited
 from sadi_lmeval.steering.steering import TaskSteering, prepare
 from sadi_lmeval.steering.unsteered import with_unsteered
+from sadi_lmeval.storage.yaml_files import files_looked_at_once
 from sadi_lmeval.versions import versions
 
 logger = logging.getLogger("lm_eval.sadi")
 
-_AUTO_GENERATION_ROWS = {"cpu": 8}
+AUTO_GENERATION_ROWS = {"cpu": 8}
+"""Of a batch under ``--batch_size auto``, by device type; found out on others."""
+_ENCODED_AT_ONCE = 1000
+"""Requests."""
 
 
 class SteeredModel(HFLM):  # type: ignore[misc]
@@ -90,9 +96,11 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         arms: the ways of steering by name; the only one, unless several take turns.
         arm: the one that answers.
         options: what all of them share.
+        baseline: whether every request is answered unsteered too, for the harness's results.
     """
 
     METHOD: ClassVar[str | None] = None
+    baseline: bool = False
     batch_size_per_gpu: Any  # of the harness: a number, or auto
 
     def __init__(self, pretrained: str | transformers.PreTrainedModel, **arguments: Any) -> None:
@@ -118,6 +126,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         self._degenerate: dict[str, int] = {}
         self._card: dict[str, Any] | None = None
         self._unreadable = uuid4().hex
+        self._tokens = TokensOfMany(self)
         super().__init__(pretrained, delta=delta_weights, **arguments)
         self.processes = self._join_processes()
         self.cache_hook: ResponseCache = ResponseCache(None)
@@ -129,7 +138,9 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         """Read our arguments, before anything is loaded."""
         if self.METHOD is None:
             raise UserError(f"name a method: {', '.join(f'hf-{name}' for name in method_names())}")
-        return {self.METHOD: read_arm(self.METHOD, given)}
+        arm = read_arm(self.METHOD, given)
+        self.baseline = bool(given.get("baseline"))
+        return {self.METHOD: arm}
 
     @property
     def rank(self) -> int:
@@ -274,6 +285,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             max_length=self.max_length,
             autocast=self.mixed_precision_dtype,
             softmax_dtype=self.softmax_dtype,
+            processes=self.processes,
         )
 
     def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
@@ -282,8 +294,8 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         On a CPU, trying ever smaller batches of the model's longest input takes longer than the
         run, and gains nothing.
         """
-        if self.device.type in _AUTO_GENERATION_ROWS:
-            return min(_AUTO_GENERATION_ROWS[self.device.type], int(self.max_batch_size))
+        if self.device.type in AUTO_GENERATION_ROWS:
+            return min(AUTO_GENERATION_ROWS[self.device.type], int(self.max_batch_size))
         if self._rows_found is None:
             before, self._world_size = self._world_size, 1  # each process for itself: none waits
             try:
@@ -300,6 +312,34 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         return LengthLimit(REFERENCE_LENGTH, lambda text: len(self.tok_encode(text)))
 
     # ------------------------------------------------------------------ fits
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, *others: Any, **keywords: Any
+    ) -> list[int]:
+        """Encode a text as ``hf`` does; many that are known beforehand are encoded at once."""
+        if not others and not keywords and self._tokens.known:
+            known = self._tokens.of(string, add_special_tokens)
+            if known is not None:
+                return known
+        found: list[int] = super().tok_encode(string, add_special_tokens, *others, **keywords)
+        return found
+
+    def continuations(self, texts: Sequence[tuple[str, str]]) -> list[Continuation]:
+        """Tokenize requests as :meth:`continuation` does each."""
+        longest = self.max_length
+        return [
+            Continuation(*truncated(before, after, longest))
+            for before, after in self._encode_all(texts)
+        ]
+
+    def _encode_all(
+        self, texts: Iterable[tuple[str, str]]
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """Encode prompts and answers, so many at once that memory does not grow with them."""
+        left = iter(texts)
+        while part := list(itertools.islice(left, _ENCODED_AT_ONCE)):
+            with self._tokens.encoded(part):
+                yield from [self._encode(*text) for text in part]
 
     def encode(self, context: str, continuation: str) -> list[int]:
         """Encode prompt and answer as scored: together, cut from the left to the model's length."""
@@ -319,20 +359,23 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         """Tokenize a request as it is scored, cut from the left to the model's length."""
         return Continuation(*truncated(*self._encode(context, continuation), self.max_length))
 
-    def asked_of(self, request: Instance) -> Continuation:
-        """Make the continuation of the harness's request.
+    def asked_of(self, requests: Iterable[Instance]) -> Iterator[Continuation]:
+        """Make the continuations of the harness's requests.
 
         Raises:
-            UserError: it is longer than the model's length; ``hf`` asserts that none is.
+            UserError: one is longer than the model's length; ``hf`` asserts that none is.
         """
-        before, after = self._encode(*request.args)
-        if len(after) > self.max_length:
-            raise UserError(
-                f"task {request.task_name}, document {request.doc_id}: a continuation of "
-                f"{len(after)} tokens, and max_length is {self.max_length}; pass a larger "
-                "max_length, or a model that takes longer texts"
-            )
-        return Continuation(*truncated(before, after, self.max_length))
+        longest = self.max_length
+        asked, texts = itertools.tee(requests)
+        encoded = self._encode_all(request.args for request in texts)
+        for request, (before, after) in zip(asked, encoded, strict=True):
+            if len(after) > longest:
+                raise UserError(
+                    f"task {request.task_name}, document {request.doc_id}: a continuation of "
+                    f"{len(after)} tokens, and max_length is {longest}; pass a larger "
+                    "max_length, or a model that takes longer texts"
+                )
+            yield Continuation(*truncated(before, after, longest))
 
     def _prepare(self, requests: list[Instance]) -> None:
         """Fit the method to every task of the run before the first request is answered."""
@@ -356,9 +399,10 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             tasks[name] = noted.get(name) or load_task(name, user_folders(self.options, None), None)
             refuse_unsuited(tasks[name], [self.arm])
         prepared = {}
-        for name, task in tasks.items():
-            [steering] = prepare(task, self, [self.arm])
-            prepared[name] = with_unsteered(steering, self)
+        with files_looked_at_once():
+            for name, task in tasks.items():
+                [steering] = prepare(task, self, [self.arm])
+                prepared[name] = with_unsteered(steering, self)
         self._use(prepared)
         self._prepared_for = identity
 
@@ -448,24 +492,53 @@ class SteeredModel(HFLM):  # type: ignore[misc]
 
     def _loglikelihood(self, requests: list[Instance], disable_tqdm: bool) -> list[Score]:
         which = self._steer(requests)
+        scores = self._scores(requests, which, "Running loglikelihood requests", disable_tqdm)
+        odd: dict[str, set[int]] = {request.task_name: set() for request in requests}
+        for request, score in zip(requests, scores, strict=True):
+            if not math.isfinite(score[0]):
+                odd[request.task_name].add(request.doc_id)
+        self._report_not_finite({name: len(documents) for name, documents in odd.items()})
+        if self.baseline:
+            unsteered = scores
+            if set(which) != {UNSTEERED}:
+                alike = [UNSTEERED] * len(requests)
+                unsteered = self._scores(requests, alike, "The same, unsteered", disable_tqdm)
+            self._note_unsteered(requests, unsteered)
+        return scores
+
+    def _note_unsteered(self, requests: Sequence[Instance], responses: Sequence[Any]) -> None:
+        """Have the harness's results give the unsteered model's numbers, too."""
+        noted = self._run.by_name
+        for request, response in zip(requests, responses, strict=True):
+            run_task = noted.get(request.task_name)
+            if run_task is not None and "bypass" not in run_task.task.aggregation():
+                baseline_of(run_task.task).note(request, response)
+
+    def _scores(
+        self, requests: list[Instance], which: list[int], label: str, disable_tqdm: bool
+    ) -> list[Score]:
+        """Score requests, each with the edit of its index."""
         digests = {e: self.steering_digest(self.arm, self._edits, e) for e in set(which)}
         scores: list[Score | None] = [None] * len(requests)
         left: list[int] = []
-        continuations: list[Continuation] = []
-        for index, request in enumerate(
-            tqdm(requests, desc="Tokenizing inputs", disable=disable_tqdm)
-        ):
+        for index, request in enumerate(requests):
             self.cache_hook.steering = digests[which[index]]
-            known = self.cache_hook.get("loglikelihood", request.args)
-            if known is not None:
-                scores[index] = known
-                continue
-            left.append(index)
-            continuations.append(self.asked_of(request)._replace(edit=which[index]))
+            scores[index] = self.cache_hook.get("loglikelihood", request.args)
+            if scores[index] is None:
+                left.append(index)
+        asked = self.asked_of(requests[index] for index in left)
+        continuations = [
+            continuation._replace(edit=which[index])
+            for index, continuation in zip(
+                left,
+                tqdm(asked, desc="Tokenizing inputs", total=len(left), disable=disable_tqdm),
+                strict=True,
+            )
+        ]
         bar = tqdm(
             total=len(requests),
             initial=len(requests) - len(left),
-            desc="Running loglikelihood requests",
+            desc=label,
             disable=disable_tqdm or self.rank != 0,
         )
 
@@ -479,11 +552,6 @@ class SteeredModel(HFLM):  # type: ignore[misc]
 
         with bar:
             self.engine.score(continuations, self._edits, done)
-        odd: dict[str, set[int]] = {request.task_name: set() for request in requests}
-        for request, score in zip(requests, scores, strict=True):
-            if score is not None and not math.isfinite(score[0]):
-                odd[request.task_name].add(request.doc_id)
-        self._report_not_finite({name: len(documents) for name, documents in odd.items()})
         return [score for score in scores if score is not None]
 
     def _report_not_finite(self, counts: dict[str, int]) -> None:
@@ -493,11 +561,9 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         for name, count in total.items():
             if count:
                 logger.warning(
-                    "Task %s: log-probabilities of %d documents are not finite (steered too "
+                    "Task %s, %s: log-probabilities of %d documents are not finite (steered too "
                     "strongly for %s?): the answers to them mean nothing",
-                    name,
-                    count,
-                    self.model.dtype,
+                    *(name, self.arm.label, count, self.model.dtype),
                 )
 
     def _report_degenerate(self, texts: dict[str, list[str]]) -> None:
@@ -507,9 +573,9 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         for name, count in total.items():
             if count and self.arm.method is not None:
                 logger.warning(
-                    "Task %s: %d texts are empty, or one short piece over and over (steered too "
-                    "strongly?)",
-                    *(name, count),
+                    "Task %s, %s: %d texts are empty, or one short piece over and over (steered "
+                    "too strongly?)",
+                    *(name, self.arm.label, count),
                 )
 
     def _sum(self, counts: dict[str, int]) -> dict[str, int]:
@@ -538,6 +604,29 @@ class SteeredModel(HFLM):  # type: ignore[misc]
 
     def _generate_until(self, requests: list[Instance], disable_tqdm: bool) -> list[str]:
         which = self._steer(requests)
+        texts, odd = self._generated(requests, which, disable_tqdm)
+        self._report_not_finite(odd)
+        of_task: dict[str, list[str]] = {request.task_name: [] for request in requests}
+        for request, text in zip(requests, texts, strict=True):
+            of_task[request.task_name].append(text)
+        self._report_degenerate(of_task)
+        if self.baseline:
+            unsteered = texts
+            if set(which) != {UNSTEERED}:
+                with torch.random.fork_rng():  # steered texts are drawn as without a baseline
+                    alike = [UNSTEERED] * len(requests)
+                    unsteered, _ = self._generated(requests, alike, disable_tqdm)
+            self._note_unsteered(requests, unsteered)
+        return texts
+
+    def _generated(
+        self, requests: list[Instance], which: list[int], disable_tqdm: bool
+    ) -> tuple[list[str], dict[str, int]]:
+        """Generate after prompts, each with the edit of its index.
+
+        Returns:
+            the texts, and of each task for how many some log-probability was not finite.
+        """
         texts: list[str | None] = [None] * len(requests)
         alike: dict[tuple[str, int], list[int]] = {}
         for index, (request, edit) in enumerate(zip(requests, which, strict=True)):
@@ -575,12 +664,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
                 self._generation = _Generation()
             for index, answer in zip(left, answers, strict=True):
                 texts[index] = answer
-        self._report_not_finite(odd)
-        of_task: dict[str, list[str]] = {request.task_name: [] for request in requests}
-        for request, text in zip(requests, texts, strict=True):
-            of_task[request.task_name].append(text or "")
-        self._report_degenerate(of_task)
-        return [text for text in texts if text is not None]
+        return [text for text in texts if text is not None], odd
 
     _rows_found: int | None = None
     """What was found for ``--batch_size auto`` in this call."""
@@ -686,7 +770,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         info: dict[str, Any] = super().get_model_info()
         info["sadi"] = {}
         for name, steering in self._tasks.items():
-            logger.info("Task %s: %s", name, summary(steering.record))
+            logger.info("Task %s: %s", name, steering.summary)
             info["sadi"][name] = steering.record.with_counts(
                 self._not_finite.get(name, 0), self._degenerate.get(name, 0)
             ).to_json()
@@ -737,6 +821,15 @@ class ManyArmsModel(SteeredModel):
 
     def _read_arms(self, given: dict[str, Any]) -> dict[str, Arm]:
         return read_arms(self._arm_names, given)
+
+    def _join_processes(self) -> Processes:
+        """Join the processes of the run, which divide batches.
+
+        To the harness each of them is the only one: it is given all requests, and gets all answers.
+        """
+        joined = super()._join_processes()
+        self._rank, self._world_size = 0, 1
+        return Together(joined.rank, joined.count, joined.device)
 
 
 @cache

@@ -15,6 +15,7 @@ from sadi_lmeval.arguments import (
     folder,
     number,
     read,
+    switch,
     text,
     whole,
 )
@@ -55,6 +56,10 @@ class Options:
         "auto", get_args(RuleName), "which setting `auto` takes, or that it takes none: "
         "`sure-or-backed` where there are choices, else `sure` ([docs/tuning.md](docs/tuning.md))",
         shown="by task",
+    )  # fmt: skip
+    race: bool = switch(
+        True, "whether settings that the first held-out documents rule out are left out on the "
+        "rest ([docs/tuning.md](docs/tuning.md))",
     )  # fmt: skip
     max_settings: int = whole(1000, 1, "the most settings that `auto` tries", shown="1000")
     protocol: Protocol = choice(

@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TextStreamer, pipeline
 
@@ -31,7 +34,10 @@ from helpers.loops import (
 from helpers.results import numbers
 from helpers.tasks import make_task
 from sadi_lmeval.architecture.signature import cache_parameter
+from sadi_lmeval.harness.run_task import digest
 from sadi_lmeval.storage.fit_file import load_fit
+from sadi_lmeval.storage.hub import model_card
+from sadi_lmeval.storage.kept_fits import kept_fits
 
 PAIRS = [
     {"prompt": "is the river long", "positive": "yes it is", "negative": "no it is not"},
@@ -60,6 +66,17 @@ def caa_fit(
     harness_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, cache: dict[str, str]
 ) -> sadi.SteeringFit:
     return sadi.fit(harness_model, tokenizer, PAIRS, "caa", layer=1, multiplier=2, **cache)
+
+
+def test_a_fit_says_nothing_that_no_one_can_act_on(
+    harness_model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    cache: dict[str, str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("WARNING")
+    sadi.fit(harness_model, tokenizer, PAIRS, "caa", layer=1, **cache)
+    assert caplog.messages == []
 
 
 @pytest.fixture
@@ -356,7 +373,6 @@ def test_the_harness_s_hf_generates_with_a_wrapped_model_and_scores_with_its_own
     caa_fit: sadi.SteeringFit,
     tmp_path: Path,
 ) -> None:
-    import lm_eval
 
     mask = str(caa_fit.save(tmp_path / "mine.safetensors"))
     settings: dict[str, Any] = {"limit": 10, "bootstrap_iters": 0, "task_manager": task_manager}
@@ -420,24 +436,84 @@ def test_a_layer_that_nobody_has_named_is_asked_for(
     ).digest(0)
 
 
+def question_rows(numbers: range) -> list[dict[str, Any]]:
+    return [
+        {"question": f"is it {n}", "choices": ["yes", "no"], "label": int(n % 5 == 0)}
+        for n in numbers
+    ]
+
+
+def own_task(folder: Path, **splits: range) -> None:
+    """A task ``own`` with questions of these numbers."""
+    make_task(folder, "own", {name: question_rows(numbers) for name, numbers in splits.items()})
+
+
+CHOSEN: dict[str, Any] = {"n_pairs": 12, "n_tune": 8, "grid": "1/5x-2/3", "rule": "best"}
+
+
 def test_a_task_s_fit_has_the_setting_that_was_chosen(
-    evaluate: Any,
+    harness_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    own_task(tmp_path, train=range(50), validation=range(50, 60))
+    fit = sadi.fit(
+        harness_model, tokenizer, from_task="own", include_path=str(tmp_path),
+        cache_dir=str(tmp_path / "cache"), **CHOSEN,
+    )  # fmt: skip
+    assert fit.fit.card["task"] == "own"
+    assert fit.fit.card["n_pairs"] == 12
+    choice = fit.fit.card["choice"]
+    assert (choice["task"], choice["metric"], choice["n_documents"]) == ("own", "acc", 8)
+    assert choice["n_settings"] == 4
+    assert choice["setting"] == (fit.setting if choice["steers"] else {})
+    assert choice["difference"] == pytest.approx(choice["score"] - choice["unsteered"])
+    used = fit.fit.card["documents"], fit.fit.card["chosen_on"]["documents"]
+    assert [len(set(each)) for each in used] == [12, 8]
+    assert not set(used[0]) & set(used[1])
+
+    # Of another setting, or of other arguments, the card says nothing that was found with this one.
+    for other in (fit.with_setting(delta=99), fit.with_setting(activations="clean")):  # type: ignore[arg-type]
+        card = load_fit(other.save(tmp_path / "other.safetensors")).card
+        assert "choice" not in card
+        assert card["chosen_on"] == fit.fit.card["chosen_on"]
+    again = sadi.load(fit.save(tmp_path / "mine.safetensors"))
+    assert load_fit(again.save(tmp_path / "again.safetensors")).card["choice"] == choice
+
+
+def test_a_cross_fitted_task_has_one_fit_that_may_score_none_of_its_documents(
+    model_folder: Path,
     harness_model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     tmp_path: Path,
 ) -> None:
-    rows = [
-        {"question": f"is it {n}", "choices": ["yes it is", "no never"], "label": n % 2}
-        for n in range(60)
-    ]
-    make_task(tmp_path, "own", {"train": rows[:50], "validation": rows[50:]})
+    own_task(tmp_path, validation=range(40))
     fit = sadi.fit(
-        harness_model, tokenizer, from_task="own", n_pairs=12, n_tune=8, grid="1/5x-2/3",
-        rule="best", include_path=str(tmp_path), cache_dir=str(tmp_path / "cache"),
+        harness_model, tokenizer, from_task="own", include_path=str(tmp_path),
+        cache_dir=str(tmp_path / "cache"), **CHOSEN,
     )  # fmt: skip
-    assert set(fit.setting) == {"top_k", "delta"}
-    assert fit.fit.card["task"] == "own"
-    assert fit.fit.card["n_pairs"] == 12
+    assert fit.fit.card["source"] == "all of validation"
+    used = [fit.fit.card["documents"], fit.fit.card["chosen_on"]["documents"]]
+    assert [len(set(each)) for each in used] == [12, 8]
+    assert not set(used[0]) & set(used[1])
+    mine = str(fit.save(tmp_path / "mine.safetensors"))
+
+    def scored(*asked: int) -> Any:
+        return lm_eval.simple_evaluate(
+            model="hf-sadi",
+            model_args={"pretrained": str(model_folder), "fit": mine},
+            tasks=["own"],
+            task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+            samples={"own": list(asked)}, device="cpu", bootstrap_iters=0,
+        )  # fmt: skip
+
+    documents = question_rows(range(40))
+    at = {digest(document): n for n, document in enumerate(documents)}
+    pairs, tuned = ([at[each] for each in part] for part in used)
+    for leak in (pairs[0], tuned[0]):
+        with pytest.raises(sadi.UserError, match="was built from a document that task own scores"):
+            scored(leak)
+    free = sorted(set(range(40)) - set(pairs) - set(tuned))
+    assert len(free) == 20
+    assert len(scored(*free)["samples"]["own"]) == 20
 
 
 @pytest.mark.parametrize(
@@ -491,6 +567,50 @@ else:
     fit = sadi.load("me/fit")
     print(fit.method.name, fit.setting, fit.fit.digest)
 """
+
+
+def results_of(card: ModelCard) -> dict[str, Any]:
+    """The values of a card's model-index by the names that it has for them."""
+    return {str(each.metric_name): each.metric_value for each in card.data.eval_results or []}  # type: ignore[attr-defined]
+
+
+def test_a_model_card_has_the_results_of_held_out_documents_under_that_name(
+    harness_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    own_task(tmp_path, train=range(50), validation=range(50, 60))
+
+    fit = sadi.fit(
+        harness_model, tokenizer, None, "caa", from_task="own", n_pairs=12, n_tune=30, rule="best",
+        grid="0/1/2x-30/30", include_path=str(tmp_path), cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    choice = fit.fit.card["choice"]
+    assert choice["difference"] > 0
+    (tmp_path / "README.md").write_text(str(model_card(fit._with_card(), "me/fit")))
+    card = ModelCard.load(tmp_path / "README.md")
+    named = "held-out documents that the setting was chosen on"
+    assert results_of(card) == {
+        f"acc (steered, 30 {named})": choice["score"],
+        f"acc (unsteered, 30 {named})": choice["unsteered"],
+        f"acc (steered minus unsteered, 30 {named})": choice["difference"],
+    }
+    assert card.data.to_dict()["model-index"][0]["results"][0]["dataset"]["name"] == "own"
+    assert "was chosen among 6 settings on 30 held-out documents of own" in card.text
+    assert "nor a test set" in card.text
+    assert str(tmp_path) not in str(card)
+
+    # The command that exports out of the cache writes the same card.
+    [kept] = kept_fits(tmp_path / "cache")
+    assert {name: fit.fit.card[name] for name in kept.of_choice} == kept.of_choice
+
+    other = model_card(fit.with_setting(strength=99)._with_card(), "me/fit")
+    assert results_of(other) == {}
+    assert "held-out" not in other.text
+
+    # A rule that takes nothing has no result to tell.
+    choice.update(steers=False, setting={})
+    unsteered = model_card(fit.with_setting(strength=0)._with_card(), "me/fit")
+    assert results_of(unsteered) == {}
+    assert "none was taken (rule best): as it is, this fit steers nothing" in unsteered.text
 
 
 def test_a_fit_goes_to_the_hub_and_back(

@@ -260,6 +260,9 @@ def test_a_control_has_its_arm_s_settings_of_a_benchmark_file_and_never_the_othe
             "none,controls,caa,random",
             "none,caa,random,caa-shuffled,random-shuffled,caa-random,prompt-only",
         ),
+        # what is fitted on nothing has no labels to shuffle
+        ("none,vector,iti,controls", "none,vector,iti,iti-shuffled,caa-random,prompt-only"),
+        ("none,vector,controls", "none,vector,caa-random,prompt-only"),
         # what is there already is not there twice, and controls have none
         (
             "prompt-only,none,iti,iti-shuffled,caa-random,controls",
@@ -269,6 +272,14 @@ def test_a_control_has_its_arm_s_settings_of_a_benchmark_file_and_never_the_othe
 )
 def test_one_word_stands_for_all_controls(given: str, expected: str) -> None:
     assert spelled_out(given.split(",")) == expected.split(",")
+
+
+def test_a_control_that_is_left_out_is_said_in_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "lm_eval.sadi")
+    spelled_out(["none", "iti", "controls"])
+    assert caplog.messages == []
+    spelled_out(["none", "vector", "iti", "controls"])
+    assert caplog.messages == ["vector: fitted on nothing, so it has no shuffled control"]
 
 
 @pytest.mark.parametrize("given", ["controls", "none,controls", "none,caa-random,controls"])

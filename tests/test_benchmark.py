@@ -19,10 +19,12 @@ from sadi_lmeval.errors import UserError
 from sadi_lmeval.folders import task_configs
 from sadi_lmeval.harness.run_task import RunTask
 from sadi_lmeval.methods.arm import read_arm
+from sadi_lmeval.pairs import benchmark as benchmark_module
 from sadi_lmeval.pairs.benchmark import Benchmark, find_benchmark, read_benchmark
 from sadi_lmeval.pairs.recipe import load_recipe
 from sadi_lmeval.settings import Setting
 from sadi_lmeval.steering.steering import settings_for
+from sadi_lmeval.storage.yaml_files import files_looked_at_once
 
 
 def write(folder: Path, name: str, **content: Any) -> Path:
@@ -320,3 +322,26 @@ def test_a_folder_that_is_called_like_a_file_does_no_harm(tmp_path: Path) -> Non
     (tmp_path / "folder.yaml").mkdir()
     write(tmp_path, "mine.yaml", tasks=["x"])
     assert find_benchmark("x", [tmp_path]).benchmark == "mine.yaml"
+
+
+def test_within_a_run_files_are_looked_at_once_and_after_it_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the time of a run would grow as the square of its tasks."""
+    looked: list[Path] = []
+    read = benchmark_module.read_if_ours
+
+    def watched(path: Path, key: str) -> Any:
+        looked.append(path)
+        return read(path, key)
+
+    monkeypatch.setattr(benchmark_module, "read_if_ours", watched)
+    names = [f"own_{number}" for number in range(20)]
+    for name in names:
+        write(tmp_path, f"{name}.yaml", tasks=[name], n_pairs=3)
+    with files_looked_at_once():
+        found = [find_benchmark(name, [tmp_path]).n_pairs for name in names]
+    assert found == [3] * 20
+    assert len(looked) == len(set(looked)) == 20
+    write(tmp_path, f"{names[0]}.yaml", tasks=[names[0]], n_pairs=77)
+    assert find_benchmark(names[0], [tmp_path]).n_pairs == 77

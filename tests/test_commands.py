@@ -21,6 +21,7 @@ from lm_eval.tasks import TaskManager
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sadi_lmeval import cli
+from sadi_lmeval.commands import tasks
 from sadi_lmeval.folders import contrastive_sets, task_configs
 from sadi_lmeval.harness.run_task import digest
 from sadi_lmeval.pairs import plan
@@ -595,13 +596,23 @@ def test_an_output_that_cannot_be_written_is_told_and_nothing_is_left_of_it(
 # ------------------------------------------------------------------ tasks
 
 
-def table(text: str) -> list[dict[str, str]]:
-    """The rows of a markdown table by its headers."""
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in text.strip().splitlines()
-    ]
-    assert set("".join(rows[1])) <= set("-:")
-    return [dict(zip(rows[0], each, strict=True)) for each in rows[2:]]
+def listed(text: str) -> list[dict[str, str]]:
+    """The rows of the list of tasks by its headers, with the benchmark above them."""
+    head, *lines = text.partition("\nNot available:")[0].splitlines()
+    names = ["tasks", "recipe", "pairs from", "scored", "data"]
+    places = [head.index(name) for name in names]
+    rows: list[dict[str, str]] = []
+    benchmark = ""
+    for line in filter(None, lines):
+        if not line.startswith(" "):
+            benchmark = line
+            continue
+        cells = [line[a:b].strip() for a, b in zip(places, [*places[1:], None], strict=True)]
+        if cells[0]:
+            rows.append({"benchmark": benchmark, **dict(zip(names, cells, strict=True))})
+        else:  # the rest of the cell above
+            rows[-1]["data"] += cells[-1]
+    return rows
 
 
 def lay_out(folder: Path, config: str) -> None:
@@ -648,7 +659,8 @@ def test_the_user_s_benchmarks_are_listed_with_whether_their_data_can_be_had(
     monkeypatch.chdir(tmp_path)
     lay_out(tmp_path / "made" / "up", "plain")
     assert cli.main(["tasks", "--include_path", str(benchmarks)]) == 0
-    found = table(capsys.readouterr().out)
+    said = capsys.readouterr().out
+    found = listed(said)
     mine = {each["tasks"]: each for each in found if each["benchmark"] == "mine"}
     assert [each["benchmark"] for each in found[:3]] == ["mine"] * 3
     assert mine["her*"] == {
@@ -659,9 +671,9 @@ def test_the_user_s_benchmarks_are_listed_with_whether_their_data_can_be_had(
         "scored": "validation",
         "data": "yes",
     }
-    assert mine["away"]["data"].startswith("no: ")
-    assert "made/away" in mine["away"]["data"]
-    assert mine["nowhere"]["data"] == "not in this release of lm-eval"
+    assert mine["away"]["data"] == "no"
+    assert "made/away" in said.partition("\nNot available:\n")[2]
+    assert mine["nowhere"]["data"] == "not in this lm-eval"
     assert (mine["nowhere"]["pairs from"], mine["nowhere"]["scored"]) == ("train", "")
 
 
@@ -672,7 +684,42 @@ def test_a_pattern_is_listed_with_the_number_of_its_tasks(
         text = (benchmarks / "here.yaml").read_text().replace("task: here", f"task: {name}")
         (benchmarks / f"{name}.yaml").write_text(text)
     assert cli.main(["tasks", "--include_path", str(benchmarks), "--offline"]) == 0
-    assert table(capsys.readouterr().out)[0]["tasks"] == "her* (3)"
+    assert listed(capsys.readouterr().out)[0]["tasks"] == "her* (3)"
+
+
+def test_a_long_cell_takes_several_lines_of_the_list() -> None:
+    long = f"made/{'up-' * 30}"
+    rows = {"mine": [("here", "right_wrong", "train", "test", long)]}
+    said = tasks._table(("tasks", "recipe", "pairs from", "scored", "data"), rows)
+    assert max(map(len, said.splitlines())) <= 100
+    assert listed(said)[0] == {
+        "benchmark": "mine",
+        "tasks": "here",
+        "recipe": "right_wrong",
+        "pairs from": "train",
+        "scored": "test",
+        "data": long,
+    }
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["tasks"], ["pairs"], ["condition"], ["sweep"], ["compare"], ["report"], ["fits"]),
+        ["fits", "export"],
+        [],
+    ],
+    ids=" ".join,
+)
+def test_help_fits_in_100_columns(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "102")  # argparse leaves two of them free
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--help"])
+    said = capsys.readouterr().out
+    assert said.startswith("usage: sadi-lmeval")
+    assert max(map(len, said.splitlines())) <= 100
 
 
 def test_of_several_data_sets_it_is_told_how_many_can_be_had(
@@ -688,7 +735,7 @@ def test_of_several_data_sets_it_is_told_how_many_can_be_had(
         text = text.replace("task: here", f"task: {name}").replace("made/up", path)
         (benchmarks / f"{name}.yaml").write_text(text)
     assert cli.main(["tasks", "--include_path", str(benchmarks)]) == 0
-    found = table(capsys.readouterr().out)[0]
+    found = listed(capsys.readouterr().out)[0]
     assert (found["tasks"], found["data"]) == ("her* (4)", "1 of 3")
 
 
@@ -702,10 +749,10 @@ def test_offline_names_the_data_and_looks_for_none(
     monkeypatch.setattr("sadi_lmeval.pairs.coverage.datasets.load_dataset_builder", never)
     assert cli.main(["tasks", "--include_path", str(benchmarks), "--offline"]) == 0
     said = capsys.readouterr()
-    assert {each["tasks"]: each["data"] for each in table(said.out)[:3]} == {
+    assert {each["tasks"]: each["data"] for each in listed(said.out)[:3]} == {
         "her*": "made/up",
         "away": "made/away",
-        "nowhere": "not in this release of lm-eval",
+        "nowhere": "not in this lm-eval",
     }
     assert said.err == ""
 
@@ -765,17 +812,23 @@ def test_the_installed_command_lists_every_benchmark_and_what_can_be_had(tmp_pat
     lay_out(tmp_path / "aps" / "super_glue", "copa")
     done = run(COMMAND, "tasks", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = {each["tasks"].partition(" ")[0]: each for each in table(done.stdout)}
+    found = {each["tasks"].partition(" ")[0]: each for each in listed(done.stdout)}
     shipped = [read_benchmark(path) for path in yaml_files(task_configs())]
     expected = {name: each.benchmark for each in shipped if each for name in each.tasks}
-    assert {name: each["benchmark"] for name, each in found.items()} == expected
+    subjects = [name for name in expected if re.fullmatch(r"mmlu_[a-z_]+", name)]
+    assert found["mmlu_*"]["tasks"] == f"mmlu_* ({len(subjects)})"
+    assert len(subjects) == 57
+    unfolded = {name: each["benchmark"] for name, each in found.items() if name != "mmlu_*"}
+    assert unfolded == {n: benchmark for n, benchmark in expected.items() if n not in subjects}
+    assert max(map(len, done.stdout.splitlines())) <= 100
     data = {name: each["data"] for name, each in found.items()}
-    assert data["sadi_facts"] == "comes with the task"
+    assert data["sadi_facts"] == data["sadi_customers"] == "comes with the task"
     assert data["copa"] == data["sadi_copa"] == "yes"
-    rest = [data[name] for name in data if name not in ("sadi_facts", "copa", "sadi_copa")]
-    assert all(each.startswith("no: ") for each in rest), rest
-    assert "openai/gsm8k" in data["gsm8k"]
-    assert found["truthfulqa_mc1"]["pairs from"] == "2 folds of validation"
+    had = ("sadi_facts", "sadi_customers", "copa", "sadi_copa")
+    rest = [data[name] for name in data if name not in had]
+    assert set(rest) == {"no"}
+    assert "openai/gsm8k" in done.stdout.partition("\nNot available:\n")[2]
+    assert found["truthfulqa_mc1"]["pairs from"] == "2 folds"
 
 
 LOOKING = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partialmethod
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lm_eval._cli.run import Run
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM
@@ -836,6 +838,7 @@ REFUSED = [
         ((), {"method": "none"}, ["--model_args method"]),
         ((), {"max_settings": 5}, ["--model_args max_settings"]),
         ((), {"mask": "mask.safetensors"}, ["--model_args mask", "mask_from=TASK"]),
+        ((), {"baseline": "true"}, ["--model_args baseline", "is a row here"]),
         ((), {"pretrained": None}, ["--model_args", "pretrained=MODEL is missing"]),
         ((), {"n_pairs": 0}, ["n_pairs=0", "at least 1"]),
         ((), {"n_tune": "x", "folds": 1}, ["n_tune=x", "folds=1"]),
@@ -857,6 +860,35 @@ def test_a_mistake_is_one_line_before_the_model_is_loaded_and_leaves_nothing(
     said = refused(arguments, capsys)
     assert all(word in said for word in words), said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_the_harness_reach_its_own_parser_as_they_came() -> None:
+    """Those that the help shows, and others; several values, values with signs, and none."""
+    given = [
+        *("--model_args", "pretrained=a,b=1", "c=2", "-L", "0.5", "--gen_kwargs", "top_p=1", "k=2"),
+        *("--apply_chat_template", "--num_fewshot=3", "--metadata", '{"a": "-b c"}', "-s"),
+        *("--system_instruction=--be kind", "--fewshot_as_multiturn", "false", "--write_out"),
+        *("--seed", "1,2,3,4", "--trust_remote_code", "--batch_size", "auto:4", "--device", "cpu"),
+    ]
+
+    def of_harness(arguments: Sequence[str]) -> dict[str, Any]:
+        parser = argparse.ArgumentParser()
+        Run.create(parser.add_subparsers())
+        return vars(parser.parse_args(["run", *arguments]))
+
+    own = cli._parser()
+    read, rest = own.parse_known_args(["compare", "-t", "x", "-o", "y", *given])
+    assert of_harness([*read.passed, *rest]) == of_harness(given)
+
+
+def test_help_shows_the_most_used_options_of_the_harness(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "--help"])
+    said = capsys.readouterr().out
+    for name in ("model_args", "limit", "num_fewshot", "batch_size", "apply_chat_template"):
+        assert f"\n  --{name} " in said
 
 
 @pytest.mark.parametrize(

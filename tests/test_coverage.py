@@ -24,6 +24,7 @@ from sadi_lmeval.pairs.coverage import (
     DataSet,
     covered,
     data_set,
+    folded,
     reach,
     reached,
     stay_offline,
@@ -33,6 +34,7 @@ from sadi_lmeval.pairs.plan import find_plan
 from sadi_lmeval.pairs.recipe import load_recipe
 from sadi_lmeval.storage.yaml_files import yaml_files
 
+OWN_ROWS = ("sadi_customers", "sadi_facts")
 SHIPPED = [found for path in yaml_files(task_configs()) if (found := read_benchmark(path))]
 
 
@@ -116,7 +118,7 @@ def test_every_shipped_name_is_one_of_the_harness_or_of_ours(shipped: list[Cover
     assert [row.named for row in shipped if not row.tasks] == []
     for row in shipped:
         assert row.scored, row
-        assert bool(row.datasets) is (row.named != "sadi_facts"), row
+        assert bool(row.datasets) is (row.named not in OWN_ROWS), row
 
 
 def test_every_shipped_recipe_is_there(shipped: list[Covered]) -> None:
@@ -130,16 +132,17 @@ def test_every_shipped_recipe_is_there(shipped: list[Covered]) -> None:
     ("named", "pairs_from", "scored", "dataset"),
     [
         ("boolq", "train", "validation", DataSet("aps/super_glue", "boolq")),
-        ("truthfulqa_mc1", "2 folds of validation", "validation", None),
+        ("truthfulqa_mc1", "2 folds", "validation", None),
         (
             "hendrycks_math500",
-            "2 folds of test",
+            "2 folds",
             "test",
             DataSet("HuggingFaceH4/MATH-500", "default"),
         ),
         ("mmlu_anatomy", "dev+validation", "test", DataSet("cais/mmlu", "anatomy")),
         ("xcopa_*", "validation", "test", None),
         ("sadi_facts", "train", "test", None),
+        ("sadi_customers", "train", "test", None),
     ],
 )
 def test_splits_and_data_of_shipped_benchmarks_are_known(
@@ -154,9 +157,55 @@ def test_splits_and_data_of_shipped_benchmarks_are_known(
     assert dataset is None or row.datasets == [dataset]
 
 
-def test_a_task_that_brings_its_own_rows_names_no_data_set(shipped: list[Covered]) -> None:
-    [row] = [row for row in shipped if row.named == "sadi_facts"]
-    assert (row.tasks, row.datasets) == (["sadi_facts"], [])
+def test_the_subjects_of_mmlu_are_one_row(shipped: list[Covered]) -> None:
+    subjects = [
+        row
+        for row in shipped
+        if row.named.startswith("mmlu_") and not row.named.endswith("_continuation")
+    ]
+    [row] = [row for row in folded(shipped) if row.named == "mmlu_*"]
+    assert len(subjects) == len(row.tasks) == 57
+    assert row.tasks == [row.named for row in subjects]
+    assert row.datasets == [DataSet("cais/mmlu", each.datasets[0].name) for each in subjects]
+    others = [each for each in folded(shipped) if each.named != "mmlu_*"]
+    assert others == [each for each in shipped if each not in subjects]
+
+
+def test_only_tasks_that_differ_in_the_end_of_their_names_are_one_row() -> None:
+    def row(name: str, scored: str = "test", count: int = 1) -> Covered:
+        return Covered("b", name, [name] * count, None, "train", scored, [DataSet(name)])
+
+    few = [row("a_x"), row("a_y"), row("a_z")]
+    assert folded(few) == few
+    for other in (row("b_x"), row("a_w", scored="dev"), row("a_*", count=2)):
+        assert folded([*few, other]) == [*few, other]
+    assert [(each.named, each.tasks) for each in folded([*few, row("a_xy")])] == [
+        ("a_*", ["a_x", "a_y", "a_z", "a_xy"])
+    ]
+
+
+@pytest.mark.parametrize("name", OWN_ROWS)
+def test_a_task_that_brings_its_own_rows_names_no_data_set(
+    shipped: list[Covered], name: str
+) -> None:
+    [row] = [row for row in shipped if row.named == name]
+    assert (row.tasks, row.datasets) == ([name], [])
+
+
+@pytest.mark.parametrize(("name", "labels"), [("sadi_facts", 4), ("sadi_customers", 2)])
+def test_no_row_of_our_own_is_in_two_splits_and_every_label_is_there(
+    name: str, labels: int
+) -> None:
+    rows = [
+        json.loads(line)
+        for path in sorted((task_configs() / name).glob("*.jsonl"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    asked = [row.get("question") or row["message"] for row in rows]
+    assert len(rows) > 300
+    assert len({"".join(filter(str.isalnum, text.lower())) for text in asked}) == len(rows)
+    found = {row["answer"] if "answer" in row else row["satisfied"] for row in rows}
+    assert found == set(range(labels))
 
 
 # ------------------------------------------------------------------ the user's own
@@ -220,8 +269,8 @@ class TestOwnFiles:
             ({"training": "train", "validation": "validation"}, {}, "train"),
             ({"training": "train", "test": "validation"}, {}, "train"),
             ({"validation": "train", "test": "validation"}, {}, "train"),
-            ({"validation": "validation"}, {}, "2 folds of validation"),
-            ({"test": "validation"}, {"folds": 5}, "5 folds of validation"),
+            ({"validation": "validation"}, {}, "2 folds"),
+            ({"test": "validation"}, {"folds": 5}, "5 folds"),
             ({"test": "validation"}, {"pairs_from": ["train"]}, "train"),
             (
                 {"training": "train", "test": "validation"},
@@ -244,7 +293,7 @@ class TestOwnFiles:
         if sources.folds is None:
             assert (row.pairs_from, len(sources.sources)) == (sources.split, 1)
         else:
-            assert row.pairs_from == f"{sources.folds} folds of {sources.split}"
+            assert (row.pairs_from, row.scored) == (f"{sources.folds} folds", sources.split)
             assert len(sources.sources) == sources.folds
 
 

@@ -45,7 +45,7 @@ def test_they_are_counted_and_told_of(
     assert steering(method="none")["degenerate"] == 5
     assert "over and over" not in caplog.text
     assert steering(top_k=3, delta=9)["degenerate"] == 5
-    assert "Task tiny_text: 5 texts are empty, or one short piece over and over" in caplog.text
+    assert "Task tiny_text, sadi-head: 5 texts are empty, or one short" in caplog.text
 
 
 @pytest.mark.quick

@@ -52,6 +52,7 @@ from sadi_lmeval.architecture.sites import (
     register_architecture,
 )
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.methods.iti import ITI
 from sadi_lmeval.methods.kappa import KAPPA
 from sadi_lmeval.methods.registry import method_class
 from sadi_lmeval.passes.packing import UNSTEERED, Continuation
@@ -200,6 +201,63 @@ def test_a_choice_is_rewritten_as_in_plain_hooks(name: str) -> None:
             expected = plain_logits(model, prompt)[-1]
         assert_close(logits_at(model, edits, prompt, 0), expected, prompt)
         assert (expected - plain_logits(model, prompt)[-1]).abs().max() > 1e-3
+
+
+@each_case
+def test_iti_s_gates_leave_of_its_shift_what_plain_hooks_do(name: str) -> None:
+    """One of two prompts is below the gate's threshold; a head's own gate goes by its token."""
+    case, model = CASES[name], made(name)
+    shape = LAYERS, HEADS, case.head_dim
+    theta, weight = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    fit = {
+        "accuracy": torch.tensor([[0.5, 0.9, 0.4, 0.8], [0.7, 0.3, 0.2, 0.6]]),
+        "mass_mean": theta,
+        "mass_mean_std": torch.ones(LAYERS, HEADS),
+        "weight": weight,
+        "bias": torch.full((LAYERS, HEADS), 0.3),
+    }
+    best = [(0, 1), (0, 3), (1, 0)]
+    modules, side = modules_of(model, case.named, "head")
+    asked = [(prompt, tokens) for prompt, tokens in zip(PROMPTS, CONTINUATIONS, strict=True)][:2]
+
+    def truth(layer: int, head: int, values: torch.Tensor) -> float:
+        own = values.view(HEADS, -1)[head]
+        return float((weight[layer, head] @ own + fit["bias"][layer, head]).sigmoid())
+
+    q = []
+    for prompt, _ in asked:
+        unsteered = last_activations(model, modules, side, prompt)
+        q.append(sum(truth(n, head, unsteered[n]) for n, head in best) / len(best))
+    threshold = sum(q) / 2
+    site = site_of(model, "head")
+    for gate, numbers in (("prompt", (3, 2.0, threshold)), ("self", (3, 2.0))):
+        expected = []
+        for (prompt, tokens), truth_of_prompt in zip(asked, q, strict=True):
+            last = len(prompt) - 1
+            of_prompt = 1 - truth_of_prompt if truth_of_prompt < threshold else 0.0
+
+            def shifted(
+                layer: int, values: torch.Tensor, last: int = last, of_prompt: float = of_prompt,
+                gate: str = gate,
+            ) -> torch.Tensor:  # fmt: skip
+                after = values.clone()
+                for at in range(last, len(values)):
+                    for n, head in best:
+                        if n == layer:
+                            g = of_prompt if gate == "prompt" else 1 - truth(n, head, values[at])
+                            after[at].view(HEADS, -1)[head] += g * 2 * theta[n, head]
+                return after
+
+            with changing(modules, side, shifted):
+                expected.append(score_of(plain_logits(model, [*prompt, *tokens]), prompt, tokens))
+        edits = ITI(gate=gate).edits(site, fit, [Setting(*numbers)], 0)  # type: ignore[arg-type]
+        requests = [Continuation(*each, 0) for each in asked]
+        found = scores(model, edits, requests)
+        assert_close(found, torch.tensor(expected), gate)
+        plain = scores(model, None, [each._replace(edit=UNSTEERED) for each in requests])
+        closed = [gate == "prompt" and each >= threshold for each in q]
+        moved = (found - plain).abs() > 1e-3
+        assert moved.tolist() == [not each for each in closed], gate
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "neuron" in places(name)])

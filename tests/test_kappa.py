@@ -41,6 +41,7 @@ from sadi_lmeval.pairs.prompts import LabelledPrompt, labelled_prompts
 from sadi_lmeval.passes.activations import Answers
 from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.settings import Setting
+from sadi_lmeval.steering import fitting
 from sadi_lmeval.storage.fit_file import load_fit
 
 quick = pytest.mark.quick
@@ -215,6 +216,19 @@ def test_a_model_that_always_says_one_letter_is_refused() -> None:
         with pytest.raises(UserError, match="of 8 prompts 3 letters are right and 1") as caught:
             fit_letter_probes(values, [Answers(i % 3, own) for i in range(8)], "a task")
         assert one_line(caught).startswith("a task: hf-kappa needs two letters")
+
+
+def test_it_is_refused_before_any_activation_is_read(
+    evaluate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def always_a(*_: Any) -> Any:
+        return lambda prompts: [0] * len(prompts)
+
+    monkeypatch.setattr(fitting, "own_choices", always_a)
+    monkeypatch.setattr(Engine, "read", None)
+    with pytest.raises(UserError, match="letters are right and 1 the model's own") as caught:
+        evaluate("letters_choice", model="hf-kappa", **GIVEN)
+    assert one_line(caught).startswith("letters_choice: hf-kappa needs two letters")
 
 
 @quick

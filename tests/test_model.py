@@ -101,7 +101,7 @@ def test_a_second_run_builds_nothing_and_says_so(
     monkeypatch.setattr("sadi_lmeval.passes.engine.read_pairs", None)
     with caplog.at_level(logging.INFO, logger="lm_eval.sadi"):
         assert numbers(evaluate("tiny_choice", **STEER), "tiny_choice") == first
-    assert "nothing to build" in caplog.text
+    assert "(fit from the cache)" in caplog.text
     evaluate("tiny_choice", top_k=5, delta=1, selection="bottom")  # K and delta need no new pass
     with pytest.raises(TypeError):
         evaluate("tiny_choice", seed=1, **STEER)

@@ -263,6 +263,20 @@ def test_a_difference_of_log_likelihoods_is_no_share(objective: str, said: str) 
     assert f"1 {said}" in words.text
 
 
+def test_a_setting_that_was_dropped_early_is_in_brackets() -> None:
+    rows = [(4.0, 0.105, 100), (9.0, -0.2, 10), (19.0, None, 10)]
+    table = [
+        {"top_k": 1, "delta": delta, "difference": gain, "documents": documents}
+        for delta, gain, documents in rows
+    ]
+    chosen = {"top_k": 1, "delta": 4.0}
+    tuning = {"objective": "metric", "documents": 100, "chosen": chosen, "table": table}
+    fits = [{**chosen, "tuning": tuning}]
+    steering = {"method": "sadi", "parameters": ["top_k", "delta"], "fits": fits}
+    words = Reader(page(boards_of([make_record(), make_record(method="sadi", steering=steering)])))
+    assert "1 +10.5 (-20.0) (×)" in words.text
+
+
 def test_entries_are_binned_into_at_most_64_columns_inside_the_map() -> None:
     """Single activations of an entry count for it."""
     selected = [[0, 0], [0, 15, 7], [1, 999], [7, 0], [0, 1000], ["x", 1], [1, 1, 1, 1], 3]

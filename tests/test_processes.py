@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +13,7 @@ import pytest
 import torch
 
 from helpers import quick_host
+from helpers.launchers import launchers
 from sadi_lmeval.processes import ALONE
 from sadi_lmeval.storage.fit_file import load_fit
 
@@ -30,21 +29,6 @@ TUNED: dict[str, Any] = {
     "n_tune": 7,
     "negative": "hardest",
 }
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
-LAUNCHERS: dict[str, list[tuple[str, ...]]] = {
-    "one": [(sys.executable,)],
-    "two": [(*TORCHRUN, "--standalone", "--nproc_per_node", "2")],
-    "three": [(*TORCHRUN, "--standalone", "--nproc_per_node", "3")],
-    "two nodes": [
-        (*TORCHRUN, "--nnodes", "2", "--node_rank", str(node), "--nproc_per_node", "1")
-        for node in (0, 1)
-    ],
-    # Its processes on CPUs are MPI's, so that it is tried with one.
-    "accelerate": [
-        (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")
-    ],
-}
-"""Of each layout the command of every node."""
 COMPARED = ("one", "two", "three", "two nodes")
 
 
@@ -118,34 +102,18 @@ class Layouts:
         start = time.monotonic()
         nodes = [
             subprocess.Popen(
-                [*_joined(launcher, _free_port() if index == 0 else None, self), *command],
+                [*launcher, *command],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
                 cwd=folder,
             )
-            for index, launcher in enumerate(LAUNCHERS[layout])
+            for launcher in launchers(layout)
         ]
         outputs = [node.communicate(timeout=300)[0] for node in nodes]
         seconds = time.monotonic() - start
         return Run(max(abs(n.returncode) for n in nodes), "\n".join(outputs), seconds, folder)
-
-    port = 0
-
-
-def _joined(launcher: tuple[str, ...], port: int | None, runs: Layouts) -> list[str]:
-    """A launcher; the nodes of a run meet at a port that the first one's turn has found."""
-    if "--nnodes" not in launcher:
-        return list(launcher)
-    runs.port = runs.port if port is None else port
-    return [*launcher, "--master_addr", "127.0.0.1", "--master_port", str(runs.port)]
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

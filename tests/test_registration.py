@@ -46,7 +46,7 @@ OUR_TASKS = {
     ),
     *("sadi_storycloze", "sadi_toxigen", "sadi_truthfulqa_mc3", "sadi_winogrande", "sadi_xnli"),
     *("sadi_mmlu", "sadi_mmlu_humanities", "sadi_mmlu_other", "sadi_mmlu_social_sciences"),
-    "sadi_mmlu_stem",
+    *("sadi_mmlu_stem", "sadi_truthfulqa_gen"),
 }
 OUR_GROUPS = {"sadi_math", "sadi_multilingual", "sadi_paper"}
 OUR_TAGS = {"sadi_mmlu_disciplines"}

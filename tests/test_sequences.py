@@ -11,23 +11,27 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from helpers.models import tiny_llama
 from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.passes.forward import Forward
-from sadi_lmeval.passes.prefixes import LONGEST_MASKED, Group, group_by_prefix
+from sadi_lmeval.passes.prefixes import LONGEST_MASKED, SHORTEST, Group, group_by_prefix
 from sadi_lmeval.passes.sequences import Past, Tree, pack
 
 CPU = torch.device("cpu")
 Shape = list[tuple[int, list[int]]]
-"""Segments: any number that says which earlier segment is continued, and the tokens."""
+"""Segments: any number that says which segment on the way to the last one is continued, and the
+tokens."""
 
 tokens = st.lists(st.integers(0, 39), max_size=4)
 shapes = st.lists(st.tuples(st.integers(0, 1000), tokens), min_size=1, max_size=7)
 
 
-def grow(shape: Shape) -> tuple[Tree, list[int]]:
+def grow(shape: Shape, past: int = 0) -> tuple[Tree, list[int]]:
     """The tree, and the parent of each segment (-1: none)."""
-    tree, parents = Tree(), []
+    tree, parents = Tree(past), []
+    way = [-1]  # to the last segment
     for index, (number, run) in enumerate(shape):
-        parents.append(number % (index + 1) - 1 if index else -1)
+        way = way[: number % len(way) + 1]
+        parents.append(way[-1])
         assert tree.add(run, parents[-1]) == index
+        way.append(index)
     return tree, parents
 
 
@@ -73,6 +77,15 @@ def test_only_a_row_in_which_every_token_sees_all_before_it_goes_without_a_mask(
     tree, _ = grow(shape)
     if tree.is_path:
         assert torch.equal(tree.visible(), torch.ones(tree.length, tree.length).tril().bool())
+
+
+def test_a_branch_is_not_continued_once_another_has_begun() -> None:
+    tree = Tree()
+    root = tree.add([5])
+    left = tree.add([6], root)
+    tree.add([7], root)
+    with pytest.raises(ValueError, match="segment 1 is not on the way to the last one"):
+        tree.add([8], left)
 
 
 def gpt2() -> GPT2LMHeadModel:
@@ -142,10 +155,7 @@ def test_rows_after_a_shared_beginning_give_the_logits_of_the_whole(
     beginning = [3, 9, 4, 4, 7]
     trees, where, alone = [], [], []
     for row, shape in enumerate(several):
-        tree, parents = Tree(past=len(beginning)), []
-        for index, (number, run) in enumerate(shape):
-            parents.append(number % (index + 1) - 1 if index else -1)
-            tree.add(run, parents[-1])
+        tree, parents = grow(shape, len(beginning))
         trees.append(tree)
         ids = [token for _, run in shape for token in run]
         for position, path in enumerate(paths(shape, parents)):
@@ -225,7 +235,7 @@ def test_equal_sequences_count_as_one_and_stay_together(sequences: list[list[int
 
 # ------------------------------------------------------------------ prefixes
 
-LONG = [(7 * i + 3) % 40 for i in range(12)]
+LONG = [(7 * i + 3) % 40 for i in range(24)]
 
 
 def prefix(model: PreTrainedModel, forward: Forward, tokens: list[int]) -> tuple[Past, int]:
@@ -252,9 +262,10 @@ def assert_same(found: Past, expected: Past) -> None:
     [
         pytest.param([*LONG, 5, 6, 7], 3, id="longer"),
         pytest.param(LONG, 0, id="the same"),
-        pytest.param(LONG[:5], 0, id="shorter"),
-        pytest.param([*LONG[:5], 39, 38], 2, id="parting"),
-        pytest.param([39, *LONG], 13, id="another"),
+        pytest.param(LONG[:SHORTEST], 0, id="shorter"),
+        pytest.param([*LONG[:SHORTEST], 39, 38], 2, id="parting"),
+        pytest.param([*LONG[: SHORTEST - 1], 39, 38], SHORTEST + 1, id="parting too early"),
+        pytest.param([39, *LONG], 25, id="another"),
     ],
 )
 def test_a_prefix_takes_over_what_the_last_one_began_with(
@@ -269,6 +280,21 @@ def test_a_prefix_takes_over_what_the_last_one_began_with(
     third, _ = prefix(model, forward, [*tokens, 1])
     assert_same(third, prefix(model, Forward(model), [*tokens, 1])[0])
     assert all(map(torch.equal, kept, first.keys + first.values))
+
+
+def test_a_prefix_is_the_same_to_the_bit_where_others_before_it_are_not_needed(
+    model: PreTrainedModel,
+) -> None:
+    line = [LONG, LONG[:20], [*LONG[:18], 39, 38, 37], [39, *LONG], [39, *LONG[:17], 1, 2]]
+    every, some = Forward(model), Forward(model)
+    expected = [every.prefix(tokens) for tokens in line]
+    promised = [some.prefix_of(tokens) for tokens in line]
+    for number in (2, 4):
+        found, one = promised[number](), expected[number]
+        assert found is not None
+        assert one is not None
+        assert all(map(torch.equal, found.keys + found.values, one.keys + one.values))
+        assert promised[number]() is found
 
 
 def test_no_tokens_have_no_prefix(model: PreTrainedModel) -> None:

@@ -351,6 +351,7 @@ TASKS: dict[str, Covered] = {
         MC, "right_wrong_mc2", "question", *true_or_false("mc2_targets"), **HALVES
     ),
     "truthfulqa_gen": Covered(GEN, "true_false", "question", *true_or_false_text(), **HALVES),
+    "sadi_truthfulqa_gen": Covered(GEN, "true_false", "question", *true_or_false_text(), **HALVES),
     "gsm8k": Covered(  # its five examples and one to spare come from the same split
         ("openai/gsm8k", "main"),
         "wrong_number",

@@ -26,7 +26,7 @@ def everything(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_given_setting_is_named(evaluate: Any, caplog: pytest.LogCaptureFixture) -> None:
     evaluate("tiny_choice", top_k=2, delta=3)
-    assert said(caplog, "tiny_choice") == "sadi (head): top_k=2, delta=3"
+    assert said(caplog, "tiny_choice") == "sadi-head: top_k=2, delta=3 (fit made now)"
 
 
 def test_a_chosen_one_is_named_with_its_gain_on_held_out_documents(
@@ -39,25 +39,29 @@ def test_a_chosen_one_is_named_with_its_gain_on_held_out_documents(
     found = said(caplog, "tiny_choice")
     chosen = mask["tuning"]["chosen"]
     if not chosen["top_k"]:
-        assert found == "sadi (head): unsteered, as no setting was taken (rule best)"
+        nothing = "unsteered, as rule best took no setting (fit and choice made now)"
+        assert found == f"sadi-head: {nothing}"
         return
     [row] = [r for r in mask["tuning"]["table"] if all(r[n] == v for n, v in chosen.items())]
     assert found == (
-        f"sadi (head): top_k={chosen['top_k']}, delta={chosen['delta']:g}; held out "
-        f"{row['difference']:+.4f} ± {row['difference_stderr']:.4f} over unsteered on 10 documents"
+        f"sadi-head: top_k={chosen['top_k']}, delta={chosen['delta']:g}; held out "
+        f"{row['difference']:+.4f} ± {row['difference_stderr']:.4f} over unsteered on 10 documents "
+        "(fit and choice made now)"
     )
 
 
 def test_nothing_taken_is_said(evaluate: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A setting that changes nothing worth it."""
     evaluate("tiny_choice", grid="1x0.000001", n_tune=10)
-    assert said(caplog, "tiny_choice").startswith("sadi (head): unsteered, as no setting was taken")
+    nothing = "sadi-head: unsteered, as rule sure-or-backed took no setting"
+    assert said(caplog, "tiny_choice").startswith(nothing)
 
 
 def test_each_fold_has_its_own(evaluate: Any, caplog: pytest.LogCaptureFixture) -> None:
     evaluate("tiny_folds", limit=50, top_k=2, delta=3)
     assert said(caplog, "tiny_folds") == (
-        "sadi (head): fold 1: top_k=2, delta=3; fold 2: top_k=2, delta=3"
+        "sadi-head: fold 1: top_k=2, delta=3 (fit made now); "
+        "fold 2: top_k=2, delta=3 (fit made now)"
     )
 
 
@@ -80,3 +84,55 @@ def test_an_interrupted_run_says_that_nothing_is_lost() -> None:
         "sadi-lmeval: interrupted; fits and tried settings are kept: the same command continues "
         "with them"
     ]
+
+
+def test_what_comes_out_of_the_cache_is_said(
+    evaluate: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = {"grid": "1x4", "n_tune": 10, "element": "neuron"}
+    for given, words in (
+        (chosen, "(fit and choice made now)"),
+        (chosen, "(fit and choice from the cache)"),
+        ({**chosen, "grid": "2x4"}, "(fit from the cache, choice made now)"),
+        ({"top_k": 2, "delta": 4, "element": "neuron"}, "(fit from the cache)"),
+    ):
+        caplog.clear()
+        evaluate("tiny_choice", **given)
+        found = said(caplog, "tiny_choice")
+        assert found.startswith("sadi-neuron: ")
+        assert found.endswith(words), found
+
+
+def test_a_warning_names_the_row_and_what_was_done(
+    evaluate: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a setting that changes nothing: one rule steers nothing, another one all the same."""
+    for element, rule, words in (
+        ("head", "sure", "rule sure steers nothing"),
+        ("neuron", "best", "rule best steers"),
+    ):
+        caplog.clear()
+        evaluate("tiny_choice", grid="1x0.000001", n_tune=10, element=element, rule=rule)
+        told = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+        [line] = [line for line in told if line.startswith("Task tiny_choice: ")]
+        assert f"no setting of sadi-{element} beats the unsteered model" in line
+        assert words in line
+
+
+def test_a_run_of_two_tasks_says_what_a_user_can_act_on_and_nothing_else(
+    evaluate: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it costs, that nothing was found if so, and how each task was steered."""
+    tasks = "tiny_choice", "tiny_word"
+    given = {"grid": "1x0.000001", "n_tune": 10, "rule": "sure", "baseline": True}
+    evaluate(*tasks, **given)
+    costs = [f"top_k and delta of {task}: 1 settings are tried on 10 documents" for task in tasks]
+    nulls = [f"Task {task}: no setting of sadi-head beats" for task in tasks]
+    ends = [f"Task {task}: sadi-head: unsteered, as rule sure took no setting" for task in tasks]
+    first = [costs[0], nulls[0], costs[1], nulls[1], *ends]
+    for expected in (first, [*nulls, *ends]):  # then out of the cache
+        mine = [record.getMessage() for record in caplog.records if record.name == "lm_eval.sadi"]
+        assert len(mine) == len(expected), mine
+        assert [m for m, begin in zip(mine, expected, strict=True) if not m.startswith(begin)] == []
+        caplog.clear()
+        evaluate(*tasks, **given)

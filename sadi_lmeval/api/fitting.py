@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,9 @@ def fit(
             path of a JSONL file of such rows.
         method: ``sadi``, ``iti``, ``caa``, …
         from_task: in place of pairs, a task of the harness: its training documents make the pairs,
-            and a setting that is not given is chosen on others of them, which are held out.
+            and a setting that is not given is chosen on others of them, which are held out. Where
+            a task has no training documents they are those that it scores: such a fit may steer
+            anything but them, and a run that would score them with it is refused.
         delimiter: between a prompt that is a text and its answer.
         arguments: of ``hf-METHOD``: ``element="head"``, ``layer=13``, ``n_pairs=100``, ``seed=1``.
 
@@ -61,14 +65,15 @@ def fit(
         )
     if from_task is not None:
         task = load_task(from_task, user_folders(arm.options, None), None)
-        [steering] = prepare(task, harness, [arm])
-        if len(steering.fits) != 1:
-            raise UserError(
-                f"task {from_task}: has no training split, so each of its {len(steering.fits)} "
-                "folds has a fit of its own; fit one to pairs, or to a task with a training split"
-            )
+        [steering] = prepare(task, harness, [arm], for_scoring=False)
         [prepared] = steering.fits
-        return SteeringFit(prepared.fitted.fit, replace(arm, given=prepared.setting, space=None))
+        if not arm.axes.steers(prepared.setting) and not any(axis.strength for axis in arm.axes):
+            raise UserError(
+                f"task {from_task}: no setting of {method} was taken, and it has no strength that "
+                f"could be 0; pass {'= and '.join(arm.axes.names)}=, or rule=best"
+            )
+        made = SteeringFit(prepared.fitted.fit, replace(arm, given=prepared.setting, space=None))
+        return made.with_choice(prepared.of_choice)
 
     def chat(messages: list[dict[str, str]]) -> str:
         return str(
@@ -85,4 +90,21 @@ def fit(
 
 def harness_model(method: str, model: Any, tokenizer: Any, **arguments: Any) -> SteeredModel:
     """Make the harness model of a method around a loaded model."""
-    return model_class(method)(model, tokenizer=tokenizer, **arguments)
+    with _no_warning_of_a_loaded_model():
+        return model_class(method)(model, tokenizer=tokenizer, **arguments)
+
+
+@contextmanager
+def _no_warning_of_a_loaded_model() -> Iterator[None]:
+    """Leave out what the harness says of every model that is given loaded, as all are here."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        return "already-initialized model" not in said and "not of type `str`" not in said
+
+    logger = logging.getLogger("lm_eval.models.huggingface")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)

@@ -45,9 +45,16 @@ class SteeringFit:
 
     @property
     def setting(self) -> dict[str, Any]:
-        """The numbers that are set, by name; others have their usual values or must be given."""
-        named = zip(self.arm.axes.names, self.arm.given, strict=True)
-        return {name: value for name, value in named if isinstance(value, (int, float))}
+        """The numbers that are set, by name; others have their usual values or must be given.
+
+        Of the unsteered model that is the strength, 0: its other numbers are none.
+        """
+        named = zip(self.arm.axes, self.arm.given, strict=True)
+        return {
+            axis.name: value
+            for axis, value in named
+            if isinstance(value, (int, float)) and (axis.strength or not self.arm.is_unsteered)
+        }
 
     def with_setting(self, strength: float | None = None, **numbers: float) -> SteeringFit:
         """Give the fit with other numbers, or other arguments of the method that it serves too.
@@ -78,6 +85,14 @@ class SteeringFit:
                 raise UserError(f"{name}={numbers[name]}: {nearest(name, own)}")
         arm = read_arm(self.method.name, {**given, "seed": self.arm.options.seed})
         return replace(self, arm=arm)
+
+    def with_choice(self, of_choice: Mapping[str, Any]) -> SteeringFit:
+        """Give the fit with a card that says how its setting was chosen, and on which documents.
+
+        Args:
+            of_choice: see :mod:`sadi_lmeval.steering.chosen`; empty: it was not.
+        """
+        return replace(self, fit=replace(self.fit, card={**self.fit.card, **of_choice}))
 
     @contextmanager
     def steering(
@@ -184,7 +199,13 @@ class SteeringFit:
 
     def _with_card(self) -> Fit:
         steering = {"method": self.method.name, **self._arguments(), "seed": self.arm.options.seed}
-        return replace(self.fit, card={**self.fit.card, "steering": steering})
+        card = {**self.fit.card, "steering": steering}
+        # How another setting did says nothing about this one.
+        choice = card.get("choice", {})
+        setting = {} if self.arm.is_unsteered else self.setting
+        if (choice.get("arm"), choice.get("setting")) != (self.method.record(), setting):
+            card.pop("choice", None)
+        return replace(self.fit, card=card)
 
     def _check(self, site: Site, model: Any) -> None:
         collector = self.method.collector(site, 1, self.arm.options.seed)

@@ -3,29 +3,106 @@
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sadi_lmeval.errors import UserError, first_line
 
 
+class HostOption(NamedTuple):
+    """An option that is called and means what it does in ``lm_eval``.
+
+    Attributes:
+        names: long and short.
+        help: one line.
+        metavar: of its value.
+        kind: what sweep reads the value as; None: the option has no value.
+        nargs: as the harness's own parser takes it.
+    """
+
+    names: tuple[str, ...]
+    help: str
+    metavar: str | None = None
+    kind: Callable[[str], Any] | None = str
+    nargs: str | int | None = None
+
+
+HOST_OPTIONS = (
+    HostOption(
+        ("--model_args", "-a"), "pretrained=MODEL and more, as for hf-sadi", "ARGS", nargs="+"
+    ),
+    HostOption(("--tasks", "-t"), "comma-separated tasks or groups", "TASKS"),
+    HostOption(("--num_fewshot", "-f"), "examples in each prompt", "N", int),
+    HostOption(("--batch_size", "-b"), "documents at once (default: auto)", "N"),
+    HostOption(("--max_batch_size",), "the most that auto tries", "N", int),
+    HostOption(("--device",), "cuda, cuda:1, cpu, …", "DEVICE"),
+    HostOption(("--limit", "-L"), "the first N documents of a task, or a share", "N", float),
+    HostOption(("--include_path",), "a folder with tasks, recipes and benchmarks", "DIR", Path),
+    HostOption(("--system_instruction",), "begins every prompt", "TEXT"),
+    HostOption(
+        ("--apply_chat_template",), "write prompts as chats (with that template)", "NAME", nargs="?"
+    ),
+    HostOption(("--fewshot_as_multiturn",), "examples as turns of the chat", None, None, nargs="?"),
+    HostOption(("--trust_remote_code",), "run a model's or data set's own code", None, None, 0),
+)
+_ONLY_COMPARED = (
+    HostOption(
+        ("--gen_kwargs",), "of generation: temperature=0.7,max_gen_toks=64", "ARGS", nargs="+"
+    ),
+    HostOption(("--log_samples", "-s"), "keep every document's answers", None, None, 0),
+    HostOption(("--seed",), "of the harness: one number, or four", "N"),
+    HostOption(("--metadata",), "for tasks, as JSON or key=value", "ARGS", nargs="+"),
+)
+"""What sweep does not take."""
+
+
 def add_host_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that are called and mean what they do in ``lm_eval``."""
+    """Add options of ``lm_eval`` that a command reads itself."""
     host = parser.add_argument_group("as in lm_eval")
-    host.add_argument("--model_args", "-a", required=True, help="pretrained=…, as for hf-sadi")
-    host.add_argument("--tasks", "-t", required=True, help="comma-separated tasks or groups")
-    host.add_argument("--num_fewshot", "-f", type=int)
-    host.add_argument("--batch_size", "-b", help="default: auto")
-    host.add_argument("--max_batch_size", type=int)
-    host.add_argument("--device")
-    host.add_argument("--limit", "-L", type=float)
-    host.add_argument("--include_path", type=Path)
-    host.add_argument("--system_instruction")
-    host.add_argument("--apply_chat_template", nargs="?", const=True, default=False)
-    host.add_argument("--fewshot_as_multiturn", action="store_true")
-    host.add_argument("--trust_remote_code", action="store_true")
+    for option in HOST_OPTIONS:
+        required = option.names[0] in ("--model_args", "--tasks")
+        more: dict[str, Any]
+        if option.kind is None:
+            more = {"action": "store_true"}
+        elif option.nargs == "?":
+            more = {"nargs": "?", "const": True, "default": False, "metavar": option.metavar}
+        else:
+            more = {"type": option.kind, "required": required, "metavar": option.metavar}
+        host.add_argument(*option.names, help=option.help, **more)
+
+
+def add_passed_options(parser: argparse.ArgumentParser) -> None:
+    """Show the most used options of ``lm_eval``, and put them by as they came: ``passed``."""
+    host = parser.add_argument_group("as in lm_eval (and most of its others: `lm_eval run --help`)")
+    for option in (*HOST_OPTIONS, *_ONLY_COMPARED):
+        if option.names[0] == "--tasks":  # read by the command itself
+            continue
+        host.add_argument(
+            *option.names, help=option.help, metavar=option.metavar or "BOOL", nargs=option.nargs,
+            action=_Passed,
+        )  # fmt: skip
+    parser.set_defaults(passed=())
+
+
+class _Passed(argparse.Action):
+    """Keeps an option with its values, for the harness's own parser."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **settings: Any) -> None:
+        super().__init__(option_strings, "passed", default=argparse.SUPPRESS, **settings)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        given = [] if values is None else values if isinstance(values, list) else [values]
+        name = self.option_strings[0]
+        # With "=", as a value may begin with a hyphen; several follow their option.
+        words = [f"{name}={given[0]}"] if len(given) == 1 else [name, *given]
+        namespace.passed = (*namespace.passed, *words)
 
 
 def listed(name: str, text: str) -> list[str]:
@@ -86,6 +163,8 @@ def model_arguments(
         )
     if "mask" in arguments:
         raise UserError("--model_args mask: fits are made here; use mask_from=TASK")
+    if "baseline" in arguments:
+        raise UserError("--model_args baseline: the unsteered model is a row here; leave it out")
     if "pretrained" not in arguments:
         raise UserError("--model_args: pretrained=MODEL is missing")
     return dict(arguments)
@@ -102,8 +181,6 @@ def loaded_model(kind: Any, arguments: dict[str, Any]) -> Any:
         arguments["batch_size"] = int(size)
     elif not str(size).startswith("auto"):
         raise UserError(f"--batch_size {size}: must be a whole number of at least 1, or auto")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("this command runs in one process; lm_eval runs in several")
     try:
         return kind(**arguments)
     except UserError:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sadi_lmeval.commands.arguments import chosen_arms, listed, loaded_model, model_arguments
+from sadi_lmeval.commands.arguments import (
+    add_passed_options,
+    chosen_arms,
+    listed,
+    loaded_model,
+    model_arguments,
+)
 from sadi_lmeval.commands.report import add_report_options, write_report
 from sadi_lmeval.controls import CONTROLS, INSTRUCTION, PROMPT_ONLY
 from sadi_lmeval.errors import UserError
@@ -18,11 +25,12 @@ def add(commands: Any) -> None:
     """Describe the command's options."""
     compare = commands.add_parser(
         "compare",
+        allow_abbrev=False,  # --model is an option of lm_eval, and no beginning of --model_args
         help="score tasks under several methods and test the differences",
         description="Score tasks under several methods: the model is loaded once, every method "
         "gets the same documents, pairs, folds and number of settings to choose from, and the "
-        "prompts are computed once for all of them. Every other option of lm_eval is taken too. "
-        "Re-run the same command to resume an interrupted comparison.",
+        "prompts are computed once for all of them. Re-run the same command to resume an "
+        "interrupted comparison.",
     )
     compare.add_argument(
         "--methods",
@@ -51,6 +59,7 @@ def add(commands: Any) -> None:
         help=f"the instruction of the row {PROMPT_ONLY} (default: {INSTRUCTION})",
     )
     add_report_options(compare)
+    add_passed_options(compare)
     compare.set_defaults(run=run)
 
 
@@ -75,10 +84,11 @@ def run(given: argparse.Namespace, rest: Sequence[str], command: str) -> None:
     from sadi_lmeval.commands.host_options import host_options
     from sadi_lmeval.comparison.compare import Comparison, check_folder, compare
     from sadi_lmeval.comparison.compared import ComparedModel
+    from sadi_lmeval.processes import joined
     from sadi_lmeval.records.record import FOLDER
     from sadi_lmeval.storage.journal import held
 
-    host = host_options(["--tasks", given.tasks, *rest])
+    host = host_options(["--tasks", given.tasks, *given.passed, *rest])
     # What some arm of a method sets makes a row of its own.
     arguments = model_arguments(host.model_args, methods, ("settings", "methods"), every=True)
     tasks = host.load_tasks()
@@ -93,8 +103,11 @@ def run(given: argparse.Namespace, rest: Sequence[str], command: str) -> None:
         tuple(methods), tuple(tasks), given.settings, tuple(others), host.evaluation, command,
         given.prompt_only or INSTRUCTION, host.log_samples,
     )  # fmt: skip
-    check_folder(given.output_path, what)
+    writes = joined().is_first
+    if writes:
+        check_folder(given.output_path, what)
     model = loaded_model(partial(ComparedModel, arm_names=methods), arguments)
-    with held(given.output_path / FOLDER):
+    with held(given.output_path / FOLDER) if writes else nullcontext():
         compare(model, what, given.output_path)
-        write_report([given.output_path], given.output_path, given)
+        if writes:
+            write_report([given.output_path], given.output_path, given)

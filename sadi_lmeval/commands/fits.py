@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.settings import Setting
 
 FORMATS = ("file", "gguf", "steered", "repo")
 
@@ -80,6 +81,16 @@ def _table(folder: Path) -> str:
     return str(MarkdownTableWriter(headers=headers, value_matrix=rows).dumps())
 
 
+def _readable(method: str, setting: Mapping[str, float]) -> dict[str, float]:
+    """Give the numbers of a setting as arguments: of the unsteered model that is the strength."""
+    from sadi_lmeval.methods.registry import methods
+
+    axes = methods()[method].axes
+    if axes.steers(Setting(*setting.values())):
+        return dict(setting)
+    return {axis.name: 0.0 for axis in axes if axis.strength}
+
+
 def _labels(card: Mapping[str, Any]) -> str:
     """Say which labels the pairs had, where they were not their own."""
     labels = card.get("labels", "gold")
@@ -104,10 +115,15 @@ def _export(folder: Path, given: argparse.Namespace) -> None:
     steering: dict[str, Any] = {}
     if mine:
         arguments = {name: value for name, value in mine[0].arm.items() if value is not None}
-        steering = {**arguments, **mine[0].setting}
+        chosen = _readable(mine[0].arm["method"], mine[0].setting)
+        if not {**chosen, **numbers}:
+            raise UserError(f"{given.key}: no setting was taken for it; pass --setting")
+        steering = {**arguments, **chosen}
     if given.method is not None:
         steering["method"] = given.method
     fit = load(found[0].file, **{**steering, **numbers})
+    if mine:
+        fit = fit.with_choice(mine[0].of_choice)
     if given.to == "repo":
         print(fit.push_to_hub(given.output))
     elif given.to == "file":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,18 +87,22 @@ def run(given: argparse.Namespace, rest: Sequence[str], command: object) -> None
         )
     if given.limit is not None and not given.limit > 0:
         raise UserError(f"--limit {given.limit:g}: must be above 0")
-    if given.heatmaps is not None:
-        check_can_draw()
-        check_folder(given.heatmaps)
-
     from sadi_lmeval.comparison.sweep import Sweep, check_output, sweep
+    from sadi_lmeval.processes import joined
     from sadi_lmeval.storage.journal import held
 
-    check_output(given.output)
+    writes = joined().is_first
+    if writes and given.heatmaps is not None:
+        check_can_draw()
+        check_folder(given.heatmaps)
+    if writes:
+        check_output(given.output)
     model, tasks = _load(given, names, plain, spaces)
     what = Sweep({name: model.arms[name] for name in methods}, spaces, given.split, given.limit)
-    with held(given.output):
+    with held(given.output) if writes else nullcontext():
         lines = sweep(tasks, what, model.options, model, given.output)
+    if not writes:
+        return
     _print_best(lines, plain, given.split)
     print(f"{len(lines)} settings: {given.output}")
     if given.heatmaps is not None:

@@ -113,11 +113,12 @@ def compare(model: ComparedModel, what: Comparison, folder: Path) -> list[Path]:
     for task in what.all_tasks:
         if task.task.higher_is_better() and not mean_metrics(task.task, ()):
             raise _without_metric(task.task)
-    shared, card = model.options, model_identity(model.model_card)
+    shared, card, processes = model.options, model_identity(model.model_card), model.processes
     needed = what.rows
     arms = {row: _arm(row, what, model) for row in needed}
     if card["weights_digest"] is None:
-        card["weights_digest"] = f"unreadable {uuid4().hex}"  # so that nothing is taken for it
+        # So that nothing is taken for it.
+        card["weights_digest"] = processes.broadcast(lambda: f"unreadable {uuid4().hex}")
     claim = _Claim(
         {
             **_asked(what),
@@ -127,22 +128,24 @@ def compare(model: ComparedModel, what: Comparison, folder: Path) -> list[Path]:
         {name: arms[Row(name)].record() for name in what.methods},
         {task.name: _definition(task, shared) for task in _depended_on(what, shared)},
     )
-    run = claim.claim(folder, what.command)
+    run = processes.broadcast(lambda: claim.claim(folder, what.command))
     paths = {
         (row, task): folder / FOLDER / file_name(task, *row)
         for row, tasks in needed.items()
         for task in tasks
     }
+    there = processes.broadcast(lambda: {key for key, path in paths.items() if path.is_file()})
     left = {
         row: arms[row]
         for row, tasks in needed.items()
-        if not all(paths[row, task].is_file() for task in tasks)
+        if not all((row, task) in there for task in tasks)
     }
     # Last, as what is prepared for the others has their prompts.
     left = dict(sorted(left.items(), key=lambda item: item[1].instruction is not None))
     answers = folder / _ANSWERS
     if left:
-        model.compare(left, needed, Answers(Journal(answers, required=True)))
+        journal = Journal(answers if processes.notes_down else None, required=True)
+        model.compare(left, needed, Answers(journal, processes))
         if what.elsewhere:
             _note_tasks(model, what)
         for number, row in enumerate(left):
@@ -150,7 +153,8 @@ def compare(model: ComparedModel, what: Comparison, folder: Path) -> list[Path]:
                 _run(model, row, needed[row], what, run, folder)
     else:
         logger.info("All %d records are in %s", len(paths), folder)
-    answers.unlink(missing_ok=True)
+    if processes.is_first:
+        answers.unlink(missing_ok=True)
     return list(paths.values())
 
 
@@ -400,6 +404,8 @@ def _run(
     results = lm_eval.simple_evaluate(
         model=model, tasks=tasks, log_samples=True, evaluation_tracker=tracker, **host
     )
+    if not model.processes.is_first:
+        return
     seconds = time.perf_counter() - start
     samples = results.pop("samples")
     # Made first, as saving samples changes them; saved last, as a row with records is not run.

@@ -14,9 +14,10 @@ from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.joined import joined
 from sadi_lmeval.harness.response_cache import ResponseCache
 from sadi_lmeval.methods.arm import Arm, read_arms
-from sadi_lmeval.model import ManyArmsModel
+from sadi_lmeval.model import AUTO_GENERATION_ROWS, ManyArmsModel
 from sadi_lmeval.passes.packing import UNSTEERED
 from sadi_lmeval.passes.scoring import Score
+from sadi_lmeval.processes import ALONE, Processes
 from sadi_lmeval.steering.fitting import refuse_unsuited
 from sadi_lmeval.steering.steering import TaskSteering, prepare
 from sadi_lmeval.storage.journal import Journal
@@ -32,7 +33,12 @@ class Row(NamedTuple):
 class Answers(dict[str, Any]):
     """Responses by key, each noted down in a file as soon as it is there."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, processes: Processes = ALONE) -> None:
+        """
+        Args:
+            journal: the file.
+            processes: of the run: what the first one has noted down is known to all.
+        """
         super().__init__()
         self._journal = journal
         for line in journal.lines:
@@ -42,6 +48,7 @@ class Answers(dict[str, Any]):
                     line["key"], tuple(response) if isinstance(response, list) else response
                 )
         journal.forget()
+        self.update(processes.known(dict(self)))
 
     def __setitem__(self, key: str, response: Any) -> None:
         self.note({key: response})
@@ -120,6 +127,53 @@ class ComparedModel(ManyArmsModel):
                 self._answer(self._asked(name), edits, alike, bar)
         return super()._loglikelihood(requests, True)
 
+    def _generate_until(self, requests: list[Instance], disable_tqdm: bool) -> list[str]:
+        which = self._steer(requests)  # prepares every arm, in all processes
+        known = set(self._answers)
+        mine = self._mine(requests, which)
+        self._in_part = True
+        try:
+            texts = super()._generate_until([requests[i] for i in mine], disable_tqdm)
+        finally:
+            self._in_part = False
+        fresh = {key: self._answers[key] for key in self._answers if key not in known}
+        every: dict[int, str] = {}
+        for of_process in self.processes.all_gather((dict(zip(mine, texts, strict=True)), fresh)):
+            every |= of_process[0]
+            self._answers.note({k: v for k, v in of_process[1].items() if k not in self._answers})
+        return [every[index] for index in range(len(requests))]
+
+    def _mine(self, requests: Sequence[Instance], which: Sequence[int]) -> list[int]:
+        """List the requests of this process: whole batches as one process would make them.
+
+        The harness generates the longest prompts first, as many at once as a batch has rows. Where
+        it finds out how many these are, requests are dealt out one by one.
+
+        Args:
+            which: the edit of each.
+        """
+        alike: dict[tuple[str, int], list[tuple[int, str, int]]] = {}
+        for index, (request, edit) in enumerate(zip(requests, which, strict=True)):
+            prompt = request.args[0]
+            of_batch = alike.setdefault((request.task_name, edit), [])
+            of_batch.append((-len(self.tok_encode(prompt)), prompt, index))
+        rows = AUTO_GENERATION_ROWS.get(self.device.type, 1)
+        if self.batch_size != "auto":
+            rows = int(self.batch_size)
+        batches = [
+            [index for *_, index in ordered[first : first + rows]]
+            for ordered in map(sorted, alike.values())
+            for first in range(0, len(ordered), rows)
+        ]
+        mine = batches[self.processes.rank :: self.processes.count]
+        return sorted(index for batch in mine for index in batch)
+
+    _in_part = False
+    """Whether this process answers a part of the requests."""
+
+    def _sum(self, counts: dict[str, int]) -> dict[str, int]:
+        return super()._sum(counts) if self._in_part else counts
+
     def _rows_on(self, task: str) -> list[Row]:
         """List the rows that are scored on a task."""
         return [row for row in self._rows if task in self._tasks_of[row]]
@@ -182,5 +236,5 @@ class ComparedModel(ManyArmsModel):
             bar.update(len(numbers))
 
         if left:
-            continuations = [self.asked_of(requests[i]) for i in left]
+            continuations = list(self.asked_of(requests[i] for i in left))
             self.engine.score_grid(continuations, joint, done)

@@ -118,10 +118,13 @@ def sweep(
     Returns:
         the lines of this sweep, those that were there before included.
     """
-    check_output(output)
+    writes = model.processes.is_first
+    if writes:
+        check_output(output)
     for task in tasks:
         refuse_unsuited(task, what.arms.values())
-    file = Journal(output, required=True, checked=False)
+    file = Journal(output if writes else None, required=True, checked=False)
+    before = model.processes.broadcast(lambda: file.lines)
     lines: list[dict[str, Any]] = []
     every: _Every = {UNSTEERED: [_NOTHING]}
     every |= {name: what.settings(name, model) for name in what.arms}
@@ -131,7 +134,7 @@ def sweep(
         run = _identity(parts, what, options, model)
         done = {
             (line["method"], _setting(line, what)): line
-            for line in file.lines
+            for line in before
             if line["run"] == run and _is_of(line, what)
         }
         left = {
@@ -148,7 +151,7 @@ def sweep(
             done |= {(line["method"], _setting(line, what)): line for line in fresh}
         else:
             logger.info("Task %s: all %d settings are in %s", task.name, len(asked), output)
-        for path in notes.parent.glob(f"{notes.name}*"):
+        for path in notes.parent.glob(f"{notes.name}*") if writes else ():
             path.unlink(missing_ok=True)
         lines += [done[each] for each in asked]
     return lines
@@ -281,7 +284,8 @@ def _lines(
             families.append(candidates_of(arm, settings, part.fits[name], model).edits)
             text = repr((name, what.keys[name], part.fits[name].key, settings))
             tag = hashlib.sha256(text.encode()).hexdigest()[:8]
-            journals.append(Journal(notes.with_name(f"{notes.name}{number}.{tag}")))
+            path = notes.with_name(f"{notes.name}{number}.{tag}")
+            journals.append(Journal(path if model.processes.notes_down else None))
         called = label if len(parts) == 1 else f"{label}, part {number + 1} of {len(parts)}"
         of_parts.append(judge_settings(part.trial, families, model, journals, called))
     judged = np.concatenate(of_parts)  # [documents, settings, 3]
@@ -290,7 +294,7 @@ def _lines(
         if setting not in left[name]:
             continue
         numbers = outcome(setting, judged[:, column], judged[:, 0])._asdict()
-        del numbers["setting"]
+        del numbers["setting"], numbers["documents"]
         of_arm: dict[str, Any] = {"element": "none"}
         if name in what.arms:
             arm = what.arms[name]

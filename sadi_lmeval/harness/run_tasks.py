@@ -23,6 +23,7 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from sadi_lmeval.errors import UserError, first_line, nearest
+from sadi_lmeval.harness.baseline import forget_baseline
 from sadi_lmeval.harness.run_task import LengthLimit, RunTask
 
 logger = logging.getLogger("lm_eval.sadi")
@@ -90,6 +91,7 @@ def note_tasks() -> None:
     @functools.wraps(build)
     def build_all_requests(self: Task, **settings: Any) -> None:
         rank = settings.get("rank")
+        forget_baseline(self)
         if not isinstance(rank, RunRank):
             build(self, **settings)
             return

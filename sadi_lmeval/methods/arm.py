@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sadi_lmeval import arguments
-from sadi_lmeval.controls import INSTRUCTION, PROMPT_ONLY
+from sadi_lmeval.controls import INSTRUCTION, PROMPT_ONLY, SHUFFLED
 from sadi_lmeval.errors import UserError, nearest
 from sadi_lmeval.methods.base import Method
 from sadi_lmeval.methods.registry import (
@@ -53,6 +53,15 @@ class Arm:
     @property
     def axes(self) -> Axes:
         return Axes() if self.method is None else self.method.axes
+
+    @property
+    def label(self) -> str:
+        """The name of the row that it would be in a comparison, as far as one is like it."""
+        if self.method is None or self.name != self.method.name:
+            return self.name
+        alike = {name: len(arm.sets) for name, arm in arm_names().items() if self.is_like(name)}
+        label = max(alike, key=alike.__getitem__, default=self.name)
+        return label + SHUFFLED if self.options.labels == "shuffled" else label
 
     @property
     def is_unsteered(self) -> bool:
@@ -153,7 +162,9 @@ def own_arguments(method: str | None) -> frozenset[str]:
         method: of the model; None: of a model that is steered by several.
     """
     names = {*NAMES, "method", *SETTING_NAMES, *all_argument_names()}
-    return frozenset(names if method is None else names | argument_names(method_class(method)))
+    if method is None:
+        return frozenset(names)
+    return frozenset(names | argument_names(method_class(method)) | {"baseline"})
 
 
 def read_arm(method: str, given: Mapping[str, Any]) -> Arm:
@@ -173,6 +184,11 @@ def read_arm(method: str, given: Mapping[str, Any]) -> Arm:
     faults += _of_others(arm, given)
     if chosen not in (None, method, UNSTEERED):
         faults.append(f"method={chosen}: {nearest(str(chosen), (method, UNSTEERED))}")
+    baseline = given.get("baseline")
+    if baseline not in (None, True, False):
+        faults.append(f"baseline={baseline}: must be true or false")
+    elif baseline and chosen == UNSTEERED:
+        faults.append(f"baseline={baseline}: method={UNSTEERED} is the baseline; pass one of them")
     faults += own
     if faults:
         raise UserError("; ".join(faults))

@@ -12,7 +12,7 @@ from torch import Tensor
 from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.arguments import choice, declared, recorded
 from sadi_lmeval.edits.contract import Edits
-from sadi_lmeval.passes.activations import Collector
+from sadi_lmeval.passes.activations import Answers, Collector
 from sadi_lmeval.settings import Axes, SearchSpace, Setting
 from sadi_lmeval.types import Element, HiddenSite, Scope, Size
 from sadi_lmeval.versions import code_digest
@@ -49,6 +49,8 @@ class Method(ABC):
         protocols: the arguments that a value of ``protocol=`` sets.
         fitted_on: ``pairs``, or ``prompts``: those of the same documents, up to where their choices
             begin; the collector is then told which choice is right and which is the model's own.
+            Or ``nothing``: all is known before any pair is, and the collector is a
+            :class:`~sadi_lmeval.methods.collectors.Given`.
     """
 
     name: ClassVar[str]
@@ -57,7 +59,7 @@ class Method(ABC):
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     protocols: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     compared: ClassVar[bool] = False
-    fitted_on: ClassVar[Literal["pairs", "prompts"]] = "pairs"
+    fitted_on: ClassVar[Literal["pairs", "prompts", "nothing"]] = "pairs"
 
     @property
     @abstractmethod
@@ -117,6 +119,20 @@ class Method(ABC):
             the end of "hf-NAME takes …", with what came.
         """
         return None
+
+    def check_answers(self, answers: Sequence[Answers], label: str) -> None:
+        """Refuse prompts that nothing can be made of, by their answers alone.
+
+        Asked of a method that is fitted on prompts, before any activation is read.
+
+        Args:
+            answers: of each prompt.
+            label: of the prompts, for messages.
+
+        Raises:
+            UserError: they are such.
+        """
+        return
 
     def edit_size(self, setting: Setting) -> float:
         """Say how large an edit is: of equally good settings the smallest is taken.

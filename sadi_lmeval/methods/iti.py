@@ -205,7 +205,7 @@ def fit_probes(positive: Tensor, negative: Tensor, seed: int, label: str) -> Pro
                 std[layer, head] = float((every @ unit).std())
             bar.update()
     if unfinished:
-        logger.info("%d of %d probes stopped at 1000 steps", unfinished, layers * heads)
+        logger.debug("%d of %d probes stopped at 1000 steps", unfinished, layers * heads)
     return probes
 
 

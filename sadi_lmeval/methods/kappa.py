@@ -78,6 +78,9 @@ class KAPPA(Method):
             f"and a document has {asked}"
         )
 
+    def check_answers(self, answers: Sequence[Answers], label: str) -> None:
+        probed_letters(answers, label)
+
     def collector(self, site: Site, pairs: int, seed: int) -> KeptPrompts:
         shapes: Shapes = {
             "knowledge": (site.layers, -1, site.width),
@@ -140,6 +143,24 @@ def pseudo_inverse(rows: Tensor) -> Tensor:
     return inverse.float()
 
 
+def probed_letters(answers: Sequence[Answers], label: str) -> NDArray[np.int64]:
+    """Give the letters that both probes have a row for, ``[k]`` ascending.
+
+    Raises:
+        UserError: there are fewer than two.
+    """
+    right, own = (np.array(each) for each in zip(*answers, strict=True))
+    letters = np.intersect1d(right, own)
+    if len(letters) < 2:
+        raise UserError(
+            f"{label}: hf-kappa needs two letters that are right for some of its prompts and the "
+            f"model's own for some, but of {len(answers)} prompts {len(set(right.tolist()))} "
+            f"letters are right and {len(set(own.tolist()))} the model's own; pass a larger "
+            "n_pairs, or show the model examples (--num_fewshot)"
+        )
+    return letters
+
+
 def fit_letter_probes(values: Tensor, answers: Sequence[Answers], label: str) -> dict[str, Tensor]:
     """Fit both probes of every layer.
 
@@ -155,15 +176,8 @@ def fit_letter_probes(values: Tensor, answers: Sequence[Answers], label: str) ->
     Raises:
         UserError: there are fewer than two such letters.
     """
+    letters = probed_letters(answers, label)
     right, own = (np.array(each) for each in zip(*answers, strict=True))
-    letters = np.intersect1d(right, own)  # a probe has no row for another
-    if len(letters) < 2:
-        raise UserError(
-            f"{label}: hf-kappa needs two letters that are right for some of its prompts and the "
-            f"model's own for some, but of {len(answers)} prompts {len(set(right.tolist()))} "
-            f"letters are right and {len(set(own.tolist()))} the model's own; pass a larger "
-            "n_pairs, or show the model examples (--num_fewshot)"
-        )
     layers, width = values.shape[1:3]
     found = {
         "knowledge": torch.zeros(layers, len(letters), width),
@@ -186,7 +200,7 @@ def fit_letter_probes(values: Tensor, answers: Sequence[Answers], label: str) ->
                 found[f"{name}_bias"][layer] = torch.from_numpy(biases).float()
                 bar.update()
     if unfinished:
-        logger.info("%d of %d probes stopped at %d steps", unfinished, 2 * layers, _STEPS)
+        logger.debug("%d of %d probes stopped at %d steps", unfinished, 2 * layers, _STEPS)
     return found
 
 

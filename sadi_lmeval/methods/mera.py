@@ -150,5 +150,5 @@ def negative_probes(positive: Tensor, negative: Tensor, label: str) -> dict[str,
             weight[layer] = torch.from_numpy(probe.coef_[0]).float()
             bias[layer] = float(probe.intercept_[0])
     if unfinished:
-        logger.info("%d of %d probes stopped at 1000 steps", unfinished, layers)
+        logger.debug("%d of %d probes stopped at 1000 steps", unfinished, layers)
     return {"weight": weight, "bias": bias}

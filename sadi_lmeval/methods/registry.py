@@ -127,7 +127,8 @@ def spelled_out(names: Sequence[str]) -> list[str]:
     """Put the rows that they stand for in place of ``all`` and ``controls`` in a list of arms.
 
     ``all`` are the unsteered model and every arm of every method, but for ablations; ``controls``
-    are the shuffled control of every arm that steers, and two that there are once.
+    are the shuffled control of every arm that is fitted, and two that there are once. An arm that
+    is fitted on nothing has no labels to shuffle: it is left out with a line.
 
     Raises:
         UserError: no arm is there to be controlled.
@@ -144,8 +145,20 @@ def spelled_out(names: Sequence[str]) -> list[str]:
             f"--methods {','.join(names)}: {CONTROLS} are of methods that steer; name one beside "
             "them, as in none,caa,controls"
         )
-    added = [*(name + SHUFFLED for name in steer), RANDOM, PROMPT_ONLY]
+    unfitted = [name for name in steer if _is_unfitted(name)]
+    if unfitted:
+        logger.info(
+            "%s: fitted on nothing, so %s has no shuffled control",
+            ", ".join(unfitted), "it" if len(unfitted) == 1 else "each",
+        )  # fmt: skip
+    fitted = [name + SHUFFLED for name in steer if name not in unfitted]
+    added = [*fitted, RANDOM, PROMPT_ONLY]
     return list(dict.fromkeys([*listed, *added]))
+
+
+def _is_unfitted(name: str) -> bool:
+    method = arm_named(name).method
+    return method is not None and method.fitted_on == "nothing"
 
 
 def is_arm(name: str) -> bool:

@@ -44,6 +44,7 @@ class Vector(Method):
     axes = AXES
     arms = {}  # noqa: RUF012
     ablations = {"vector": {}}  # noqa: RUF012 (not without a file)
+    fitted_on = "nothing"
 
     scope: Scope = scoped()
     vector: str | None = file(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import fnmatch
 import reprlib
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sadi_lmeval.errors import UserError, nearest
 from sadi_lmeval.folders import task_configs
 from sadi_lmeval.methods.registry import arm_named, arm_names
-from sadi_lmeval.storage.yaml_files import read_if_ours, yaml_files
+from sadi_lmeval.storage.yaml_files import once, read_if_ours, yaml_files
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def find_benchmark(task: str, folders: list[Path]) -> Benchmark:
     for folder in [*folders, task_configs()]:
         best: tuple[int, Benchmark | None] = 0, None
         for path in yaml_files(folder):
-            benchmark = read_benchmark(path)
+            benchmark = once(("benchmark", path), partial(read_benchmark, path))
             if benchmark is None:
                 continue
             if task in benchmark.tasks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -41,7 +42,7 @@ class Covered(NamedTuple):
         named: the name or pattern.
         tasks: the harness's tasks; none where this release has none.
         recipe: of their pairs; None: the default of the kind of task.
-        pairs_from: dataset splits, or how many folds of which.
+        pairs_from: dataset splits, or how many folds of the one that is scored.
         scored: the dataset split that the harness scores.
         datasets: of the tasks, each once.
     """
@@ -91,10 +92,40 @@ def _covered(benchmark: Benchmark, named: str, manager: TaskManager) -> Covered:
         named=named,
         tasks=tasks,
         recipe=benchmark.recipe,
-        pairs_from=f"{benchmark.folds} folds of {scored}" if crossed else "+".join(splits),
+        pairs_from=f"{benchmark.folds} folds" if crossed else "+".join(splits),
         scored=scored,
         datasets=list(dict.fromkeys(of_tasks)),
     )
+
+
+_ALIKE = 4
+"""Tasks in a row that are listed as one from so many on."""
+
+
+def folded(rows: Iterable[Covered]) -> list[Covered]:
+    """Put tasks in a row together that differ in the end of their names alone (MMLU's subjects).
+
+    They have a benchmark, recipe and splits in common, and names that begin alike, up to an
+    underscore.
+    """
+
+    def common(row: Covered) -> tuple[str, str | None, str, str]:
+        return row.benchmark, row.recipe, row.pairs_from, row.scored
+
+    found: list[Covered] = []
+    for _, alike in itertools.groupby(rows, lambda row: (common(row), len(row.tasks) == 1)):
+        part = list(alike)
+        letters = zip(*(row.named for row in part), strict=False)
+        same = (each[0] for each in itertools.takewhile(lambda each: len(set(each)) == 1, letters))
+        begin, underscore, _ = "".join(same).rpartition("_")
+        if len(part) < _ALIKE or len(part[0].tasks) != 1 or not begin:
+            found += part
+            continue
+        tasks = [task for row in part for task in row.tasks]
+        of_all = list(dict.fromkeys(dataset for row in part for dataset in row.datasets))
+        name = f"{begin}{underscore}*"
+        found.append(part[0]._replace(named=name, tasks=tasks, datasets=of_all))
+    return found
 
 
 def data_set(settings: Mapping[str, Any]) -> DataSet:

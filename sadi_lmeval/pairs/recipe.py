@@ -7,12 +7,13 @@ import json
 import logging
 import reprlib
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from sadi_lmeval.errors import UserError, first_line, nearest
 from sadi_lmeval.folders import contrastive_sets
-from sadi_lmeval.storage.yaml_files import read_if_ours, read_yaml, yaml_files
+from sadi_lmeval.storage.yaml_files import once, read_if_ours, read_yaml, yaml_files
 
 logger = logging.getLogger("lm_eval.sadi")
 
@@ -92,8 +93,17 @@ def load_recipe(name: str, folders: list[Path]) -> Recipe:
         if not _is_file(path):
             raise UserError(f"recipe={name}: no such file")
         return _read(path)
+    searched = [*folders, contrastive_sets()]
+    known = once(("recipes", *searched), partial(_recipe_files, searched))
+    if name not in known:
+        raise UserError(f"unknown recipe {name!r}: {nearest(name, known)}, or a path to a .yaml")
+    return _read(known[name])
+
+
+def _recipe_files(folders: list[Path]) -> dict[str, Path]:
+    """Find the recipes of folders by name; of one name the first."""
     known: dict[str, Path] = {}
-    for folder in [*folders, contrastive_sets()]:
+    for folder in folders:
         for path in yaml_files(folder):
             try:
                 content = read_if_ours(path, "contrast")
@@ -102,9 +112,7 @@ def load_recipe(name: str, folders: list[Path]) -> Recipe:
                 continue
             if isinstance(content, dict) and "recipe" in content and "contrast" in content:
                 known.setdefault(str(content["recipe"]), path)
-    if name not in known:
-        raise UserError(f"unknown recipe {name!r}: {nearest(name, known)}, or a path to a .yaml")
-    return _read(known[name])
+    return known
 
 
 def _read(path: Path) -> Recipe:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -121,6 +121,11 @@ class Sources(NamedTuple):
     split: str
     folds: int | None
     fit_of: Callable[[Document], int]
+
+    def undivided(self) -> Sources:
+        """Give one source of all the documents that are cross-fitted; its fit may score none."""
+        whole = Source(f"all of {self.split}", self.task.evaluated(), lambda _: True)
+        return self._replace(sources=[whole], folds=None, fit_of=lambda _: 0)
 
 
 def splits_of_pairs(
@@ -266,10 +271,15 @@ def _earlier_identity(task: RunTask, document: Document) -> Identity:
 
 
 def made_from(card: dict[str, object]) -> Known:
-    """Give the documents that a fit was made from, as its card tells."""
-    return Known(frozenset(_texts(card, "documents")), frozenset(_texts(card, "questions")))
+    """Give the documents that a fit was made from, or its setting chosen on, as its card tells."""
+    chosen_on = card.get("chosen_on")
+    cards = [card, chosen_on] if isinstance(chosen_on, dict) else [card]
+    return Known(
+        frozenset(text for each in cards for text in _texts(each, "documents")),
+        frozenset(text for each in cards for text in _texts(each, "questions")),
+    )
 
 
-def _texts(card: dict[str, object], key: str) -> list[str]:
+def _texts(card: Mapping[str, object], key: str) -> list[str]:
     value = card.get(key)
     return [str(entry) for entry in value] if isinstance(value, list) else []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -122,6 +123,8 @@ def read_pairs(
         bounds: the size of a batch.
         label: for the progress bar.
         processes: of the run; each reads its part of the pairs, and gets the readings of all.
+            Where they divide batches, the first one gets all readings, in their order, the others
+            none.
         longest_path: longer texts are not packed, nor are long ones that share little.
     """
     mine = processes.shard(pairs)
@@ -133,9 +136,8 @@ def read_pairs(
         ]
         if part:
             numbers, own = [index for index, _ in part], [pair for _, pair in part]
-            shown = processes.is_first
-            _read(forward, readers, own, numbers, pad, packed, bounds, label, shown)
-    for _, collector in readers:
+            _read(forward, readers, own, numbers, pad, packed, bounds, label, processes)
+    for _, collector in readers if not processes.divide_batches else ():
         collector.join(processes)
 
 
@@ -148,36 +150,50 @@ def _read(
     branching: bool,
     bounds: Bounds,
     label: str,
-    shown: bool,
+    processes: Processes,
 ) -> None:
-    """Read one process's part of the pairs, which have these numbers among all."""
+    """Read pairs, or one process's part of them, which have these numbers among all."""
     # Each pair's own end lets what two pairs share be all that either of them shares.
     shared = [[*pair.texts[0][0][: _shared(pair)], -1 - i] for i, pair in enumerate(pairs)]
     groups = group_by_prefix(shared) if branching else [Group(0, list(range(len(pairs))))]
     sites = [site for site, _ in readers]
-    with tqdm(
-        total=sum(len(p.texts) for p in pairs), desc=label, unit="text", disable=not shown
-    ) as bar:
+
+    def run(batch: list[_Row], prefix: Callable[[], Past | None]) -> list[_Values]:
+        past, found = prefix(), []
+
+        def part(rows: list[_Row]) -> None:
+            ends = [(i, end, row.pair, said)
+                    for i, row in enumerate(rows) for end, said in row.ends]  # fmt: skip
+            points = Points.of([(i, end) for i, end, *_ in ends], len(rows), forward.device)
+            inputs = pack([row.tree for row in rows], pad, forward.dtype, forward.device, past)
+            values = [each.cpu() for each in forward.activations(inputs, points, sites)]
+            which, labels = [numbers[pair] for *_, pair, _ in ends], [said for *_, said in ends]
+            found.append((which, labels, values))
+
+        in_halves(batch, part)
+        return found
+
+    def jobs() -> Iterator[Callable[[], list[_Values]]]:
         for group in groups:
-            past = forward.prefix(shared[group.members[0]][: group.length])
+            prefix = forward.prefix_of(shared[group.members[0]][: group.length])
             rows: list[_Row] = []
             for member in group.members:
                 pair = pairs[member]
                 rows += [_packed(pair, member, group.length)] if branching else _apart(pair, member)
-
-            def run(batch: list[_Row], past: Past | None = past) -> None:
-                ends = [(i, end, row.pair, said)
-                        for i, row in enumerate(batch) for end, said in row.ends]  # fmt: skip
-                points = Points.of([(i, end) for i, end, *_ in ends], len(batch), forward.device)
-                inputs = pack([row.tree for row in batch], pad, forward.dtype, forward.device, past)
-                values = forward.activations(inputs, points, sites)
-                which, labels = [numbers[pair] for *_, pair, _ in ends], [said for *_, said in ends]
-                for (_, collector), activations in zip(readers, values, strict=True):
-                    collector.add(which, labels, activations.cpu())
-                bar.update(len(ends))
-
             for batch in batches(rows, bounds, group.length):
-                in_halves(batch, run)
+                yield partial(run, batch, prefix)
+
+    count = sum(len(pair.texts) for pair in pairs)
+    with tqdm(total=count, desc=label, unit="text", disable=not processes.is_first) as bar:
+        for found in processes.run(jobs(), for_all=False):
+            for which, labels, values in found:
+                for (_, collector), activations in zip(readers, values, strict=True):
+                    collector.add(which, labels, activations)
+                bar.update(len(which))
+
+
+_Values = tuple[list[int], list[Any], list[Tensor]]
+"""Of some texts the index of each one's pair, its label, and the activations at every site."""
 
 
 class _Row(NamedTuple):

@@ -54,17 +54,19 @@ def batches(rows: Sequence[T], bounds: Bounds, past: int = 0) -> Iterator[list[T
         past: tokens before every row.
     """
     ordered = sorted(rows, key=lambda row: row.length)
+    lengths = [row.length for row in ordered]  # asked once a row, not once a pair of rows
+    points, masks = [row.scored for row in ordered], [row.is_masked for row in ordered]
     cheapest = [0]  # tokens for the first n rows
     begins = [0]  # where the last batch of the first n rows begins
     for end in range(1, len(ordered) + 1):
         options: list[tuple[int, int]] = []
         scored = 0
         masked = False
-        longest = ordered[end - 1].length
+        longest = lengths[end - 1]
         for begin in range(end - 1, -1, -1):
             count = end - begin
-            scored += ordered[begin].scored
-            masked = masked or ordered[begin].is_masked
+            scored += points[begin]
+            masked = masked or masks[begin]
             if count > 1 and (
                 (bounds.rows is not None and count > bounds.rows)
                 or count * longest > bounds.tokens

@@ -58,6 +58,7 @@ class Engine:
         max_length: int,
         autocast: torch.dtype | None = None,
         softmax_dtype: torch.dtype | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         """
         Args:
@@ -67,12 +68,14 @@ class Engine:
             max_length: the most tokens of a sequence.
             autocast: mixed precision of the forward pass, or None.
             softmax_dtype: of the log-softmax; None: that of the logits.
+            processes: of the run; where they divide batches, all of them ask the same.
         """
         unwrapped(model)  # refuses what shifts positions
         self.model = model
         self.forward = Forward(model, autocast)
         self.pad = pad
         self.softmax_dtype = softmax_dtype
+        self.processes = processes
         self.bounds = _bounds(self.forward, rows, max_length)
         self._sites: dict[tuple[Element, HiddenSite], Site] = {}
         self._tried = False
@@ -152,6 +155,7 @@ class Engine:
                     bounds=self.bounds,
                     softmax_dtype=self.softmax_dtype,
                     done=_renumbered(part, done),
+                    processes=self.processes,
                 )
 
     def score_grid(
@@ -175,6 +179,7 @@ class Engine:
                     done=lambda numbers, *scores, part=part: done(
                         [part[n] for n in numbers], *scores
                     ),
+                    processes=self.processes,
                 )
 
     def _parts(self, requests: Sequence[Continuation]) -> Iterator[tuple[list[int], bool]]:

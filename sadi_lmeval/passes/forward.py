@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.architecture.signature import cache_parameter, use_cache
 from sadi_lmeval.architecture.sites import Site, decoder_blocks, input_device
 from sadi_lmeval.edits.contract import Edits, RowRule, reading
-from sadi_lmeval.passes.prefixes import LONGEST_MASKED, shared_length
+from sadi_lmeval.passes.prefixes import LONGEST_MASKED, SHORTEST, shared_length
 from sadi_lmeval.passes.sequences import Batch, Past, Tree, pack
 
 
@@ -78,7 +78,8 @@ class Forward:
         self.autocast = autocast
         self.device, self.dtype = input_device(model), next(model.parameters()).dtype
         self._in_tuple = False
-        self._last_prefix: tuple[Sequence[int], Past | None] = ((), None)
+        self._prefixes: list[Sequence[int]] = []
+        self._last_prefix: tuple[int, Past | None] = (-1, None)
 
     @cached_property
     def blocks(self) -> list[nn.Module]:
@@ -197,28 +198,54 @@ class Forward:
 
         What the last prefix began with too is taken from it.
         """
+        return self.prefix_of(tokens)()
+
+    def prefix_of(self, tokens: Sequence[int]) -> Callable[[], Past | None]:
+        """Give a function that computes a prefix, see :meth:`prefix`, when it is needed.
+
+        One that nobody needs is computed only where a later one that is needed begins like it: so
+        to the bit each is what it is where all are computed. They are asked for in their order.
+        """
         if not tokens:
-            return None
-        before, past = self._last_prefix
-        known = shared_length(before, tokens)
-        if len(tokens) - known > max(known, LONGEST_MASKED):
-            known = 0  # from the first token on no mask is needed
-        past = past.up_to(known) if past is not None and known else None
-        self.forget()  # before it is computed anew
-        while known < len(tokens):
-            end = min(len(tokens), known + LONGEST_MASKED) if known else len(tokens)
-            tree = Tree(past=known)
-            tree.add(list(tokens[known:end]))
-            batch = pack([tree], 0, self.dtype, self.device, past)
-            cache = cache_of(past, 1)
-            self._run(batch, Points.of([], 1, self.device), cache)
-            past, known = _past(cache), end
-        self._last_prefix = tokens, past
+            return lambda: None
+        self._prefixes.append(tokens)
+        return partial(self._prefix, len(self._prefixes) - 1)
+
+    def _prefix(self, number: int) -> Past | None:
+        done, past = self._last_prefix
+        if number == done:
+            return past
+        first = number
+        while first - 1 != done and self._shared_with_last(first):
+            first -= 1
+        for which in range(first, number + 1):
+            tokens, known = self._prefixes[which], self._shared_with_last(which)
+            past = past.up_to(known) if past is not None and known else None
+            self._last_prefix = -1, None  # gone before it is computed anew
+            while known < len(tokens):
+                end = min(len(tokens), known + LONGEST_MASKED) if known else len(tokens)
+                tree = Tree(past=known)
+                tree.add(list(tokens[known:end]))
+                batch = pack([tree], 0, self.dtype, self.device, past)
+                cache = cache_of(past, 1)
+                self._run(batch, Points.of([], 1, self.device), cache)
+                past, known = _past(cache), end
+            self._last_prefix = which, past
         return past
 
+    def _shared_with_last(self, number: int) -> int:
+        """Count the tokens of a prefix that are taken from the one before it."""
+        if not number:
+            return 0
+        tokens = self._prefixes[number]
+        known = shared_length(self._prefixes[number - 1], tokens)
+        # From the first token on no mask is needed.
+        worth = known >= SHORTEST and len(tokens) - known <= max(known, LONGEST_MASKED)
+        return known if worth else 0
+
     def forget(self) -> None:
-        """Forget the last prefix: the weights may be others at the next call."""
-        self._last_prefix = (), None
+        """Forget all prefixes: the weights may be others at the next call."""
+        self._prefixes, self._last_prefix = [], (-1, None)
 
     def _run(self, batch: Batch, points: Points, cache: DynamicCache | None = None) -> Tensor:
         if cache is None and batch.past is not None:

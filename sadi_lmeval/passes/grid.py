@@ -9,7 +9,8 @@ is edited, in the last layer alone, that token, as no later one sees the layer's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from sadi_lmeval.passes.packing import Continuation, pack_requests
 from sadi_lmeval.passes.scoring import groups_of, log_likelihoods
 from sadi_lmeval.passes.sequences import Batch, Past, additive
 from sadi_lmeval.passes.trunk import GridRow, GrownTrunk, alike, grow
+from sadi_lmeval.processes import ALONE, Processes
 from sadi_lmeval.types import Scope
 
 _WIDEST = {"cpu": 256}
@@ -37,6 +39,8 @@ _PLAIN = 64
 
 Done = Callable[[list[int], Tensor, Tensor], None]
 """Takes request indices, and of them log-likelihoods and greediness ``[settings, requests]``."""
+_Part = tuple[list[int], Tensor, Tensor]
+"""What :data:`Done` takes."""
 
 
 def grid_log_likelihoods(
@@ -49,6 +53,7 @@ def grid_log_likelihoods(
     bounds: Bounds,
     softmax_dtype: torch.dtype | None,
     done: Done,
+    processes: Processes = ALONE,
 ) -> None:
     """Score each request unsteered and under each edit of each family.
 
@@ -64,31 +69,43 @@ def grid_log_likelihoods(
         bounds: the size of a batch.
         softmax_dtype: of the log-softmax; None: that of the logits.
         done: gets the scores of some requests under all settings as soon as they are there.
+        processes: of the run, which may divide the batches.
     """
     requests = [Continuation(context, tokens) for context, tokens, _ in requests]
     if not branching:
-        _plainly(forward, requests, families, pad, bounds, softmax_dtype, done)
+        _plainly(forward, requests, families, pad, bounds, softmax_dtype, done, processes)
         return
     first_layers = [_passes(family, resuming) for family in families]
     starts = {layer for layers in first_layers for layer in layers}
-    for group in groups_of(requests, branching):
-        past = forward.prefix(requests[group.members[0]].context[: group.length])
-        rows = [GridRow(row) for row in pack_requests(requests, group, branching)]
 
-        def run(batch: list[GridRow], past: Past | None = past) -> None:
-            trunk = grow(forward, batch, families, starts, pad, past, softmax_dtype)
+    def run(batch: list[GridRow], prefix: Callable[[], Past | None]) -> list[_Part]:
+        past, found = prefix(), []
+
+        def part(rows: list[GridRow]) -> None:
+            trunk = grow(forward, rows, families, starts, pad, past, softmax_dtype)
             scores = [trunk.base]
             for family, unsteered in zip(families, trunk.unsteered, strict=True):
                 scores.append(
                     _family(forward, trunk, family, unsteered, resuming, bounds, softmax_dtype)
                 )
             likelihoods = Likelihood(*(torch.cat(parts) for parts in zip(*scores, strict=True)))
-            for row in batch:
+            for row in rows:
                 row.forget()
-            done(trunk.table.requests, *trunk.table.totals(likelihoods))
+            found.append((trunk.table.requests, *trunk.table.totals(likelihoods)))
 
-        for batch in alike(rows, bounds, group.length):
-            in_halves(batch, run)
+        in_halves(batch, part)
+        return found
+
+    def jobs() -> Iterator[Callable[[], list[_Part]]]:
+        for group in groups_of(requests, branching):
+            prefix = forward.prefix_of(requests[group.members[0]].context[: group.length])
+            rows = [GridRow(row) for row in pack_requests(requests, group, branching)]
+            for batch in alike(rows, bounds, group.length):
+                yield partial(run, batch, prefix)
+
+    for found in processes.run(jobs()):
+        for scored in found:
+            done(*scored)
 
 
 def _passes(family: Edits, resuming: bool) -> dict[int, list[int]]:
@@ -323,13 +340,15 @@ def _plainly(
     bounds: Bounds,
     softmax_dtype: torch.dtype | None,
     done: Done,
+    processes: Processes,
 ) -> None:
     settings: list[tuple[Edits | None, int]] = [(None, 0)]
     settings += [(family, edit) for family in families for edit in range(family.count)]
     for first in range(0, len(requests), _PLAIN):
         part = requests[first : first + _PLAIN]
-        scores = [
-            log_likelihoods(
+        jobs = (
+            partial(
+                log_likelihoods,
                 forward,
                 [request._replace(edit=edit) for request in part],
                 family,
@@ -339,7 +358,8 @@ def _plainly(
                 softmax_dtype,
             )
             for family, edit in settings
-        ]
+        )
+        scores = list(processes.run(jobs))
         wide = torch.float32 if softmax_dtype is None else softmax_dtype
         values = torch.tensor([[value for value, _ in row] for row in scores], dtype=wide)
         greedy = torch.tensor([[flag for _, flag in row] for row in scores])

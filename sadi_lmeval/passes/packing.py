@@ -119,10 +119,13 @@ _WITHIN = -2
 def _packed(requests: Sequence[Continuation], members: list[int], past: int) -> Row:
     """Make a trie of token sequences, in which last prompt tokens differ by their edits."""
     signs: list[tuple[list[_Sign], int]] = []
+    begun: tuple[int, ...] = ()
+    beginning: list[_Sign] = []
     for index in members:
         context, tokens, edit = requests[index]
-        path = [(token, _WITHIN) for token in context[past:-1]]
-        path += [(context[-1], edit), *((token, _WITHIN) for token in tokens[:-1])]
+        if context != begun or not beginning:
+            begun, beginning = context, [(token, _WITHIN) for token in context[past:-1]]
+        path = [*beginning, (context[-1], edit), *((token, _WITHIN) for token in tokens[:-1])]
         signs.append((path, index))
     signs.sort()
     row = Row(Tree(past=past))

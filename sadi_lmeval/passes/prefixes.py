@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-_SHORTEST = 16
+SHORTEST = 16
 """Tokens below which sharing costs more than it saves."""
 _FEWEST = 4
 """Prompts below which a shared beginning is not worth batches of its own."""
@@ -20,9 +20,25 @@ _DEEPEST = 64
 def shared_length(one: Sequence[object], other: Sequence[object], start: int = 0) -> int:
     """Say up to where two sequences are the same; they are known to be up to ``start``."""
     most = min(len(one), len(other))
+    if one is other:
+        return most
+    if type(one) is not type(other):  # whose slices are never equal
+        one, other = tuple(one), tuple(other)
     length = start
-    while length < most and one[length] == other[length]:
-        length += 1
+    step = 16
+    while length < most and one[length : length + step] == other[length : length + step]:
+        length, step = length + step, 2 * step
+    if length >= most:
+        return most
+    differs = min(most, length + step)
+    if one[length:differs] == other[length:differs]:
+        return differs
+    while differs - length > 1:
+        middle = (length + differs) // 2
+        if one[length:middle] == other[length:middle]:
+            length = middle
+        else:
+            differs = middle
     return length
 
 
@@ -66,7 +82,7 @@ def _split(
 ) -> list[Group]:
     """Split sorted ``members``; their first ``known`` tokens are shared, and worth sharing."""
     length = _common(sequences, members)
-    base = length if length - known >= _SHORTEST and len(members) > 1 else known
+    base = length if length - known >= SHORTEST and len(members) > 1 else known
     groups: list[Group] = []
     rest: list[int] = []
     run: list[int] = []
@@ -80,7 +96,7 @@ def _split(
                 not deep
                 and len(run) >= _FEWEST
                 and len(run) < len(members)
-                and inside >= base + _SHORTEST
+                and inside >= base + SHORTEST
             ):
                 groups += _split(sequences, run, base, level + 1)
             elif not deep and len(run) >= 2 * _FEWEST and len(run) < len(members):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,9 +18,12 @@ from sadi_lmeval.passes.memory import in_halves
 from sadi_lmeval.passes.packing import UNSTEERED, Continuation, Row, pack_requests
 from sadi_lmeval.passes.prefixes import Group, group_by_prefix
 from sadi_lmeval.passes.sequences import Past, pack
+from sadi_lmeval.processes import ALONE, Processes
 
 Score = tuple[float, bool]
 """(summed log-probability of the continuation, whether greedy decoding would produce it)."""
+_Scores = list[list[tuple[int, Score]]]
+"""Of each part of a batch the indices and scores of its requests."""
 
 
 def truncated(
@@ -43,6 +47,7 @@ def log_likelihoods(
     bounds: Bounds,
     softmax_dtype: torch.dtype | None = None,
     done: Callable[[list[tuple[int, Score]]], None] = lambda scores: None,
+    processes: Processes = ALONE,
 ) -> list[Score]:
     """Score continuations, each after its prompt's last token was edited.
 
@@ -61,25 +66,38 @@ def log_likelihoods(
         bounds: the size of a batch.
         softmax_dtype: of the log-softmax; None: that of the logits.
         done: gets the index and score of requests as soon as they are scored.
+        processes: of the run, which may divide the batches.
     """
     scores: list[Score] = [(0.0, False)] * len(requests)
-    for group in groups_of(requests, branching):
-        past = forward.prefix(requests[group.members[0]].context[: group.length])
 
-        def run(batch: list[Row], past: Past | None = past, length: int = group.length) -> None:
-            scored = _score(forward, batch, edits, past, pad, softmax_dtype)
-            if again := _beside_others(batch, scored):
+    def run(batch: list[Row], length: int, prefix: Callable[[], Past | None]) -> _Scores:
+        past, found = prefix(), []
+
+        def part(rows: list[Row]) -> None:
+            scored = _score(forward, rows, edits, past, pad, softmax_dtype)
+            if again := _beside_others(rows, scored):
                 # What is not finite spreads to its neighbours, even where attention is zero.
                 alone = [Group(length, [index]) for index in again]
                 rows = [row for each in alone for row in pack_requests(requests, each, branching)]
                 own = dict(_score(forward, rows, edits, past, pad, softmax_dtype))
                 scored = [(index, own.get(index, score)) for index, score in scored]
+            found.append(scored)
+
+        in_halves(batch, part)
+        return found
+
+    def jobs() -> Iterator[Callable[[], _Scores]]:
+        for group in groups_of(requests, branching):
+            prefix = forward.prefix_of(requests[group.members[0]].context[: group.length])
+            rows = pack_requests(requests, group, branching)
+            for batch in batches(rows, bounds, group.length):
+                yield partial(run, batch, group.length, prefix)
+
+    for found in processes.run(jobs()):
+        for scored in found:
             for index, score in scored:
                 scores[index] = score
             done(scored)
-
-        for batch in batches(pack_requests(requests, group, branching), bounds, group.length):
-            in_halves(batch, run)
     return scores
 
 

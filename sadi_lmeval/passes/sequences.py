@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,7 +54,7 @@ class Past(NamedTuple):
 
 @dataclass
 class Tree:
-    """One packed row.
+    """One packed row: segments in depth-first order, so that a branch stands in one piece.
 
     Attributes:
         past: tokens before the root, which a key/value cache holds.
@@ -63,13 +64,26 @@ class Tree:
     past: int = 0
     segments: list[Segment] = field(default_factory=list)
     length: int = 0
+    _open: list[int] = field(default_factory=list)
+    """The segments from the root to the last one."""
+    _ends: dict[int, int] = field(default_factory=dict)
+    """Of each other segment where the tokens end that see it."""
 
     def add(self, tokens: list[int], parent: int = -1) -> int:
-        """Continue segment ``parent`` and return the new segment's index."""
+        """Continue segment ``parent`` and return the new segment's index.
+
+        Raises:
+            ValueError: another branch has begun since.
+        """
+        while self._open and self._open[-1] != parent:
+            self._ends[self._open.pop()] = self.length
         depth = self.past
         if parent >= 0:
+            if not self._open:
+                raise ValueError(f"segment {parent} is not on the way to the last one")
             above = self.segments[parent]
             depth = above.depth + len(above.tokens)
+        self._open.append(len(self.segments))
         self.segments.append(Segment(parent, self.length, depth, tokens))
         self.length += len(tokens)
         return len(self.segments) - 1
@@ -77,21 +91,24 @@ class Tree:
     @property
     def is_path(self) -> bool:
         """Whether every segment continues the one before, so that no mask is needed."""
-        return not self.past and all(s.parent == i - 1 for i, s in enumerate(self.segments))
+        return not self.past and not self._ends
+
+    def seen_until(self) -> list[int]:
+        """List, of each token, the first later one that does not see it."""
+        ends: list[int] = []
+        for index, segment in enumerate(self.segments):
+            ends += [self._ends.get(index, self.length)] * len(segment.tokens)
+        return ends
 
     def visible(self) -> Tensor:
         """Tell which token (row) sees which (column), ``[length, length]`` bool."""
-        seen = torch.zeros(self.length, self.length, dtype=torch.bool)
-        for segment in self.segments:
-            rows = slice(segment.start, segment.start + len(segment.tokens))
-            count = len(segment.tokens)
-            seen[rows, rows] = torch.ones(count, count, dtype=torch.bool).tril()
-            parent = segment.parent
-            while parent >= 0:
-                above = self.segments[parent]
-                seen[rows, above.start : above.start + len(above.tokens)] = True
-                parent = above.parent
-        return seen
+        return _visible(torch.tensor(self.seen_until(), dtype=torch.long))
+
+
+def _visible(until: Tensor) -> Tensor:
+    """Tell which token sees which, ``[..., n, n]``: itself and later ones up to ``until[..., n]``."""
+    at = torch.arange(until.shape[-1], device=until.device)
+    return (at[:, None] >= at) & (at[:, None] < until[..., None, :])
 
 
 class Batch(NamedTuple):
@@ -127,23 +144,25 @@ def pack(
         device: where the tensors go.
     """
     width = max(tree.length for tree in trees)
-    ids = torch.full((len(trees), width), pad, dtype=torch.long)
-    paths = all(tree.is_path for tree in trees)
-    positions = torch.zeros(len(trees), width, dtype=torch.long)
+    ids = np.full((len(trees), width), pad)
+    if all(tree.is_path for tree in trees):
+        for row, tree in enumerate(trees):
+            ids[row, : tree.length] = [token for s in tree.segments for token in s.tokens]
+        return Batch(torch.from_numpy(ids).to(device), None, None)
+    positions = np.zeros((len(trees), width), dtype=np.int64)
+    until = np.tile(np.arange(1, width + 1), (len(trees), 1))  # padding sees itself alone
     for row, tree in enumerate(trees):
         for segment in tree.segments:
             part = slice(segment.start, segment.start + len(segment.tokens))
-            ids[row, part] = torch.tensor(segment.tokens, dtype=torch.long)
-            positions[row, part] = torch.arange(segment.depth, segment.depth + len(segment.tokens))
-    if paths:
-        return Batch(ids.to(device), None, None)
-    seen = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
-    for row, tree in enumerate(trees):
-        seen[row, : tree.length, : tree.length] = tree.visible()
+            ids[row, part] = segment.tokens
+            positions[row, part] = range(segment.depth, segment.depth + len(segment.tokens))
+        until[row, : tree.length] = tree.seen_until()
+    seen = _visible(torch.from_numpy(until))
     if past is not None:
         seen = torch.cat([seen.new_ones(len(trees), width, past.length), seen], dim=-1)
     mask = additive(seen.to(device), dtype).unsqueeze(1)
-    return Batch(ids.to(device), mask, positions.to(device), past)
+    places = torch.from_numpy(positions).to(device)
+    return Batch(torch.from_numpy(ids).to(device), mask, places, past)
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

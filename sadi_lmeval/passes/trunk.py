@@ -40,13 +40,14 @@ class GridRow:
         own: list[int] = []
         ends: list[bool] = []  # of each segment: whether what follows it is its own
         depths: list[int] = []
+        prompts = sorted(self.prompts, reverse=True)
         for segment in row.tree.segments:
-            mine = segment.parent >= 0 and ends[segment.parent]
-            for offset in range(len(segment.tokens)):
-                mine = mine or segment.start + offset in self.prompts
-                if mine:
-                    own.append(segment.start + offset)
-            ends.append(mine)
+            end = segment.start + len(segment.tokens)
+            first = segment.start if segment.parent >= 0 and ends[segment.parent] else end
+            while prompts and prompts[-1] < end:
+                first = min(first, prompts.pop())
+            own += range(first, end)
+            ends.append(first < end or (segment.parent >= 0 and ends[segment.parent]))
             depths += range(segment.depth, segment.depth + len(segment.tokens))
         self.own = own
         self.depths = torch.tensor(depths)

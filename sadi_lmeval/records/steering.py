@@ -35,7 +35,8 @@ class ChoiceRecord:
             is not known.
         table: of each setting that was tried, the unsteered model first: its numbers by axis, and
             ``score``, ``stderr``, ``difference``, ``difference_stderr``, ``margin``,
-            ``not_finite``, ``likelihood_difference``, ``likelihood_difference_stderr``.
+            ``not_finite``, ``likelihood_difference``, ``likelihood_difference_stderr``,
+            ``documents``: fewer than all where it was dropped; not there in earlier releases.
         beats_unsteered: what earlier releases wrote in place of rule and p_max: whether the chosen
             setting was better by more than a standard error.
     """

@@ -222,11 +222,14 @@ def _heatmap(cell: Cell, fit: FitRecord, board: Board) -> Grid | None:
     if len(names) < 2 or fit.tuning is None:
         return None
     cells: dict[tuple[float, ...], float | None] = {}
+    dropped: set[tuple[float, ...]] = set()
     for row in fit.tuning.table:
         numbers = [finite(row.get(name)) for name in names]
         if None not in numbers and any(numbers):  # all 0 is the unsteered model
             key = tuple(number for number in numbers if number is not None)
             cells[key] = finite(row.get("difference"))
+            if (finite(row.get("documents")) or fit.tuning.documents) < fit.tuning.documents:
+                dropped.add(key)
     if not cells:
         return None
     chosen = tuple(finite(value) for value in fit.chosen.values())
@@ -241,6 +244,7 @@ def _heatmap(cell: Cell, fit: FitRecord, board: Board) -> Grid | None:
             return None
         number = cells[key]
         text = "×" if number is None else shown(number, scale, sign=True)
+        text = f"({text})" if key in dropped else text
         return Tile(text, _level(number or 0.0, reach), key == chosen)
 
     title = f"{cell.record.method}, {_text(fit.source)}"

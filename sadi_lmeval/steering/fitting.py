@@ -39,6 +39,7 @@ class Fitted(NamedTuple):
         key: its cache key; empty for a fit that was given by hand.
         file: where it is kept, or None.
         of_model: the model that it was made for, where that is another one.
+        is_new: whether it was measured in this run.
     """
 
     fit: Fit
@@ -46,6 +47,7 @@ class Fitted(NamedTuple):
     key: str
     file: Path | None
     of_model: str | None = None
+    is_new: bool = False
 
 
 FITS: Kind[Fit] = Kind(
@@ -82,11 +84,13 @@ def known_fit(arm: Arm, model: SteerableModel) -> Fitted | None:
         UserError: what it knows does not fit the model.
     """
     method = method_of(arm)
+    if method.fitted_on != "nothing":
+        return None
     element, hidden_site = method.place
     site = model.engine.site(element, hidden_site)
     collector = method.collector(site, 1, arm.options.seed)
     if not isinstance(collector, Given):
-        return None
+        raise TypeError(f"method {method.name} is fitted on nothing, but its collector is no Given")
     if arm.options.labels == "shuffled":
         raise UserError(
             f"labels=shuffled: hf-{method.name} measures no pairs, so it has no labels to shuffle; "
@@ -227,9 +231,12 @@ def fits_of_pairs(
         keys.append(key_of({k: v for k, v in card.items() if k not in PROVENANCE}))
         needed[keys[-1]] = _Needed(card, site, method)
 
+    measured: set[str] = set()
+
     def build(missing: list[str], _: Path | None) -> dict[str, Fit]:
+        measured.update(missing)
         collectors: dict[str, Collector] = {}
-        for fitted_on in ("pairs", "prompts"):
+        for fitted_on in ("prompts", "pairs"):  # prompts may be refused by their answers
             mine = [key for key in missing if needed[key].method.fitted_on == fitted_on]
             if not mine:
                 continue
@@ -237,7 +244,10 @@ def fits_of_pairs(
             shuffled = sides_swapped(len(tokens), seed)
             if fitted_on == "prompts":
                 texts = answered = _answered(prompts, model, folder)
-                shuffled = rights_permuted([prompt.answers for prompt in answered], seed)
+                answers = [prompt.answers for prompt in answered]
+                for key in mine:
+                    needed[key].method.check_answers(answers, label)
+                shuffled = rights_permuted(answers, seed)
             fresh = {key: needed[key].collector(len(texts), seed, shuffled) for key in mine}
             readers = [(needed[key].site, each) for key, each in fresh.items()]
             said = f"{fitted_on.capitalize()} of {label}"
@@ -250,7 +260,9 @@ def fits_of_pairs(
     folder = folder_for(arms[0].options, model)
     fits = get_or_build(folder, FITS, keys, build, model.processes)
     named = f"{origin['task']} ({origin['source']})"
-    return [Fitted(fits[key].value, named, key, fits[key].file) for key in keys]
+    return [
+        Fitted(fits[key].value, named, key, fits[key].file, is_new=key in measured) for key in keys
+    ]
 
 
 def refuse_unsuited(

@@ -30,6 +30,8 @@ class Outcome(NamedTuple):
         likelihood_difference: mean difference of the log-likelihood of the right choices among all;
             None where there are no choices.
         likelihood_difference_stderr: its standard error.
+        documents: how many it was tried on, the first ones, where it was dropped before the last;
+            None: all.
     """
 
     setting: Setting
@@ -41,6 +43,7 @@ class Outcome(NamedTuple):
     not_finite: int = 0
     likelihood_difference: float | None = None
     likelihood_difference_stderr: float | None = None
+    documents: int | None = None
 
 
 class Choice(NamedTuple):
@@ -74,6 +77,7 @@ class Choice(NamedTuple):
         table = [{**self.axes.named(o.setting), **o._asdict()} for o in self.outcomes]
         for row in table:
             del row["setting"]
+            row["documents"] = row["documents"] or self.documents
         return ChoiceRecord(
             self.objective,
             self.documents,
@@ -93,17 +97,20 @@ def as_numbers(judged: Sequence[Judged]) -> Array:
     return numbers.reshape(-1, len(Judged._fields))
 
 
-def outcome(setting: Setting, judged: Array, unsteered: Array) -> Outcome:
+def outcome(
+    setting: Setting, judged: Array, unsteered: Array, documents: int | None = None
+) -> Outcome:
     """Sum up how a setting did, next to the unsteered model on the same documents.
 
     Args:
         setting: its numbers.
         judged, unsteered: of each document, ``[documents, 3]``, see :func:`as_numbers`.
+        documents: see :class:`Outcome`.
     """
     values, margins, _ = judged.T
     bad = int((~np.isfinite(values)).sum())
     if bad:
-        return Outcome(setting, None, None, None, None, None, bad)
+        return Outcome(setting, None, None, None, None, None, bad, documents=documents)
     differences = values - unsteered[:, 0]
     compared = bool(np.isfinite(differences).all())
     margin = float(np.mean(margins))
@@ -119,6 +126,7 @@ def outcome(setting: Setting, judged: Array, unsteered: Array) -> Outcome:
         margin,
         likelihood_difference=float(gains.mean()) if known else None,
         likelihood_difference_stderr=_standard_error(gains) if known else None,
+        documents=documents,
     )
 
 

@@ -37,11 +37,18 @@ class Gains:
         ranking: the columns from the best to the worst.
     """
 
-    def __init__(self, scores: Array, ranking: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        scores: Array,
+        ranking: Sequence[int] | None = None,
+        dropped: tuple[Array, Array] | None = None,
+    ) -> None:
         """
         Args:
             scores: ``[documents, settings]``, finite; larger is better.
             ranking: by the mean score, and by what decides between equals; None: the first.
+            dropped: of settings that were dropped before the last document the differences from
+                the unsteered model, ``[documents, k]``, and on how many they were tried, ``[k]``.
         """
         self.unbounded = bool(np.abs(scores).max() > 1)
         self.differences = scores - scores[:, :1]
@@ -51,11 +58,17 @@ class Gains:
         self.error: Array = spread / np.sqrt(len(scores))
         by_mean = np.argsort(-self.mean, kind="stable").tolist()
         self.ranking: Sequence[int] = by_mean if ranking is None else ranking
+        self._dropped = dropped
 
     @cached_property
     def p_max(self) -> float:
         """Of the settings; standardised where the scores are log-likelihoods, not 0 to 1."""
-        return p_max(self.differences[:, 1:], self.unbounded)
+        mine = self.differences[:, 1:]
+        if self._dropped is None:
+            return p_max(mine, self.unbounded)
+        others, tried = self._dropped
+        every = np.r_[np.full(mine.shape[1], len(mine)), tried]
+        return p_max(np.concatenate([mine, others], axis=1), self.unbounded, every)
 
     def above(self, errors: float) -> Array:
         """Say which columns gain more than some standard errors, ``[settings]``."""
@@ -70,36 +83,64 @@ class Gains:
         return self.first(self.above(0))
 
 
-def p_max(differences: Array, standardised: bool) -> float:
+def p_max(differences: Array, standardised: bool, tried: Array | None = None) -> float:
     """Say how often chance alone makes the best of all settings as good as it is.
 
     Where steering changes nothing, a document's differences might as well have the opposite sign,
     those of all settings together: so what the settings have in common is kept, and alike settings
     count as one (Westfall and Young 1993, single step, of the setting with the largest mean).
 
+    A setting that was dropped before the last document counts among those that chance may lift,
+    as if its other documents spread its sum as much as the known ones do: left out, it would make
+    the largest of all too small, and the more so the more a setting changes.
+
     Args:
         differences: of the settings from the unsteered model, ``[documents, settings]``.
         standardised: whether gains are compared as multiples of their error. Not where documents
             are right or wrong: a setting that moves two of them would be the largest by chance.
+        tried: on how many documents, the first ones, each setting was tried, ``[settings]``; None:
+            on all. The best is one that was tried on all.
 
     Returns:
         the share of sign flips whose largest gain is at least that of the best setting: of all
-        flips where there are few documents, else (b + 1) / (m + 1) of m drawn ones.
+        flips where there are few documents, else (b + 1) / (m + 1) of m drawn ones; 1 where no
+        setting was tried on all.
     """
     documents, settings = differences.shape
-    if not settings:
+    tried = np.full(settings, documents) if tried is None else tried
+    if not (tried == documents).any():
         return 1.0
-    best = differences.mean(0).argmax()
-    # About 0 and not about the mean, so that it is that of every flip.
-    error = np.sqrt((differences**2).sum(0)) if standardised else np.abs(differences).max()
-    scaled = differences / np.maximum(error, _ROUNDING)
+    error, largest = by_chance(differences, standardised, tried)
+    best = np.where(tried == documents, differences.mean(0), -np.inf).argmax()
+    gain = (differences[:, best] / np.maximum(error[best], _ROUNDING)).sum()
+    reached = int((largest >= gain - _ROUNDING).sum())
     exact = documents <= _EXACT
-    if exact:
+    return reached / len(largest) if exact else (reached + 1) / (DRAWS + 1)
+
+
+def by_chance(differences: Array, standardised: bool, tried: Array) -> tuple[Array, Array]:
+    """Flip the signs of documents, and give the largest sum of all settings each time.
+
+    Args:
+        differences, standardised, tried: see :func:`p_max`; at least one setting.
+
+    Returns:
+        what the differences of each setting are divided by, ``[settings]``, and the largest of
+        their sums then, ``[flips]``.
+    """
+    documents = len(differences)
+    known = np.where(np.arange(documents)[:, None] < tried, differences, 0.0)
+    spread = known * np.sqrt(documents / tried)
+    # About 0 and not about the mean, so that it is that of every flip.
+    error: Array = np.sqrt((spread**2).sum(0))
+    if not standardised:
+        error = np.full(len(error), np.abs(known).max())
+    scaled = spread / np.maximum(error, _ROUNDING)
+    if documents <= _EXACT:
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=documents)))
     else:
         signs = np.random.default_rng(0).choice((1.0, -1.0), (DRAWS, documents))
-    reached = int(((signs @ scaled).max(1) >= scaled[:, best].sum() - _ROUNDING).sum())
-    return reached / len(signs) if exact else (reached + 1) / (DRAWS + 1)
+    return error, (signs @ scaled).max(1)
 
 
 Rule = Callable[[Gains, Gains | None], int]
@@ -168,7 +209,13 @@ class Pick(NamedTuple):
     p_max: float | None
 
 
-def pick(rule: RuleName, value: Array, likelihood: Array | None, ranking: Sequence[int]) -> Pick:
+def pick(
+    rule: RuleName,
+    value: Array,
+    likelihood: Array | None,
+    ranking: Sequence[int],
+    tried: Array | None = None,
+) -> Pick:
     """Pick a setting, or the unsteered model.
 
     Args:
@@ -179,12 +226,22 @@ def pick(rule: RuleName, value: Array, likelihood: Array | None, ranking: Sequen
             where there are no choices.
         ranking: the columns from the best to the worst, by the mean objective and by what decides
             between equals; those that are not finite last.
+        tried: on how many documents, the first ones, each column was tried; None: on all. One that
+            was dropped before the last is never picked.
     """
-    finite = np.isfinite(value.sum(0))
+    documents = len(value)
+    tried = np.full(value.shape[1], documents) if tried is None else tried
+    known = np.where(np.arange(documents)[:, None] < tried, value, 0.0)
+    finite, whole = np.isfinite(known.sum(0)), tried == documents
     if not finite[0]:
-        return Pick(ranking[0], None)
-    kept = np.flatnonzero(finite)
+        return Pick(next(column for column in ranking if whole[column]), None)
+    kept = np.flatnonzero(finite & whole)
     place = {int(column): number for number, column in enumerate(kept)}
-    gains = Gains(value[:, kept], [place[column] for column in ranking if finite[column]])
+    dropped = finite & ~whole
+    gains = Gains(
+        value[:, kept],
+        [place[column] for column in ranking if column in place],
+        (known[:, dropped] - value[:, :1], tried[dropped]) if dropped.any() else None,
+    )
     of_likelihood = None if likelihood is None else Gains(likelihood[:, kept])
     return Pick(int(kept[RULES[rule](gains, of_likelihood)]), gains.p_max)

@@ -23,7 +23,9 @@ from sadi_lmeval.pairs.sources import Source, identity, made_from, refuse_scored
 from sadi_lmeval.passes.packing import UNSTEERED
 from sadi_lmeval.passes.steerable import SteerableModel, folder_for
 from sadi_lmeval.records.steering import FitRecord, SteeringRecord
+from sadi_lmeval.records.summary import Made, summary
 from sadi_lmeval.settings import Setting
+from sadi_lmeval.steering.chosen import card_of
 from sadi_lmeval.steering.condition import FittedCondition, condition_for, conditional
 from sadi_lmeval.steering.fitting import (
     Fitted,
@@ -50,6 +52,8 @@ class PreparedFit(NamedTuple):
         selected: the [layer, entry], or the [layer, entry, activation of it], that are edited; None
             where whole layers are.
         choice: how the setting was chosen; None where it was given.
+        is_new: whether the choice was made in this run.
+        of_choice: what the fit's card says of that, see :mod:`sadi_lmeval.steering.chosen`.
     """
 
     fitted: Fitted
@@ -57,6 +61,16 @@ class PreparedFit(NamedTuple):
     edits: Edits
     selected: list[list[int]] | None
     choice: Choice | None
+    of_choice: dict[str, Any]
+    is_new: bool = False
+
+    @property
+    def made(self) -> Made:
+        """Say what was made in this run."""
+        by_hand = not self.fitted.key
+        return Made(
+            None if by_hand else self.fitted.is_new, None if self.choice is None else self.is_new
+        )
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,11 @@ class TaskSteering:
     def edits(self) -> list[Edits]:
         """Of each fit."""
         return [fit.edits for fit in self.fits]
+
+    @property
+    def summary(self) -> str:
+        """Say in one line how the task is steered."""
+        return summary(self.record, self.arm.label, [fit.made for fit in self.fits])
 
     @property
     def pairs_digests(self) -> list[str]:
@@ -133,7 +152,9 @@ class _Candidate(NamedTuple):
     condition: FittedCondition | None
 
 
-def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Arm]) -> list[TaskSteering]:
+def prepare(
+    task: RunTask, model: SteerableModel, arms: Sequence[Arm], for_scoring: bool = True
+) -> list[TaskSteering]:
     """Fit each arm to a task, or load its fit, and choose the settings that are not given.
 
     Arms that take their pairs from the same documents get the same pairs and the same held-out
@@ -143,6 +164,8 @@ def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Arm]) -> list[T
         task: of the run.
         model: reads and scores.
         arms: one, except where methods are compared.
+        for_scoring: whether the task's documents are to be scored; else one that is cross-fitted
+            has one fit, of all its documents.
 
     Raises:
         UserError: for whatever the user can mend: too few documents, a fit that does not fit, …
@@ -163,7 +186,7 @@ def prepare(task: RunTask, model: SteerableModel, arms: Sequence[Arm]) -> list[T
             alike.setdefault(replace(arm.options, labels="gold"), []).append(index)
     for indices in alike.values():
         together = [_candidate(task, arms[index], model) for index in indices]
-        steering |= zip(indices, _prepare(task, model, together), strict=True)
+        steering |= zip(indices, _prepare(task, model, together, for_scoring), strict=True)
     return [steering[index] for index in range(len(arms))]
 
 
@@ -205,7 +228,7 @@ def _arguments_set(name: str) -> int:
 
 
 def _prepare(
-    task: RunTask, model: SteerableModel, candidates: Sequence[_Candidate]
+    task: RunTask, model: SteerableModel, candidates: Sequence[_Candidate], for_scoring: bool
 ) -> list[TaskSteering]:
     """Prepare arms whose pairs are the same."""
     first = candidates[0].arm.options
@@ -225,6 +248,8 @@ def _prepare(
         ]
 
     plan = find_plan(task, first)
+    if plan.sources.folds and not for_scoring:
+        plan = plan._replace(sources=plan.sources.undivided())
     if chosen:
         objective = resolved(first.objective, plan.source_task)
         resolved_rule(first.rule, objective, plan.source_task)
@@ -235,9 +260,15 @@ def _prepare(
             source = _without_pairs_of(fitted, plan, source)
         drawn = draw(plan, source, first, chosen, model, measured=measures)
         fits = given or fits_of(plan, source, drawn.pairs, [c.arm for c in candidates], model)
-        choices = _choices(plan, source, drawn.held_out, fits, candidates, model) if chosen else {}
+        tried: set[int] = set()
+        choices = (
+            _choices(plan, source, drawn.held_out, fits, candidates, model, tried.add)
+            if chosen
+            else {}
+        )
         for index, each in enumerate(candidates):
-            prepared[index].append(_prepared(fits[index], each, choices.get(index)))
+            fit = _prepared(fits[index], each, choices.get(index))
+            prepared[index].append(fit._replace(is_new=index in tried))
     of_pairs, folds = _origin(plan, task), plan.sources.folds
     return [
         _steering(
@@ -281,8 +312,16 @@ def _choices(
     fits: Sequence[Fitted],
     candidates: Sequence[_Candidate],
     model: SteerableModel,
-) -> dict[int, Choice]:
-    """Choose the setting of every arm that has none, all tried at once."""
+    tried_now: Callable[[int], None],
+) -> dict[int, tuple[Choice, dict[str, Any]]]:
+    """Choose the setting of every arm that has none, all tried at once.
+
+    Args:
+        tried_now: is told the index of each whose choice is not in the cache.
+
+    Returns:
+        by the arm's index the choice, and what the fit's card says of it.
+    """
     task, first = plan.source_task, candidates[0].arm.options
     shots = num_fewshot(plan, first)
     texts = scored_texts(task, plan.own_recipe, held_out, source.allowed, shots, first.seed)
@@ -294,8 +333,11 @@ def _choices(
     label = f"{' and '.join(names) if len(asked) == 1 else 'Settings'} of {task.name}"
     if plan.sources.folds:
         label += f", {source.label}"
-    trial = Trial(task, plan.own_recipe, held_out, texts, first.objective, first.rule)
-    choices = choose_settings(trial, tried, model, folder_for(first, model), label)
+    trial = Trial(task, plan.own_recipe, held_out, texts, first.objective, first.rule, first.race)
+    folder = folder_for(first, model)
+    choices = choose_settings(
+        trial, tried, model, folder, label, lambda number: tried_now(asked[number])
+    )
     for choice, index in zip(choices, asked, strict=True):
         if choice.p_max is not None and choice.p_max <= LEVEL:
             continue
@@ -303,17 +345,21 @@ def _choices(
         said = ", ".join(f"{k}={v:g}" for k, v in choice.axes.named(taken.setting).items())
         logger.warning(
             "Task %s: no setting of %s beats the unsteered model by more than chance may on %d "
-            "held-out documents (p_max %s; rule %s %s)",
+            "held-out documents (p_max %s); rule %s %s",
             task.name,
-            method_of(candidates[index].arm).name,
+            candidates[index].arm.label,
             choice.documents,
             "unknown" if choice.p_max is None else f"{choice.p_max:.2f}",
             choice.rule,
-            f"takes {said}, {taken.difference or 0.0:+.4f} ± {taken.difference_stderr or 0.0:.4f}"
+            f"steers all the same: {said}, {taken.difference or 0.0:+.4f} ± "
+            f"{taken.difference_stderr or 0.0:.4f} there"
             if choice.axes.steers(taken.setting)
             else "steers nothing",
         )
-    return dict(zip(asked, choices, strict=True))
+    return {
+        index: (choice, card_of(choice, task, held_out, each.identity["arm"]))
+        for index, choice, each in zip(asked, choices, tried, strict=True)
+    }
 
 
 def candidates_of(
@@ -348,7 +394,10 @@ def _without_pairs_of(given: Fitted, plan: Plan, source: Source) -> Source:
     )
 
 
-def _prepared(fitted: Fitted, candidate: _Candidate, choice: Choice | None) -> PreparedFit:
+def _prepared(
+    fitted: Fitted, candidate: _Candidate, chosen: tuple[Choice, dict[str, Any]] | None
+) -> PreparedFit:
+    choice, of_choice = chosen or (None, {})
     method, seed = method_of(candidate.arm), candidate.arm.options.seed
     setting = candidate.settings[0] if choice is None else choice.setting
     tensors = fitted.fit.tensors
@@ -356,7 +405,7 @@ def _prepared(fitted: Fitted, candidate: _Candidate, choice: Choice | None) -> P
     where = method.selected(tensors, setting, seed)
     blocks = candidate.site.blocks
     selected = None if where is None else [[blocks[n], *e] for n, *e in where.nonzero().tolist()]
-    return PreparedFit(fitted, setting, edits, selected, choice)
+    return PreparedFit(fitted, setting, edits, selected, choice, of_choice)
 
 
 def _origin_of_file(fitted: Fitted) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.edits.some import some
 from sadi_lmeval.harness.run_task import Document, RunTask, Text, digest
 from sadi_lmeval.identity.key import key_of
 from sadi_lmeval.identity.model import model_identity
@@ -23,6 +24,7 @@ from sadi_lmeval.options import Objective, RuleName
 from sadi_lmeval.pairs.recipe import Recipe
 from sadi_lmeval.passes.steerable import SteerableModel
 from sadi_lmeval.settings import Axes, Setting
+from sadi_lmeval.steering.chosen import card_of
 from sadi_lmeval.steering.objective import Judged, judge, resolved, resolved_rule
 from sadi_lmeval.steering.outcome import (
     Choice,
@@ -32,6 +34,7 @@ from sadi_lmeval.steering.outcome import (
     outcome,
     ranked,
 )
+from sadi_lmeval.steering.race import looks, settled_by, stays
 from sadi_lmeval.steering.rules import Array, pick
 from sadi_lmeval.storage.journal import Journal
 from sadi_lmeval.storage.store import Kind, get_or_build, read_kept, write_kept
@@ -41,7 +44,11 @@ logger = logging.getLogger("lm_eval.sadi")
 
 
 class Trial(NamedTuple):
-    """Documents, the requests that settings are tried on, and the rule that one is taken by."""
+    """Documents, the requests that settings are tried on, and the rule that one is taken by.
+
+    Attributes:
+        race: whether settings that the first documents rule out are dropped.
+    """
 
     task: RunTask
     recipe: Recipe
@@ -49,6 +56,12 @@ class Trial(NamedTuple):
     texts: Sequence[Sequence[Text]]
     objective: Objective
     rule: RuleName = "auto"
+    race: bool = False
+
+    @property
+    def looks(self) -> list[int]:
+        """After how many documents settings are dropped."""
+        return looks(len(self.documents)) if self.race else []
 
 
 class Candidates(NamedTuple):
@@ -75,6 +88,7 @@ def choose_settings(
     model: SteerableModel,
     folder: Path | None,
     label: str,
+    tried_now: Callable[[int], None] = lambda index: None,
 ) -> list[Choice]:
     """Try every setting of every method at once, or take the choices out of the cache.
 
@@ -85,16 +99,22 @@ def choose_settings(
         folder: where choices are kept; the work of each method is noted down there document by
             document.
         label: for the progress bar.
+        tried_now: is told the index of each method whose choice is not in the cache.
     """
     objective = resolved(trial.objective, trial.task)
     rule = resolved_rule(trial.rule, objective, trial.task)
     trial = trial._replace(objective=objective, rule=rule)
     of_trial = {**trial_identity(trial, model), "rule": rule}
+    if trial.looks:
+        of_trial["race"] = settled_by()
     keys = [key_of({**each.identity, **of_trial, "settings": each.settings}) for each in candidates]
     names = dict.fromkeys(name for each in candidates for name in each.axes.names)
-    kind = _kind(" and ".join(names), dict(zip(keys, candidates, strict=True)))
+    kind = _kind(" and ".join(names), dict(zip(keys, candidates, strict=True)), trial)
 
     def build(missing: list[str], kept: Path | None) -> dict[str, Choice]:
+        for index, key in enumerate(keys):
+            if key in missing:
+                tried_now(index)
         return _tried(trial, {k: candidates[keys.index(k)] for k in missing}, model, kept, label)
 
     choices = get_or_build(folder, kind, keys, build, model.processes)
@@ -123,7 +143,7 @@ def trial_identity(trial: Trial, model: SteerableModel) -> dict[str, Any]:
     }
 
 
-def _kind(numbers: str, candidates: dict[str, Candidates]) -> Kind[Choice]:
+def _kind(numbers: str, candidates: dict[str, Candidates], trial: Trial) -> Kind[Choice]:
     def save(choice: Choice, path: Path, key: str) -> None:
         of = candidates[key].identity  # for people: what it is a choice for
         content = {
@@ -131,13 +151,14 @@ def _kind(numbers: str, candidates: dict[str, Candidates]) -> Kind[Choice]:
             "axes": choice.axes.names,
             "fit": of["fit"],
             "arm": of["arm"],
+            "card": card_of(choice, trial.task, trial.documents, of["arm"]),
         }
         write_kept(content, path, key)
 
     def load(path: Path, key: str) -> Choice:
         values, axes = read_kept(path, key), candidates[key].axes
-        for name in ("fit", "arm"):
-            values.pop(name)
+        for name in ("fit", "arm", "card"):
+            values.pop(name, None)
         if tuple(values.pop("axes")) != axes.names:
             raise ValueError("it belongs to another method")
         outcomes = [Outcome(Setting(*o[0]), *o[1:]) for o in values.pop("outcomes")]
@@ -155,8 +176,9 @@ def _tried(
 ) -> dict[str, Choice]:
     """Make the choices of methods by their keys; kept in the folder if there is one."""
     rank = f".{model.processes.rank}" if model.processes.rank else ""
+    notes = model.processes.notes_down
     journals = [
-        Journal(None if folder is None else folder / f"{key}.tuning{rank}.jsonl")
+        Journal(folder / f"{key}.tuning{rank}.jsonl" if folder and notes else None)
         for key in candidates
     ]
     families = [each.edits for each in candidates.values()]
@@ -165,19 +187,36 @@ def _tried(
         *(label, sum(family.count for family in families), len(trial.documents)),
     )
     judged = judge_settings(trial, families, model, journals, label)
-    choices = {}
-    for (key, each), own in zip(candidates.items(), _columns(families), strict=True):
+    choices, documents = {}, len(trial.documents)
+    for (key, each), own in zip(
+        candidates.items(), _columns([each.count for each in families]), strict=True
+    ):
         mine = np.concatenate([judged[:, :1], judged[:, own]], axis=1)
-        settings = [each.axes.unsteered, *each.settings]
+        tried = (mine[..., 0] != NOT_TRIED).sum(0)
         outcomes = [
-            outcome(setting, mine[:, column], mine[:, 0]) for column, setting in enumerate(settings)
+            outcome(
+                setting,
+                mine[:count, column],
+                mine[:count, 0],
+                None if count == documents else count,
+            )
+            for column, (setting, count) in enumerate(
+                zip([each.axes.unsteered, *each.settings], tried.tolist(), strict=True)
+            )
         ]
         order = ranked(outcomes, each.edit_size)
-        taken = pick(trial.rule, mine[..., 0], likelihoods(mine), order)
+        likelihood = likelihoods(np.where(mine == NOT_TRIED, np.nan, mine))
+        taken = pick(trial.rule, mine[..., 0], likelihood, order, tried)
+        if dropped := int((tried < documents).sum()):
+            logger.info(
+                "%s: %d of %d settings were dropped before the last document; race=false keeps "
+                "them, %.0f %% of the work was left out",
+                *(label, dropped, len(each.settings), 100 - 100 * tried[1:].mean() / documents),
+            )
         choices[key] = Choice(
             outcomes,
             taken.column,
-            len(trial.documents),
+            documents,
             trial.objective,
             each.axes,
             trial.rule,
@@ -193,6 +232,10 @@ def remove_journals(folder: Path, key: str) -> None:
             notes.unlink(missing_ok=True)
 
 
+NOT_TRIED = np.inf
+"""Stands for the judgements of a document under a setting that was dropped before."""
+
+
 def judge_settings(
     trial: Trial,
     families: Sequence[Edits],
@@ -202,8 +245,11 @@ def judge_settings(
 ) -> Array:
     """Judge every document under the unsteered model and every edit of every family.
 
+    In a race an edit that the first documents rule out is not tried on the others; that follows
+    from what its own family has scored alone.
+
     Args:
-        trial: the documents; its objective is not ``auto``.
+        trial: the documents; its objective is not ``auto``, nor in a race its rule.
         families: the edits.
         model: scores.
         journals: one a family: what each knows is not judged again, the rest is noted down. Of
@@ -211,48 +257,86 @@ def judge_settings(
         label: for the progress bar.
 
     Returns:
-        ``[documents, settings, 3]``, see :func:`~sadi_lmeval.steering.outcome.as_numbers`.
+        ``[documents, settings, 3]``, see :func:`~sadi_lmeval.steering.outcome.as_numbers`; it is
+        ``NOT_TRIED`` where a setting was dropped before.
     """
-    judged = _known(journals, families, len(trial.documents))
-    columns = _columns(families)
-    requests, owner = [], []
-    mine = model.processes.shard(trial.texts)
-    for index, texts in mine:
-        if index not in judged:
-            requests += [model.continuation(*text) for text in texts]
-            owner += [index] * len(texts)
-    scores: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
-    first = {index: number for number, index in reversed(list(enumerate(owner)))}
-    before = sum(index in judged for index, _ in mine)
+    documents = len(trial.documents)
+    columns = _columns([family.count for family in families])
+    judged = model.processes.known(_known(journals, families, documents))
+    left = np.ones(1 + sum(family.count for family in families), dtype=bool)
+    rounds = [range(*each) for each in pairwise([0, *trial.looks, documents])]
+    shards = [[each[index] for index, _ in model.processes.shard(each)] for each in rounds]
     with tqdm(
-        total=len(mine),
-        initial=before,
+        total=sum(map(len, shards)),
         desc=label,
         unit="document",
         disable=not model.processes.is_first,
     ) as bar:
+        for documents_of_round, mine in zip(rounds, shards, strict=True):
+            asked = [i for i in mine if i not in judged or (judged[i][left] == NOT_TRIED).any()]
+            bar.update(len(mine) - len(asked))
+            if asked:
+                _judge_documents(trial, asked, families, left, model, journals, judged, bar)
+            known = {index: judged[index] for index in documents_of_round if index in judged}
+            for part in model.processes.all_gather(known):
+                judged |= part
+            for index in documents_of_round:
+                judged[index][~left] = NOT_TRIED
+            seen = documents_of_round.stop
+            if seen == documents:
+                break
+            so_far = np.stack([judged[index] for index in range(seen)])
+            for own in columns:
+                family = np.r_[0, own]
+                tried = (so_far[:, family, 0] != NOT_TRIED).sum(0)
+                left[own] &= stays(trial.rule, so_far[:, family], tried, documents)[1:]
+    return np.stack([judged.pop(index) for index in range(documents)])
 
-        def done(numbers: list[int], values: Tensor, greedy: Tensor) -> None:
-            fresh = []
-            for column, number in enumerate(numbers):
-                index = owner[number]
-                of_document = scores.setdefault(index, {})
-                of_document[number - first[index]] = values[:, column], greedy[:, column]
-                if len(of_document) < len(trial.texts[index]):
-                    continue
-                found = _judged(trial, index, of_document, requests[first[index] :])
-                judged[index] = as_numbers(found)
-                fresh.append((index, found))
-                del scores[index]
-            for journal, own in zip(journals, columns, strict=True) if fresh else ():
-                journal.add(*(_line(i, [found[0], *found[own]]) for i, found in fresh))
-            bar.update(len(fresh))
 
-        if requests:
-            model.engine.score_grid(requests, families, done)
-    for part in model.processes.all_gather(judged):
-        judged |= part
-    return np.stack([judged.pop(index) for index in range(len(trial.documents))])
+def _judge_documents(
+    trial: Trial,
+    indices: Sequence[int],
+    families: Sequence[Edits],
+    left: Array,
+    model: SteerableModel,
+    journals: Sequence[Journal],
+    judged: dict[int, Array],
+    bar: tqdm[Any],
+) -> None:
+    """Judge documents under the settings that are left; see :func:`judge_settings`."""
+    columns = _columns([family.count for family in families])
+    own = [np.flatnonzero(left[mine]).tolist() for mine in columns]
+    places = _columns([len(which) for which in own])
+    requests, owner = [], []
+    for index in indices:
+        requests += [model.continuation(*text) for text in trial.texts[index]]
+        owner += [index] * len(trial.texts[index])
+    scores: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
+    first = {index: number for number, index in reversed(list(enumerate(owner)))}
+
+    def done(numbers: list[int], values: Tensor, greedy: Tensor) -> None:
+        fresh = []
+        for column, number in enumerate(numbers):
+            index = owner[number]
+            of_document = scores.setdefault(index, {})
+            of_document[number - first[index]] = values[:, column], greedy[:, column]
+            if len(of_document) < len(trial.texts[index]):
+                continue
+            found = _judged(trial, index, of_document, requests[first[index] :])
+            numbers_of = as_numbers(found)
+            numbers_of[numbers_of == NOT_TRIED] = np.nan
+            judged[index] = np.full((len(left), len(Judged._fields)), NOT_TRIED)
+            judged[index][left] = numbers_of
+            fresh.append((index, found))
+            del scores[index]
+        for journal, family, which, place in zip(journals, families, own, places, strict=True):
+            if fresh:
+                some_of = None if len(which) == family.count else which
+                journal.add(*(_line(i, [found[0], *found[place]], some_of) for i, found in fresh))
+        bar.update(len(fresh))
+
+    asked = [some(family, which) for family, which in zip(families, own, strict=True)]
+    model.engine.score_grid(requests, asked, done)
 
 
 def _judged(
@@ -277,10 +361,9 @@ def _judged(
     ]
 
 
-def _columns(families: Sequence[Edits]) -> list[slice]:
+def _columns(counts: Sequence[int]) -> list[slice]:
     """Give of each family the columns of its settings; column 0 is the unsteered model's."""
-    ends = accumulate((family.count for family in families), initial=1)
-    return [slice(first, end) for first, end in pairwise(ends)]
+    return [slice(first, end) for first, end in pairwise(accumulate(counts, initial=1))]
 
 
 def _known(
@@ -289,25 +372,35 @@ def _known(
     """Give the documents that every journal knows, as :func:`judge_settings` returns them."""
     every: list[dict[int, Array]] = []
     for journal, family in zip(journals, families, strict=True):
-        noted = (_noted(line, 1 + family.count) for line in journal.lines)
-        every.append({index: as_numbers(rows) for index, rows in noted if rows is not None})
+        noted = (_noted(line, family.count) for line in journal.lines)
+        every.append({index: rows for index, rows in noted if rows is not None})
         journal.forget()
     known = [i for i in range(documents) if every and all(i in of for of in every)]
     return {i: np.concatenate([every[0][i][:1], *(of[i][1:] for of in every)]) for i in known}
 
 
-def _line(index: int, judged: Sequence[Judged]) -> dict[str, Any]:
-    """Make a journal's line; null stands for a score that is not finite."""
-    return {"document": index, "judged": [list(j) if math.isfinite(j.value) else None
-                                          for j in judged]}  # fmt: skip
+def _line(index: int, judged: Sequence[Judged], which: list[int] | None) -> dict[str, Any]:
+    """Make a journal's line; null stands for a score that is not finite.
+
+    Args:
+        judged: under the unsteered model, and under each setting of ``which``; None: under all.
+    """
+    rows = [list(j) if math.isfinite(j.value) else None for j in judged]
+    line: dict[str, Any] = {"document": index, "judged": rows}
+    return line if which is None else {**line, "settings": which}
 
 
-def _noted(line: Any, count: int) -> tuple[int, list[Judged] | None]:
+def _noted(line: Any, settings: int) -> tuple[int, Array | None]:
     """Read the document of a journal's line and its judgements, or None where it is another's."""
     try:
         rows = [Judged(math.nan, math.nan) if j is None else Judged(
             float(j[0]), float(j[1]), None if j[2] is None else float(j[2])
         ) for j in line["judged"]]  # fmt: skip
-        return int(line["document"]), rows if len(rows) == count else None
-    except (TypeError, KeyError, ValueError, IndexError):
+        which = [1 + int(setting) for setting in line.get("settings", range(settings))]
+        if len(rows) != 1 + len(which) or not {*which} <= {*range(1, 1 + settings)}:
+            return -1, None
+        judged = np.full((1 + settings, len(Judged._fields)), NOT_TRIED)
+        judged[[0, *which]] = as_numbers(rows)
+        return int(line["document"]), judged
+    except (AttributeError, TypeError, KeyError, ValueError, IndexError):
         return -1, None

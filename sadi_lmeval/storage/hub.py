@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from sadi_lmeval.arguments import is_repository
@@ -78,7 +80,10 @@ def model_card(fit: Fit, repository: str) -> ModelCard:
     steering = fit.steering
     method = steering.get("method", "")
     model = str(card.get("model", ""))
+    choice = card.get("choice") or {}
     data = ModelCardData(
+        model_name=repository,
+        eval_results=_results(choice) or None,
         base_model=model if is_repository(model) else None,
         library_name="sadi-lmeval",
         tags=["activation-steering", *([str(method)] if method else [])],
@@ -92,6 +97,7 @@ def model_card(fit: Fit, repository: str) -> ModelCard:
         + f". Made by sadi-lmeval from {card.get('n_pairs')} contrastive pairs: "
         f"{card.get('source')} of {card.get('task')}.",
         "",
+        *([_said_of(choice), ""] if choice else []),
         "```python",
         "import sadi_lmeval as sadi",
         "",
@@ -105,3 +111,49 @@ def model_card(fit: Fit, repository: str) -> ModelCard:
         "",
     ]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines))
+
+
+def _results(choice: Mapping[str, Any]) -> list[EvalResult]:
+    """Give the results on held-out documents, each under a name that says what it is."""
+    if not choice.get("steers") or choice["difference"] is None:
+        return []
+    documents = f"{choice['n_documents']} held-out documents that the setting was chosen on"
+    values = {
+        f"steered, {documents}": choice["score"],
+        f"unsteered, {documents}": choice["unsteered"],
+        f"steered minus unsteered, {documents}": choice["difference"],
+    }
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=choice["dataset"] or choice["task"],
+            dataset_name=choice["task"],
+            dataset_config=choice["dataset_config"],
+            metric_type=choice["metric"],
+            metric_name=f"{choice['metric']} ({name})",
+            metric_value=value,
+        )
+        for name, value in values.items()
+    ]
+
+
+def _said_of(choice: Mapping[str, Any]) -> str:
+    """Say how the setting was chosen, and what its figures are worth."""
+    among = f"{choice['n_settings']} settings on {choice['n_documents']} held-out documents"
+    rule = f"rule {choice['rule']}"
+    if not choice["steers"]:
+        return (
+            f"Of {among} of {choice['task']} none was taken ({rule}): as it is, this fit steers "
+            "nothing. Pass a setting of your own."
+        )
+    setting = ", ".join(f"{name}={value:g}" for name, value in choice["setting"].items())
+    said = f"The setting {setting} was chosen among {among} of {choice['task']} ({rule})"
+    if choice["difference"] is None:
+        return f"{said}."
+    p_max = "" if choice["p_max"] is None else f", p_max {choice['p_max']:.2g}"
+    error = f"{choice['difference']:+.4f} ± {choice['difference_stderr']:.4f}{p_max}"
+    return (
+        f"{said}: {choice['metric']} {choice['score']:.4g} there, {choice['unsteered']:.4g} "
+        f"unsteered ({error}). These documents are neither in the pairs nor a test set: as the "
+        "best of many settings on them, the figure is optimistic."
+    )

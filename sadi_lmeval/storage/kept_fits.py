@@ -24,12 +24,14 @@ class KeptFit(NamedTuple):
         card: where it comes from.
         arm: the method with its arguments that a setting was chosen for; empty: none was yet.
         setting: the chosen numbers by axis.
+        of_choice: what the fit's card says of the choice.
     """
 
     file: Path
     card: Mapping[str, Any]
     arm: Mapping[str, Any]
     setting: Mapping[str, float]
+    of_choice: Mapping[str, Any]
 
     @property
     def key(self) -> str:
@@ -48,15 +50,15 @@ def kept_fits(folder: Path) -> list[KeptFit]:
     chosen: dict[str, dict[str, KeptFit]] = {}
     cards = {file: card for file in folder.glob(FITS) if (card := _card(file)) is not None}
     by_digest = {str(card.get("sha256")): file for file, card in cards.items()}
-    for fit, arm, setting in _choices(folder):
+    for fit, arm, setting, of_choice in _choices(folder):
         if fit in by_digest:
             file = by_digest[fit]
             chosen.setdefault(fit, {})[json.dumps([arm, setting], sort_keys=True)] = KeptFit(
-                file, cards[file], arm, setting
+                file, cards[file], arm, setting, of_choice
             )
     found = []
     for digest, file in by_digest.items():
-        found += list(chosen.get(digest, {}).values()) or [KeptFit(file, cards[file], {}, {})]
+        found += list(chosen.get(digest, {}).values()) or [KeptFit(file, cards[file], {}, {}, {})]
     return sorted(found, key=lambda fit: (fit.made, fit.key), reverse=True)
 
 
@@ -84,12 +86,16 @@ def _card(file: Path) -> dict[str, Any] | None:
     return card if isinstance(card, dict) else None
 
 
-def _choices(folder: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, float]]]:
-    """Yield of each choice the fit's digest, the method with its arguments, and the setting."""
+def _choices(
+    folder: Path,
+) -> Iterator[tuple[str, dict[str, Any], dict[str, float], dict[str, Any]]]:
+    """Yield of each choice the fit's digest, the method with its arguments, the setting, and what
+    is said of it."""
     for file in folder.glob(CHOICES):
         try:
             value = read_checked(file)["value"]
             numbers = value["outcomes"][value["chosen"]][0]
-            yield value["fit"], value["arm"], dict(zip(value["axes"], numbers, strict=True))
+            setting = dict(zip(value["axes"], numbers, strict=True))
+            yield value["fit"], value["arm"], setting, dict(value.get("card", {}))
         except (OSError, ValueError, LookupError, TypeError):
             continue

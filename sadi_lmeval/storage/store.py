@@ -153,7 +153,7 @@ def _load(kind: Kind[T], folder: Path, key: str) -> Kept[T] | None:
     except _DAMAGED as error:
         logger.warning("%s: damaged (%s); it is rebuilt", path, first_line(error))
         return None
-    logger.info("The %s is in the cache, nothing to build: %s", kind.what, path)
+    logger.debug("The %s is in the cache, nothing to build: %s", kind.what, path)
     return thing
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import yaml
 
@@ -14,6 +16,39 @@ from sadi_lmeval.errors import UserError, first_line
 
 _LARGEST = 1 << 18
 """Bytes; larger files are not parsed."""
+
+T = TypeVar("T")
+_kept: ContextVar[dict[Hashable, Any] | None] = ContextVar("_kept", default=None)
+
+
+@contextmanager
+def files_looked_at_once() -> Iterator[None]:
+    """Take it that no file changes until this is left: what :func:`once` makes is made once.
+
+    Otherwise every task of a run would look at the files of every other one.
+    """
+    if _kept.get() is not None:
+        yield
+        return
+    before = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(before)
+
+
+def once(key: Hashable, make: Callable[[], T]) -> T:
+    """Make what files say; within :func:`files_looked_at_once` once for every key.
+
+    Args:
+        make: something that nobody changes.
+    """
+    kept = _kept.get()
+    if kept is None:
+        return make()
+    if key not in kept:
+        kept[key] = make()
+    return cast(T, kept[key])
 
 
 def read_yaml(path: Path) -> Any:
@@ -92,6 +127,10 @@ def _refuse_huge_numbers(content: Any) -> None:
         raise ValueError("a whole number has more than 63 bits")
 
 
-def yaml_files(folder: Path) -> Iterator[Path]:
-    """Yield the YAML files in a folder and below, in a fixed order."""
-    yield from (path for path in sorted(folder.rglob("*.yaml")) if path.is_file())
+def yaml_files(folder: Path) -> list[Path]:
+    """List the YAML files in a folder and below, in a fixed order."""
+
+    def listed() -> list[Path]:
+        return [path for path in sorted(folder.rglob("*.yaml")) if path.is_file()]
+
+    return once(("files", folder), listed)

@@ -8,14 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from helpers import quick_host
+from helpers.launchers import free_port
 
 SERVER = """
-import faulthandler, gc, json, os, signal, sys, threading, time
+import faulthandler, gc, importlib, json, os, signal, sys, threading, time
 import tqdm
 
 tqdm.tqdm.set_lock(threading.RLock())  # its own is shared with the forks: killed, they keep it
@@ -67,16 +69,28 @@ def kill_at(count, folder):
     os.fsync = fsync_or_die
 
 
+def break_at(place):
+    module, _, name = place.rpartition(".")
+
+    def fail(*_, **__):
+        raise MemoryError("planted")
+
+    setattr(importlib.import_module(module), name, fail)
+
+
 def begin(asked):
     child = os.fork()
     if child:
         return child
+    os.environ.update(asked["environment"])
     output = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
     faulthandler.dump_traceback_later(300, exit=True)  # a hang is a failure
     if asked["kill_at"]:
         kill_at(*asked["kill_at"])
+    if asked["broken"]:
+        break_at(asked["broken"])
     code = 1
     try:
         code = run(asked["program"], asked["arguments"])
@@ -135,7 +149,9 @@ class Commands:
             "HF_HUB_OFFLINE": "1",
             "HF_DATASETS_CACHE": str(folder / "datasets"),
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(Path(quick_host.__file__).parents[1]),
+            "PYTHONPATH": os.pathsep.join(
+                [str(Path(quick_host.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+            ).rstrip(os.pathsep),
         }
         self._server = subprocess.Popen(
             [sys.executable, "-c", SERVER, str(model)],
@@ -160,6 +176,10 @@ class Commands:
         *commands: Command,
         kill_after: float | None = None,
         kill_at: tuple[int, Path] | None = None,
+        environments: Sequence[Mapping[str, str]] = (),
+        broken: str | None = None,
+        interrupt_when: Path | None = None,
+        kill_when: Path | None = None,
     ) -> list[Done]:
         """Commands that begin at once, until all have ended.
 
@@ -168,6 +188,10 @@ class Commands:
             kill_after: seconds after which the first of them is killed.
             kill_at: a number and a folder: each of them is killed at its step of that number on a
                 file in the folder.
+            environments: of each.
+            broken: a function that raises ``MemoryError`` in the first of them.
+            interrupt_when: a file; when it is there, all of them are interrupted.
+            kill_when: a file; when it is there and not empty, the first of them is killed.
         """
         logs = [self._folder / f"{self._count + i}.log" for i, _ in enumerate(commands)]
         self._count += len(commands)
@@ -178,8 +202,10 @@ class Commands:
                 "arguments": arguments,
                 "log": str(log),
                 "kill_at": step,
+                "environment": dict(environments[i]) if environments else {},
+                "broken": None if i else broken,
             }
-            for (program, arguments), log in zip(commands, logs, strict=True)
+            for i, ((program, arguments), log) in enumerate(zip(commands, logs, strict=True))
         ]
         assert self._server.stdin is not None
         assert self._server.stdout is not None
@@ -189,6 +215,13 @@ class Commands:
             time.sleep(kill_after)
             with suppress(ProcessLookupError):
                 os.kill(processes[0], signal.SIGKILL)
+        awaited = interrupt_when or kill_when
+        if awaited is not None:
+            while _lives(processes[0]) and not (awaited.exists() and awaited.stat().st_size):
+                time.sleep(0.005)
+            for process in processes if interrupt_when else processes[:1]:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGINT if interrupt_when else signal.SIGKILL)
         ended = json.loads(self._server.stdout.readline())
         return [
             Done(code, log.read_text(errors="replace"), seconds)
@@ -206,7 +239,44 @@ class Commands:
         [found] = self.together((program, arguments), kill_after=kill_after, kill_at=kill_at)
         return found
 
+    def spread(
+        self, program: str, *arguments: list[str], killed: int = 0, **how: Any
+    ) -> list[Done]:
+        """One command in several processes, as ``torchrun`` starts them; in order of rank.
+
+        Args:
+            arguments: of each process.
+            killed: the one that is killed, or broken, if one is.
+            how: see :meth:`together`; ``kill_at`` is not among it.
+        """
+        port, count = str(free_port()), len(arguments)
+        ranks = sorted(range(count), key=lambda rank: rank != killed)
+        found = self.together(
+            *((program, arguments[rank]) for rank in ranks),
+            environments=[
+                {
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(count),
+                    "LOCAL_WORLD_SIZE": str(count),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": port,
+                }
+                for rank in ranks
+            ],
+            **how,
+        )
+        return [found[ranks.index(rank)] for rank in range(count)]
+
     def close(self) -> None:
         assert self._server.stdin is not None
         self._server.stdin.close()
         self._server.wait(60)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
