@@ -11,9 +11,10 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from sadi_lmeval.commands import compare, condition, fits, pairs, report, sweep, tasks
+from sadi_lmeval.commands import compare, condition, fits, pairs, plan, report, sweep, tasks
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.launch import forget_the_others, launched, launched_as
+from sadi_lmeval.storage.yaml_files import files_looked_at_once
 
 _IN_ALL = ("compare", "sweep")
 """Commands that every process of a run takes part in; the others are the first one's."""
@@ -88,7 +89,8 @@ def _run(arguments: Sequence[str]) -> None:
     # compare takes the harness's own options too, sweep one for each number of a setting.
     if rest and given.command not in _IN_ALL:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    given.run(given, rest, shlex.join(["sadi-lmeval", *arguments]))
+    with files_looked_at_once():
+        given.run(given, rest, shlex.join(["sadi-lmeval", *arguments]))
 
 
 def _line(error: UserError) -> str:
@@ -115,6 +117,6 @@ def _parser() -> argparse.ArgumentParser:
         "--version", action="version", version=importlib.metadata.version("sadi-lmeval")
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (tasks, pairs, condition, sweep, compare, report, fits):
+    for command in (tasks, pairs, condition, plan, sweep, compare, report, fits):
         command.add(commands)
     return parser

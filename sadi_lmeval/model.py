@@ -654,7 +654,8 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         for name, left, self._generation in runs:
             state = self._generation
             state.decoder = decoder
-            state.beginning = beginning_of([self.tok_encode(requests[i].args[0]) for i in left])
+            if None in state.batches:
+                state.beginning = beginning_of([self.tok_encode(requests[i].args[0]) for i in left])
             self.cache_hook.steering = state.digest
             try:
                 answers = super().generate_until([requests[i] for i in left], disable_tqdm)
@@ -872,8 +873,9 @@ def _predicts_tokens(model: Any) -> bool:
 def _refuse_tensor_parallel(arguments: dict[str, Any]) -> None:
     if arguments.get("tp_plan") is not None:
         raise UserError(
-            f"tp_plan={arguments['tp_plan']}: the entries of a site would lie on several devices; "
-            "spread the model with parallelize=True instead"
+            f"tp_plan={arguments['tp_plan']}: heads and neurons of a layer would lie on several "
+            "devices; pass parallelize=True, which spreads whole layers, or start a process for "
+            "each device that holds the model (docs/scale.md)"
         )
 
 

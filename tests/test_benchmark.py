@@ -24,6 +24,7 @@ from sadi_lmeval.pairs.benchmark import Benchmark, find_benchmark, read_benchmar
 from sadi_lmeval.pairs.recipe import load_recipe
 from sadi_lmeval.settings import Setting
 from sadi_lmeval.steering.steering import settings_for
+from sadi_lmeval.storage import yaml_files
 from sadi_lmeval.storage.yaml_files import files_looked_at_once
 
 
@@ -329,7 +330,7 @@ def test_within_a_run_files_are_looked_at_once_and_after_it_as_they_are(
 ) -> None:
     """Otherwise the time of a run would grow as the square of its tasks."""
     looked: list[Path] = []
-    read = benchmark_module.read_if_ours
+    read = yaml_files.read_if_ours
 
     def watched(path: Path, key: str) -> Any:
         looked.append(path)

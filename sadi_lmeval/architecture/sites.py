@@ -160,8 +160,10 @@ def find_site(model: nn.Module, element: Element, hidden_site: HiddenSite = "mlp
     return site._replace(hidden_site=hidden_site)
 
 
-def check_sites(model: Any, element: Element, hidden_site: HiddenSite) -> None:
+def check_sites(model: Any, element: Element, hidden_site: HiddenSite) -> Site | None:
     """Find a site in a model without weights (on the ``meta`` device).
+
+    None where its forward pass does not run there, and its modules do not say.
 
     Raises:
         UserError: as :func:`find_site` would.
@@ -175,10 +177,10 @@ def check_sites(model: Any, element: Element, hidden_site: HiddenSite) -> None:
             raise  # it would fail with weights, too; what depends on values has other errors
         widths: set[Any] = {getattr(each, "in_features", None) for each in modules.values()}
         if element != "head" or None in widths:
-            return
+            return None
         _refuse_unlike(model.config.model_type, element, modules, [*modules], widths)
         measured = _Measured([*modules], widths.pop(), None)
-    _site(model, element, modules, measured)
+    return _site(model, element, modules, measured)
 
 
 def _modules(model: Any, element: Element, hidden_site: HiddenSite) -> dict[int, nn.Module]:

@@ -1,4 +1,4 @@
-"""Tokens of many texts at once: a tokenizer takes longer to be called than to encode a short text."""
+"""Tokens of many texts at once: to call a tokenizer takes longer than to encode a short text."""
 
 from __future__ import annotations
 

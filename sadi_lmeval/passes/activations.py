@@ -153,9 +153,6 @@ def _read(
     processes: Processes,
 ) -> None:
     """Read pairs, or one process's part of them, which have these numbers among all."""
-    # Each pair's own end lets what two pairs share be all that either of them shares.
-    shared = [[*pair.texts[0][0][: _shared(pair)], -1 - i] for i, pair in enumerate(pairs)]
-    groups = group_by_prefix(shared) if branching else [Group(0, list(range(len(pairs))))]
     sites = [site for site, _ in readers]
 
     def run(batch: list[_Row], prefix: Callable[[], Past | None]) -> list[_Values]:
@@ -174,13 +171,9 @@ def _read(
         return found
 
     def jobs() -> Iterator[Callable[[], list[_Values]]]:
-        for group in groups:
-            prefix = forward.prefix_of(shared[group.members[0]][: group.length])
-            rows: list[_Row] = []
-            for member in group.members:
-                pair = pairs[member]
-                rows += [_packed(pair, member, group.length)] if branching else _apart(pair, member)
-            for batch in batches(rows, bounds, group.length):
+        for beginning, rows in rows_of(pairs, branching):
+            prefix = forward.prefix_of(beginning)
+            for batch in batches(rows, bounds, len(beginning)):
                 yield partial(run, batch, prefix)
 
     count = sum(len(pair.texts) for pair in pairs)
@@ -194,6 +187,18 @@ def _read(
 
 _Values = tuple[list[int], list[Any], list[Tensor]]
 """Of some texts the index of each one's pair, its label, and the activations at every site."""
+
+
+def rows_of(pairs: Sequence[Labelled], branching: bool) -> Iterator[tuple[list[int], list[_Row]]]:
+    """Yield what some pairs begin with, and the rows of these pairs."""
+    # Each pair's own end lets what two pairs share be all that either of them shares.
+    shared = [[*pair.texts[0][0][: _shared(pair)], -1 - i] for i, pair in enumerate(pairs)]
+    for group in group_by_prefix(shared) if branching else [Group(0, list(range(len(pairs))))]:
+        rows: list[_Row] = []
+        for member in group.members:
+            pair = pairs[member]
+            rows += [_packed(pair, member, group.length)] if branching else _apart(pair, member)
+        yield shared[group.members[0]][: group.length], rows
 
 
 class _Row(NamedTuple):

@@ -16,8 +16,8 @@ from sadi_lmeval.architecture.hooks import keeping, passing_over
 from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.architecture.signature import cache_parameter, use_cache
 from sadi_lmeval.architecture.sites import Site, decoder_blocks, input_device
-from sadi_lmeval.edits.contract import Edits, reading
-from sadi_lmeval.passes.prefixes import LONGEST_MASKED, SHORTEST, shared_length
+from sadi_lmeval.edits.contract import Edits, RowRule, reading
+from sadi_lmeval.passes.prefixes import LONGEST_MASKED, taken_from
 from sadi_lmeval.passes.sequences import Batch, Past, Tree, pack
 
 
@@ -30,6 +30,7 @@ class Steered(NamedTuple):
         unsteered: activations of those tokens in an unsteered pass, ``[k, layers, width]``; None:
             an unsteered pass comes first where the edits need them.
         gates: the gate of each point, ``[n]``, where it is known; else from ``unsteered``.
+        rule: the row rule of the points, where it is made once for many passes.
     """
 
     edits: Edits
@@ -39,6 +40,7 @@ class Steered(NamedTuple):
     of_point: Tensor | None = None
     unsteered: Tensor | None = None
     gates: Tensor | None = None
+    rule: RowRule | None = None
 
 
 class Resumed(NamedTuple):
@@ -235,11 +237,7 @@ class Forward:
         """Count the tokens of a prefix that are taken from the one before it."""
         if not number:
             return 0
-        tokens = self._prefixes[number]
-        known = shared_length(self._prefixes[number - 1], tokens)
-        # From the first token on no mask is needed.
-        worth = known >= SHORTEST and len(tokens) - known <= max(known, LONGEST_MASKED)
-        return known if worth else 0
+        return taken_from(self._prefixes[number - 1], self._prefixes[number])
 
     def forget(self) -> None:
         """Forget all prefixes: the weights may be others at the next call."""
@@ -314,8 +312,8 @@ def cache_of(
 
 
 def _steering(steered: Steered, start: int = 0) -> AbstractContextManager[None]:
-    edits, points, which, _, of_point, unsteered, gates = steered
-    return edits.at(points, which, unsteered, of_point, start, gates)
+    edits, points, which, _, of_point, unsteered, gates, rule = steered
+    return edits.at(points, which, unsteered, of_point, start, gates, rule)
 
 
 def _past(cache: DynamicCache) -> Past:

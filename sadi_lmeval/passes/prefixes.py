@@ -42,6 +42,14 @@ def shared_length(one: Sequence[object], other: Sequence[object], start: int = 0
     return length
 
 
+def taken_from(before: Sequence[int], tokens: Sequence[int]) -> int:
+    """Say how many tokens of a beginning are taken from the one that was computed before it."""
+    known = shared_length(before, tokens)
+    # From the first token on no mask is needed.
+    worth = known >= SHORTEST and len(tokens) - known <= max(known, LONGEST_MASKED)
+    return known if worth else 0
+
+
 class Group(NamedTuple):
     """Sequences that share a beginning.
 
