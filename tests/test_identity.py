@@ -25,7 +25,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerF
 from helpers.models import tiny_llama
 from sadi_lmeval.harness.run_tasks import load_tasks
 from sadi_lmeval.identity.key import key_of
-from sadi_lmeval.identity.model import model_card, model_identity
+from sadi_lmeval.identity.model import model_card, model_identity, tokenizer_digest
 from sadi_lmeval.identity.task import task_digest
 from sadi_lmeval.identity.weights import weights_digest
 from sadi_lmeval.model import SteeredModel, model_class
@@ -585,3 +585,14 @@ def test_settings_are_tried_again_where_what_they_are_judged_by_has_changed(
     assert chosen(folder) == first
     with pytest.raises(TypeError):
         chosen(folder, max_length=6)
+
+
+def test_a_tokenizer_is_the_same_whatever_was_asked_of_it_last(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    before = tokenizer_digest(tokenizer)
+    tokenizer(["the cat", "a"], padding="longest", truncation=True, max_length=1)
+    assert tokenizer_digest(tokenizer) == before
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["another"])
+    assert tokenizer_digest(other) != before

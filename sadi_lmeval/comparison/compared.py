@@ -222,7 +222,8 @@ class ComparedModel(ManyArmsModel):
         for cache.steering in digests:
             for mine, request in zip(keys, requests, strict=True):
                 mine.append(cache.key("loglikelihood", request.args))
-        left = [i for i, of in enumerate(keys) if not all(key in self._answers for key in of)]
+        unknown = [i for i, of in enumerate(keys) if not all(key in self._answers for key in of)]
+        left = self.processes.known(unknown)  # all score the same
         bar.update(len(requests) - len(left))
 
         def done(numbers: list[int], values: Tensor, greedy: Tensor) -> None:

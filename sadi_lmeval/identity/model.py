@@ -63,7 +63,12 @@ def model_identity(card: Mapping[str, Any]) -> dict[str, Any]:
 def tokenizer_digest(tokenizer: Any) -> str:
     """Digest a tokenizer: all that decides on the tokens of a text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    words = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
+    if backend is None:
+        words: Any = sorted(tokenizer.get_vocab().items())
+    else:
+        words = json.loads(backend.to_str())
+        for name in ("padding", "truncation"):  # as the last call asked for
+            words.pop(name, None)
     content = {
         "class": type(tokenizer).__name__,
         "special": {k: str(v) for k, v in tokenizer.special_tokens_map.items()},

@@ -124,7 +124,7 @@ def test_two_nodes_under_torchrun_leave_the_same_and_say_everything_once(
     assert [node.returncode for node in nodes] == [0, 0], outputs[0][-3000:]
     assert place.kept_as("two nodes") == expected
     said = "\n".join(outputs)
-    for line in ("| unsteered |", "Task tiny_choice: no setting of iti", "only 8 held-out"):
+    for line in ("| unsteered |", "Task tiny_choice: no setting of iti"):
         assert said.count(line) == outputs[0].count(line) > 0
     assert said.count("Probes of tiny_choice: 100%") == 1
     assert "sadi" not in outputs[1]
