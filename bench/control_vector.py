@@ -1,6 +1,6 @@
 """The GGUF control vector that is exported here, in llama.cpp itself, beside ``hf-caa``.
 
-    nice python bench/control_vector.py [--layer 12] [--multiplier 1.5] [--folder FOLDER]
+    nice python bench/control_vector.py [--layer 12] [--multiplier 4] [--folder FOLDER]
 
 ``llama-cpp-python`` is built from source, into a virtual environment of its own in FOLDER, which
 needs a C++ compiler and CMake and takes from minutes to an hour, once. The model is SmolLM2-135M:
@@ -62,8 +62,13 @@ def llama_cpp(folder: Path) -> tuple[Path, Path]:
         return python, reader
     venv.create(folder / "venv", with_pip=True)
     pip = [str(python), "-m", "pip"]
-    package = f"llama-cpp-python=={VERSION}"
-    _run([*pip, "download", "--no-binary", ":all:", "--no-deps", "--dest", str(folder), package])
+    # Of this package alone: those that it is built with would be built from source, too.
+    _run(
+        [
+            *(*pip, "download", "--no-binary", "llama-cpp-python", "--no-deps"),
+            *("--dest", str(folder), f"llama-cpp-python=={VERSION}"),
+        ]
+    )
     [archive] = folder.glob("llama_cpp_python-*.tar.gz")
     with tarfile.open(archive) as opened:
         opened.extractall(folder, filter="data")
@@ -149,7 +154,7 @@ def in_the_harness(model: HFLM, texts: Sequence[str], folder: Path) -> list[floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--layer", type=int, default=12)
-    parser.add_argument("--multiplier", type=float, default=1.5)
+    parser.add_argument("--multiplier", type=float, default=4.0)
     parser.add_argument(
         "--folder", type=Path, default=user_cache_path("sadi-lmeval") / f"llama-cpp-{VERSION}"
     )
@@ -174,6 +179,7 @@ def main() -> None:
     count = sum(len(each) - 1 for each in tokens)
 
     def gap(one: Sequence[float], other: Sequence[float]) -> float:
+        """Give by how much two programs differ on a text, in nats a token of it."""
         return sum(abs(a - b) for a, b in zip(one, other, strict=True)) / count
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -183,7 +189,7 @@ def main() -> None:
         unsteered = in_llama_cpp(python, gguf_file(), tokens, None)
         steered = in_llama_cpp(python, gguf_file(), tokens, vector)
         here = in_the_harness(plain, texts, folder)
-        print(f"{len(texts)} texts, {count} tokens; nats a token, on average")
+        print(f"{len(texts)} texts, {count} tokens; |difference of log-likelihood| a token")
         print(f"| unsteered, llama.cpp and hf | {gap(unsteered, here):.4f} |")
         for block in (layer - 1, layer, layer + 1):
             caa = fit.with_setting(layer=block).harness_model(model, tokenizer, batch_size=8)

@@ -3,9 +3,9 @@
     python bench/demo.py [--model FOLDER] [--output FOLDER] [--readme]
 
 Runs ``sadi-lmeval compare`` on SmolLM2-135M-Instruct (converted once to a local folder), which
-prints its table, and says how balanced accuracy moved where all documents have the same labels.
-The last line is the path of the page. ``--readme`` puts the table into README.md; without it, a run
-says whether its table is README's.
+prints its table, and says how balanced accuracy moved on the first task. The last line is the path
+of the page. ``--readme`` puts the table into README.md; without it, a run says whether its table is
+README's.
 
 The tasks: ``sadi_customers``, whether the writer of a message is happy or not, where the model says
 one label to nearly all though it tells the two apart; and ``sadi_facts``, general knowledge.
@@ -19,9 +19,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from smollm2 import default_folder, smollm2
 
@@ -46,22 +44,19 @@ def command(model: Path, output: Path) -> list[str]:
 def told(output: Path) -> str:
     """What README has of a run: the rows of its table, and balanced accuracies."""
     table = (output / "leaderboard.md").read_text(encoding="utf-8").splitlines()
-    board = json.loads((output / "leaderboard.json").read_text(encoding="utf-8"))
     rows = [line for line in table if line.startswith("|")]
     majority = [line for line in table if line.startswith("Majority label")]
-    return "\n".join([*rows, "", *majority, "", *balanced(board["runs"][0])]) + "\n"
+    return "\n".join([*rows, "", *majority, balanced(output)]) + "\n"
 
 
-def balanced(run: dict[str, Any]) -> Iterator[str]:
-    """Of each task with the same labels everywhere: the balanced accuracy of every row."""
-    for task in run["tasks"]:
-        cells = {row["method"]: row["cells"][task] for row in run["rows"]}
-        after = {method: cell["balanced_after"] for method, cell in cells.items()}
-        if None in after.values():
-            continue
-        unsteered = after.pop("none")
-        rest = ", ".join(f"{method} {value:.2f}" for method, value in after.items())
-        yield f"Balanced accuracy on {task}: unsteered {unsteered:.2f}; {rest}."
+def balanced(output: Path) -> str:
+    """The balanced accuracy of every row on the task that has the same labels everywhere."""
+    board = json.loads((output / "leaderboard.json").read_text(encoding="utf-8"))
+    cells = {row["method"]: row["cells"][TASKS[0]] for row in board["runs"][0]["rows"]}
+    after = {method: cell["balanced_after"] for method, cell in cells.items()}
+    unsteered = after.pop("none")
+    rest = ", ".join(f"{method} {value:.2f}" for method, value in after.items())
+    return f"Balanced accuracy on {TASKS[0]}: unsteered {unsteered:.2f}; {rest}."
 
 
 def in_readme() -> str:
@@ -91,7 +86,7 @@ def main() -> int:
         print(f"demo: sadi-lmeval ended with exit code {ended}", file=sys.stderr)
         return 1
     said = told(output)
-    print(*balanced(json.loads((output / "leaderboard.json").read_text())["runs"][0]), sep="\n")
+    print(balanced(output))
     if given.readme:
         into_readme(said)
     elif said == in_readme():

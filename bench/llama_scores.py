@@ -17,7 +17,8 @@ import numpy as np
 
 def main() -> None:
     asked = json.load(sys.stdin)
-    model = llama_cpp.Llama(asked["model"], n_ctx=512, logits_all=True, n_threads=1, verbose=False)
+    threads = {"n_threads": 1, "n_threads_batch": 1}  # several wait for one another
+    model = llama_cpp.Llama(asked["model"], n_ctx=256, logits_all=True, verbose=False, **threads)
     if asked["vector"] is not None:
         buffer = np.frombuffer(bytes.fromhex(asked["vector"]), dtype=np.float32)
         data = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_float))

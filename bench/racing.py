@@ -8,6 +8,10 @@ and a rule takes a setting with and without the race. Prints, by rule: in how ma
 takes the same one, and in how many the same or one as good on the scored documents; what the race
 gains on the scored documents over no race, in points, with the standard error over cells; and the
 share of documents under a setting that is left to be scored. Then the same of every cell.
+
+At last, whether p_max keeps its level: the signs of every document's differences from the
+unsteered model are flipped at random, those of all settings together, so that no setting is better
+but for chance; in how many of the draws p_max is then at most a level, raced and not raced.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from selection import Cell, cells
 
 from sadi_lmeval.options import RuleName
 from sadi_lmeval.steering.race import looks, stays
-from sadi_lmeval.steering.rules import RULES, Array, pick
+from sadi_lmeval.steering.rules import LEVEL, RULES, Array, Pick, pick
 
 
 class Found(NamedTuple):
@@ -42,10 +46,10 @@ def raced(rule: RuleName, judged: Array) -> Array:
     return tried
 
 
-def picked(rule: RuleName, judged: Array, tried: Array) -> int:
+def picked(rule: RuleName, judged: Array, tried: Array) -> Pick:
     value, margin, likelihood = np.moveaxis(judged, -1, 0)
     ranking = np.lexsort((-margin.mean(0).round(9), -value.mean(0).round(9))).tolist()
-    return pick(rule, value, likelihood, ranking, tried).column
+    return pick(rule, value, likelihood, ranking, tried)
 
 
 def race(rule: RuleName, cell: Cell, size: int, draws: int, random: np.random.Generator) -> Found:
@@ -55,10 +59,29 @@ def race(rule: RuleName, cell: Cell, size: int, draws: int, random: np.random.Ge
         drawn = random.choice(len(every), min(size, len(every)), replace=False)
         judged = every[drawn]
         tried = raced(rule, judged)
-        found.without.append(picked(rule, judged, np.full(len(tried), len(judged))))
-        found.raced.append(picked(rule, judged, tried))
+        found.without.append(picked(rule, judged, np.full(len(tried), len(judged))).column)
+        found.raced.append(picked(rule, judged, tried).column)
         found.spent.append(float(tried[1:].mean() / len(judged)))
     return found
+
+
+def of_no_use(
+    rule: RuleName, cell: Cell, size: int, draws: int, random: np.random.Generator
+) -> list[tuple[float, float]]:
+    """p_max with and without a race where no setting is better but for chance."""
+    every = np.stack([cell.accuracy, cell.margin, cell.likelihood], -1)
+    every -= every[:, :1]
+    found = []
+    for _ in range(draws):
+        drawn = random.choice(len(every), min(size, len(every)), replace=False)
+        judged = every[drawn] * random.choice((1.0, -1.0), (len(drawn), 1, 1))
+        whole = np.full(judged.shape[1], len(judged))
+        picks = [picked(rule, judged, tried) for tried in (raced(rule, judged), whole)]
+        found.append((picks[0].p_max or 0.0, picks[1].p_max or 0.0))
+    return found
+
+
+LEVELS = (0.05, 0.1, LEVEL, 0.5)
 
 
 def show(name: str, every: list[Cell], found: list[Found]) -> None:
@@ -102,6 +125,15 @@ def main() -> None:
             by_cell += list(zip(every, found, strict=True))
         for each, mine in by_cell:
             show(f"{each.task}, {each.arm}", [each], [mine])
+        print(f"\n| null data, `{rule}` |", *(f"p_max ≤ {level:g} |" for level in LEVELS))
+        print(f"|---|{'---|' * len(LEVELS)}")
+        random = np.random.default_rng(1)
+        every = [each for of in groups.values() for each in of]
+        size, draws = given.held_out, given.draws
+        drawn = [chance for each in every for chance in of_no_use(rule, each, size, draws, random)]
+        for name, values in zip(("raced", "not raced"), np.array(drawn).T, strict=True):
+            shares = (f"{100 * (values <= level).mean():.1f} % |" for level in LEVELS)
+            print(f"| {name}, {len(values)} draws |", *shares, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Speed and memory against the harness's ``hf``, as ratios measured alternately in one process.
 
-    python bench/speed.py [ROW ...] [--rounds 3] [--model FOLDER] [--data FOLDER]
+    python bench/speed.py [ROW ...] [--rounds 3] [--model FOLDER] [--data FOLDER] [--device cpu]
 
 Rows: mc1 winogrande copa boolq mmlu grid-mc1 grid-boolq mask generate generate-gsm8k memory
 (default: all).
@@ -51,13 +51,13 @@ TOLERANCE = 1e-4
 class Bench:
     """The models of a run; each is loaded once."""
 
-    def __init__(self, model: str, rounds: int, folder: Path) -> None:
+    def __init__(self, model: str, rounds: int, folder: Path, device: str = "cpu") -> None:
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
         from sadi_lmeval.model import model_class
 
-        self.path, self.rounds, self.folder = model, rounds, folder
+        self.path, self.rounds, self.folder, self.device = model, rounds, folder, device
         self.manager = TaskManager()
         self._sadi = model_class("sadi")
         self._hf: Any = None
@@ -67,13 +67,13 @@ class Bench:
 
     def plain(self, size: int) -> Any:
         if self._hf is None:
-            self._hf = self._hflm(pretrained=self.path, device="cpu")
+            self._hf = self._hflm(pretrained=self.path, device=self.device)
         self._hf.batch_size_per_gpu = size
         return self._hf
 
     def steered(self, **arguments: Any) -> Any:
         arguments = {"batch_size": "auto", "cache_dir": str(self.folder), **arguments}
-        return self._sadi(pretrained=self.path, device="cpu", **arguments)
+        return self._sadi(pretrained=self.path, device=self.device, **arguments)
 
     def tasks(self, name: str, shots: int | None) -> dict[str, Any]:
         loaded: dict[str, Any] = self.manager.load([name])
@@ -298,10 +298,11 @@ def mask(bench: Bench, row: str) -> str:
             for i, (text, _) in enumerate(batch):
                 ids[i, : len(text)], seen[i, : len(text)] = torch.tensor(text), 1
             taken.clear()
+            given = {"input_ids": ids.to(lm.device), "attention_mask": seen.to(lm.device)}
             with torch.no_grad():
-                lm.model.model(input_ids=ids, attention_mask=seen, use_cache=False)
+                lm.model.model(**given, use_cache=False)
             for i, (text, sign) in enumerate(batch):
-                total += sign * torch.stack([a[i, len(text) - 1] for a in taken]).double()
+                total += sign * torch.stack([a[i, len(text) - 1] for a in taken]).double().cpu()
         for handle in handles:
             handle.remove()
         return (total / len(pairs)).float()
@@ -355,7 +356,7 @@ def memory(bench: Bench, row: str) -> str:
     peaks = {}
     for arm in ("hf", "hf-sadi"):
         command = [sys.executable, __file__, "--peak", arm, "--model", bench.path]
-        command += ["--data", os.getcwd(), "--cache", str(bench.folder)]
+        command += ["--data", os.getcwd(), "--cache", str(bench.folder), "--device", bench.device]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks[arm] = json.loads(done.stdout.strip().splitlines()[-1])
     return "; ".join(
@@ -365,19 +366,29 @@ def memory(bench: Bench, row: str) -> str:
 
 
 def peak(bench: Bench, arm: str) -> None:
-    """Print the peak memory of scoring each task, that of loading the model not counted (Linux)."""
+    """Print the peak memory of scoring each task, that of loading the model not counted (Linux).
+
+    On a GPU it is the device's.
+    """
+    import torch
+
+    on_gpu = bench.device.startswith("cuda")
     lm = bench.plain(8) if arm == "hf" else bench.steered(top_k=6, delta=9, batch_size=8)
     peaks = {}
     for name, limit in (("truthfulqa_mc1", 8), ("boolq", 16)):
         bench.evaluate(lm, name, 2, None)  # fits and keeps the fit
-        Path("/proc/self/clear_refs").write_text("5")
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
         bench.evaluate(lm, name, limit, None)
         status = Path("/proc/self/status").read_text()
-        peaks[name] = int(status.split("VmHWM:")[1].split()[0])
+        there = torch.cuda.max_memory_allocated() if on_gpu else 0
+        peaks[name] = there or int(status.split("VmHWM:")[1].split()[0])
     print(json.dumps(peaks))
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     runs: dict[str, Callable[[Bench, str], str]] = {
         **dict.fromkeys(ROWS, scoring),
         **dict.fromkeys(GRIDS, grid),
@@ -390,9 +401,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model")
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     unknown = sorted(set(given.rows) - set(runs))
     if unknown:
         parser.error(f"unknown row {', '.join(unknown)}; rows are {', '.join(runs)}")
@@ -406,7 +418,7 @@ def main() -> int:
             from smollm2 import default_folder, smollm2
 
             given.model = str(smollm2(default_folder()))
-        bench = Bench(given.model, given.rounds, given.cache or Path(folder))
+        bench = Bench(given.model, given.rounds, given.cache or Path(folder), given.device)
         if given.peak:
             peak(bench, given.peak)
             return 0

@@ -52,8 +52,8 @@ class CommonEnd:
                 self._send(0, {"secret": secret, "rank": processes.rank})
         except OSError as error:
             raise UserError(
-                f"not every process reaches the first one at port {port} of {address[0]} ({error}); "
-                "let the nodes connect to each other's ports"
+                f"not every process reaches the first one at port {port} of {address[0]} "
+                f"({error}); let the nodes connect to each other's ports"
             ) from None
         for rank, link in self._links.items():
             link.settimeout(None)

@@ -654,7 +654,8 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         for name, left, self._generation in runs:
             state = self._generation
             state.decoder = decoder
-            state.beginning = beginning_of([self.tok_encode(requests[i].args[0]) for i in left])
+            if None in state.batches:
+                state.beginning = beginning_of([self.tok_encode(requests[i].args[0]) for i in left])
             self.cache_hook.steering = state.digest
             try:
                 answers = super().generate_until([requests[i] for i in left], disable_tqdm)

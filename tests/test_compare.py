@@ -186,6 +186,14 @@ def assert_alike(one: Any, other: Any, where: str = "") -> None:
         assert one == other, where
 
 
+def steering_of(record: Record) -> dict[str, Any]:
+    """What a record says as a results file does: without what fits found, which is for pictures."""
+    content = record.steering.to_json()
+    for fit in content.get("fits", []):
+        fit.pop("found", None)
+    return content
+
+
 def assert_scored_alike(
     folder: Path, method: str, task: str, run: dict[str, Any], record: Record | None = None
 ) -> None:
@@ -208,7 +216,7 @@ def assert_steered_alike(record: Record, other: dict[str, Any], folder: Path) ->
 
     A run of a method alone scores the unsteered model a little; a comparison has it as a row.
     """
-    own = record.steering.to_json()
+    own = steering_of(record)
     assert "unsteered" not in own
     other = {name: value for name, value in other.items() if name != "unsteered"}
     assert_alike(own, other, f"{record.task} under {record.method}")
@@ -321,7 +329,7 @@ def test_the_harness_s_results_file_of_each_method_says_how_it_steered(whole: Wh
         assert set(results["results"]) == set(TASKS)
         for task in TASKS:
             record = record_of(whole.folder, task, method)
-            assert results["config"]["sadi"][task] == record.steering.to_json()
+            assert results["config"]["sadi"][task] == steering_of(record)
             found = results["results"][task][f"{record.metric},none"]
             assert found == record.metrics[record.metric][0]
 
@@ -338,6 +346,28 @@ def edits_of_passes(folder: Path, tasks: list[str], methods: list[str]) -> list[
         passes = set(zip(*of_methods, strict=True))
         found += [sum(edit is not None for edit in edits) for edits in passes]
     return sorted(found)
+
+
+def test_records_keep_texts_and_what_fits_found_and_the_page_shows_them(whole: Whole) -> None:
+    for task in TASKS:
+        for method in ALONE:
+            record = record_of(whole.folder, task, method)
+            samples = samples_of(whole.folder, method, task)
+            generated = task == "tiny_text"
+            assert record.texts == ([answers(s)[0] for s in samples] if generated else [])
+            assert record.prompts == ([prompts(s)[0] for s in samples] if generated else [])
+            for fit in record.steering.fits:
+                assert fit.found is not None
+                tensors = fit_named(str(fit.file), whole.folder).tensors
+                scores = tensors.get("accuracy")
+                if scores is None:
+                    scores = tensors["difference"].mean(dim=-1)
+                assert torch.tensor(fit.found.rows) == pytest.approx(scores, rel=0.01)
+    page = (whole.folder / "report.html").read_text(encoding="utf-8")
+    assert "iti on tiny_choice: probe accuracy, 3 layers by 4 heads; " in page
+    assert "on tiny_text <small>" in page
+    [file] = (whole.folder / "harness" / "iti").glob("*/results_*.json")
+    assert '"found"' not in file.read_text(encoding="utf-8")  # which is for other eyes
 
 
 def test_all_methods_share_every_pass_over_prompts(whole: Whole) -> None:

@@ -47,9 +47,12 @@ def nothing(tokens: list[int], skip_special_tokens: bool) -> str:
     return ""
 
 
+ENDLESS = Ending([], frozenset(), 1, nothing, 0)
+
+
 def texts_of(edits: list[int]) -> list[Text]:
     return [
-        Text(list(prompt), Ending([], frozenset(), 1, nothing, 0), most, edit)
+        Text(list(prompt), ENDLESS, most, edit)
         for prompt, most, edit in zip(PROMPTS, MOST, edits, strict=True)
     ]
 
@@ -105,9 +108,17 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "name"), CASES)
-def test_every_text_is_the_one_that_its_prompt_gets_alone(kind: str, name: str) -> None:
-    """Under several edits and none, one after the other in the same rows, to the logit."""
+@pytest.mark.parametrize(
+    ("kind", "name", "behind"),
+    [*((*case, 0) for case in CASES), ("llama", "onwards", 1), ("llama", "clean", 1)],
+)
+def test_every_text_is_the_one_that_its_prompt_gets_alone(
+    kind: str, name: str, behind: int
+) -> None:
+    """Under several edits and none, one after the other in the same rows, to the logit.
+
+    And where the tokens of a pass are read after the next one, as on a GPU.
+    """
     model = tiny(kind, vocab_size=60, num_hidden_layers=3, **KINDS[kind])
     assert longest_branching_path(model) >= 40
     assert can_decode(model)
@@ -119,13 +130,16 @@ def test_every_text_is_the_one_that_its_prompt_gets_alone(kind: str, name: str) 
         for text, row in zip(seen, found, strict=True):
             logits.setdefault(text, []).append(row)
 
-    decoder = Decoder(Forward(model), texts, edits, 0, 3, BOUNDS, watch)
+    decoder = Decoder(Forward(model), texts, edits, 0, 3, BOUNDS, 0, watch)
+    decoder._behind = behind
     decoder.finish(texts[:2])
     assert all(text.over for text in texts[:2])
     decoder.finish(texts)
     for text in texts:
         tokens, expected = plainly(model, text, edits)
-        torch.testing.assert_close(torch.stack(logits[text]), expected, atol=1e-4, rtol=1e-4)
+        found = torch.stack(logits[text][: text.most])
+        assert len(logits[text]) <= text.most + behind
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
         assert text.made == tokens
     unsteered = Text(texts[1].prompt, texts[1].ending, texts[1].most)
     gap = plainly(model, unsteered, edits)[1][0] - logits[texts[1]][0]
@@ -143,6 +157,20 @@ def test_what_prompts_share_is_computed_once_and_nothing_after_the_end_of_a_text
     padded = sum(computed) - len(SHARED) - sum(map(len, ENDS)) - sum(most - 1 for most in MOST[:5])
     assert 0 <= padded <= 8  # of prompts that are computed together
     assert [len(text.made) for text in texts] == MOST[:5]
+
+
+@pytest.mark.parametrize(("tokens", "most"), [(0, 2), (60, 2), (100, 4), (1000, 8)])
+def test_as_many_texts_are_generated_at_once_as_there_is_room_for(tokens: int, most: int) -> None:
+    """Two at least; the longest text of all has 25 tokens."""
+    model = tiny("llama", vocab_size=60, num_hidden_layers=3)
+    size = 2 * 3 * model.config.num_key_value_heads * model.config.head_dim * 4
+    texts = [Text(SHARED, ENDLESS, 5) for _ in range(8)]
+    at_once: list[int] = []
+    decoder = Decoder(Forward(model), texts, None, 0, 2, BOUNDS, tokens * size,
+                      lambda seen, logits: at_once.append(len(seen)))  # fmt: skip
+    decoder.finish(texts)
+    assert [len(text.made) for text in texts] == [5] * 8
+    assert max(at_once) == most
 
 
 def test_a_text_that_is_not_finite_spoils_none_that_has_its_row_next() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sadi_lmeval.methods.registry import UNSTEERED, spelled_out
+
 pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).parents[1]
@@ -40,3 +42,26 @@ def test_no_module_of_tests_takes_anything_from_another() -> None:
     assert folder / "faults" / "test_killed.py" in found
     pattern = re.compile(r"^\s*(from|import) +(tests\.|faults\.)?test_", re.MULTILINE)
     assert [p.name for p in found if pattern.search(p.read_text(encoding="utf-8"))] == []
+
+
+def test_the_changelog_has_the_headings_of_keep_a_changelog() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    parts = re.findall(r"^## (.+)$", text, flags=re.MULTILINE)
+    assert parts[0] == "[Unreleased]"
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", part) for part in parts[1:])
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert set(re.findall(r"^### (.+)$", text, flags=re.MULTILINE)) <= kinds
+    # What is appended to the end stands under a heading, too.
+    assert text.index("### ") < text.index("\n- ")
+
+
+def test_the_demo_s_table_has_every_method_on_two_tasks_that_are_shipped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    demo = runpy.run_path(str(ROOT / "bench/demo.py"))
+    rows = [line.strip("| ").split(" | ") for line in demo["in_readme"]().splitlines()]
+    heads, _, *rows = [row for row in rows if len(row) > 1 or "---" in row[0]]
+    assert heads == ["method", *(f"{task} (acc)" for task in demo["TASKS"]), "average"]
+    arms = ["unsteered" if name == UNSTEERED else name for name in spelled_out(["all"])]
+    assert sorted(row[0] for row in rows) == sorted(arms)

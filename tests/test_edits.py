@@ -389,8 +389,8 @@ def test_a_gate_that_is_shut_keeps_every_bit_and_an_open_one_is_none(
 ) -> None:
     edits = EVERY["field"](site, "prompt").edits
     rows, which = rows_of(site, 4, dtype), torch.tensor([0, 0, 2, 2])
-    after = edits.edited(1, rows, which, None)
-    gated = edits.edited(1, rows, which, torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    after = edits.edited(edits.placed(which), 1, rows, None)
+    gated = edits.edited(edits.placed(which), 1, rows, torch.tensor([0.0, 1.0, 0.0, 1.0]))
     assert torch.equal(gated[::2], rows[::2])
     assert torch.equal(gated[1::2], after[1::2])
 

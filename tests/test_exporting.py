@@ -140,6 +140,25 @@ def test_the_cache_lists_fits_with_their_chosen_settings_and_exports_them(
     torch.testing.assert_close(torch.tensor(tensor.data), expected)
 
 
+def test_a_fit_for_which_no_setting_was_taken_is_exported_unsteered(
+    evaluate: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = evaluate("tiny_choice", model="hf-sadi", n_tune=8, rule="sure", grid="1x3")
+    [mask] = masks_of(results, "tiny_choice")
+    assert mask["delta"] == 0
+    path = tmp_path / "mine.safetensors"
+    key, cache = mask["cache_key"], ["--cache_dir", str(tmp_path / "cache")]
+    assert main(["fits", "export", key, "--to", "file", "-o", str(path), *cache]) == 0
+    assert main(["fits", *cache]) == 0
+    assert "|unsteered" in capsys.readouterr().out
+    again = sadi.load(path)
+    assert again.setting == {"delta": 0}
+    card = load_fit(path).card
+    assert (card["choice"]["steers"], card["choice"]["n_documents"]) == (False, 8)
+    assert len(card["chosen_on"]["documents"]) == 8
+    assert again.with_setting(top_k=2, delta=3).setting == {"top_k": 2, "delta": 3}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.axes import Axes
 from matplotlib.image import imread
 
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods.registry import arm_names
+from sadi_lmeval.reports import heatmap
+from sadi_lmeval.reports.drawing import Boxes, Drawing, Outline, Words, png
 from sadi_lmeval.reports.heatmap import check_can_draw, check_folder, draw_heatmaps
-from sadi_lmeval.settings import Axes as Numbers
-from sadi_lmeval.settings import Axis, Setting
+from sadi_lmeval.settings import Setting
 
 pytestmark = pytest.mark.quick
 
@@ -43,23 +42,32 @@ METHODS = ("sadi-head", "sadi-neuron", "iti", "caa")
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[list[float]]]:
-    """What is drawn, a matrix a heatmap."""
-    found: list[list[list[float]]] = []
-    draw = Axes.imshow
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Drawing]:
+    """What is drawn."""
+    found: list[Drawing] = []
 
-    def spying(self: Axes, values: Any, *arguments: Any, **named: Any) -> Any:
-        found.append(values)
-        return draw(self, values, *arguments, **named)
+    def spying(drawing: Drawing, path: Path) -> None:
+        found.append(drawing)
+        png(drawing, path)
 
-    monkeypatch.setattr(Axes, "imshow", spying)
+    monkeypatch.setattr(heatmap, "png", spying)
     return found
+
+
+def cells(drawing: Drawing) -> dict[str, str]:
+    """What each cell says, with its colour."""
+    boxes = [mark for mark in drawing.marks if isinstance(mark, Boxes) and mark.title]
+    return {mark.title: mark.color for mark in boxes}
+
+
+def words(drawing: Drawing) -> list[str]:
+    return [mark.text for mark in drawing.marks if isinstance(mark, Words)]
 
 
 def test_every_task_and_method_has_an_image(tmp_path: Path) -> None:
     lines = [{**NONE, "task": task} for task in ("one", "a/b c")]
     lines += [line(m, 1, 2.0, 0.1, task) for task in ("one", "a/b c") for m in METHODS]
-    written = draw_heatmaps(lines, AXES, tmp_path / "new" / "folder")
+    written = draw_heatmaps(lines, AXES, {}, tmp_path / "new" / "folder")
     names = [f"{task}.{method}.png" for task in ("one", "a_b_c") for method in METHODS]
     assert [path.name for path in written] == names
     for path in written:
@@ -68,9 +76,7 @@ def test_every_task_and_method_has_an_image(tmp_path: Path) -> None:
         assert width > 100
 
 
-def test_a_cell_is_where_its_k_and_delta_are(
-    tmp_path: Path, drawn: list[list[list[float]]]
-) -> None:
+def test_a_cell_is_where_its_k_and_delta_are(tmp_path: Path, drawn: list[Drawing]) -> None:
     lines = [
         NONE,
         line("sadi-head", 10, -1.0, 0.1),
@@ -78,59 +84,66 @@ def test_a_cell_is_where_its_k_and_delta_are(
         line("sadi-head", 2, -1.0, -0.3),
         line("sadi-neuron", 5, 4.0, 0.4),
     ]
-    draw_heatmaps(lines, AXES, tmp_path)
-    [[small, large], [[other]]] = drawn
-    assert small == [-0.3, 0.2]
-    assert large[0] == 0.1
-    assert math.isnan(large[1])  # not tried
-    assert other == 0.4
+    draw_heatmaps(lines, AXES, {}, tmp_path)
+    heads, neurons = drawn
+    told = {"K 10, delta −1: +10.0", "K 2, delta 30: +20.0", "K 2, delta −1: −30.0"}
+    assert set(cells(heads)) == told  # one was not tried
+    assert set(cells(neurons)) == {"K 5, delta 4: +40.0"}
 
 
-def test_the_axes_have_the_names_of_the_method(
-    tmp_path: Path, drawn: list[list[list[float]]], monkeypatch: pytest.MonkeyPatch
+def test_pictures_of_a_measure_have_one_labelled_scale_and_the_best_is_outlined(
+    tmp_path: Path, drawn: list[Drawing]
 ) -> None:
-    labels: list[str] = []
-    for name in ("set_xlabel", "set_ylabel"):
-        monkeypatch.setattr(Axes, name, lambda self, text, **more: labels.append(text))
+    lines = [NONE, line("sadi-head", 1, 1.0, 0.1), line("sadi-head", 2, 1.0, 0.05)]
+    lines += [line("caa", 1, 1.0, 0.4)]
+    draw_heatmaps(lines, AXES, {("one", "sadi-head"): lines[1]}, tmp_path)
+    heads, caa = drawn
+    assert cells(heads)["K 1, delta 1: +10.0"] == "b2"  # a half of the darkest, by its root
+    assert cells(caa)["layer 1, multiplier 1: +40.0"] == "b5"
+    for drawing in drawn:
+        assert {"difference from unsteered, points", "−40.0", "+40.0"} <= set(words(drawing))
+        assert "Difference from unsteered (0.500), 9 held-out documents" in words(drawing)
+    assert words(heads)[0] == "sadi-head on one"
+    assert "Outlined: best" in words(heads)
+    [outline] = [mark for mark in heads.marks if isinstance(mark, Outline)]
+    assert outline.title == "chosen: K 1, delta 1"
+    assert "Outlined: best" not in words(caa)
+
+
+def test_what_is_best_on_scored_documents_is_an_oracle(
+    tmp_path: Path, drawn: list[Drawing]
+) -> None:
+    lines = [{**each, "split": "test"} for each in (NONE, line("caa", 1, 1.0, 0.4))]
+    draw_heatmaps(lines, AXES, {("one", "caa"): lines[1]}, tmp_path)
+    assert "Outlined: oracle: best on the scored documents" in words(drawn[0])
+
+
+def test_log_likelihoods_have_a_scale_of_their_own(tmp_path: Path, drawn: list[Drawing]) -> None:
+    texts = {"task": "text", "objective": "likelihood"}
+    lines = [{**NONE, **texts, "score": -2.0}, {**line("caa", 1, 1.0, 0.5), **texts, "score": -1.5}]
+    draw_heatmaps([NONE, line("caa", 1, 1.0, 0.1), *lines], AXES, {}, tmp_path)
+    points, likelihood = drawn
+    assert "+10.0" in words(points)
+    assert {"+0.500", "difference from unsteered, log-likelihood"} <= set(words(likelihood))
+
+
+def test_the_axes_have_the_names_of_the_method(tmp_path: Path, drawn: list[Drawing]) -> None:
     lines = [NONE, *(line("caa", layer, 1.5, 0.1 * layer) for layer in (2, 0, 1))]
-    draw_heatmaps(
-        [*lines, line("iti", 3, 15.0, 0.5), line("sadi-head", 3, 9.0, 0.6)], AXES, tmp_path
-    )
-    labels = [label for label in labels if label]  # the colour bar has none
-    assert labels == ["multiplier", "layer", "alpha", "K", "delta", "K"]
-    assert drawn == [[[0.0], [0.1], [0.2]], [[0.5]], [[0.6]]]
-
-
-def test_of_more_than_two_numbers_the_last_is_across_and_of_one_there_is_one_row(
-    tmp_path: Path, drawn: list[list[list[float]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    texts: dict[str, list[Any]] = {"set_xlabel": [], "set_ylabel": [], "set_yticks": []}
-    for name, said in texts.items():
-        monkeypatch.setattr(Axes, name, lambda self, *given, said=said, **_: said.append(given[-1]))
-    three = Numbers(Axis("layer", whole=True), Axis("top_k", whole=True), Axis("push"))
-    axes = {"three": three, "one": Numbers(Axis("push"))}
-    cells = [(2, 1, 0.5, 0.1), (0, 3, 0.5, 0.2), (2, 1, 1.5, 0.3), (0, 3, 1.5, -0.4)]
-    lines = [NONE]
-    for *numbers, difference in cells:
-        named = three.named(Setting(*numbers))
-        lines.append({**line("three", 0, 0.0, difference), **named})
-    lines += [{**line("one", 0, 0.0, push), "push": push} for push in (0.5, -0.5)]
-    assert len(draw_heatmaps(lines, axes, tmp_path)) == 2
-    assert drawn == [[[0.2, -0.4], [0.1, 0.3]], [[-0.5, 0.5]]]
-    assert [label for label in texts["set_xlabel"] if label] == ["push", "push"]
-    assert [label for label in texts["set_ylabel"] if label] == ["layer, K"]
-    assert ["0, 3", "2, 1"] in texts["set_yticks"]
+    every = [*lines, line("iti", 3, 15.0, 0.5), line("sadi-head", 3, 9.0, 0.6)]
+    draw_heatmaps(every, AXES, {}, tmp_path)
+    for drawing, names in zip(drawn, (("layer", "multiplier"), ("K", "alpha"), ("K", "delta")),
+                              strict=True):  # fmt: skip
+        assert set(names) <= set(words(drawing))
 
 
 def test_a_setting_that_is_not_finite_is_an_empty_cell(
-    tmp_path: Path, drawn: list[list[list[float]]]
+    tmp_path: Path, drawn: list[Drawing]
 ) -> None:
     [path] = draw_heatmaps(
-        [NONE, line("sadi-head", 1, 1.0, None), line("sadi-head", 1, 2.0, 0.1)], AXES, tmp_path
+        [NONE, line("sadi-head", 1, 1.0, None), line("sadi-head", 1, 2.0, 0.1)], AXES, {}, tmp_path
     )
-    [[[bad, good]]] = drawn
-    assert math.isnan(bad)
-    assert good == 0.1
+    assert cells(drawn[0])["K 1, delta 1: not finite"] == "panel"
+    assert "K 1, delta 2: +10.0" in cells(drawn[0])
     assert imread(path).size
 
 
@@ -138,16 +151,16 @@ def test_a_setting_that_is_not_finite_is_an_empty_cell(
 def test_a_heatmap_without_any_difference_is_drawn(
     tmp_path: Path, difference: float | None
 ) -> None:
-    assert draw_heatmaps([NONE, line("sadi-head", 1, 1.0, difference)], AXES, tmp_path)
+    assert draw_heatmaps([NONE, line("sadi-head", 1, 1.0, difference)], AXES, {}, tmp_path)
 
 
 def test_a_heatmap_is_drawn_where_the_unsteered_model_is_not_finite(tmp_path: Path) -> None:
     unsteered = {**NONE, "score": None, "difference": None}
-    assert draw_heatmaps([unsteered, line("sadi-head", 1, 1.0, None)], AXES, tmp_path)
+    assert draw_heatmaps([unsteered, line("sadi-head", 1, 1.0, None)], AXES, {}, tmp_path)
 
 
 def test_the_unsteered_model_alone_has_no_heatmap(tmp_path: Path) -> None:
-    assert draw_heatmaps([NONE], AXES, tmp_path) == []
+    assert draw_heatmaps([NONE], AXES, {}, tmp_path) == []
 
 
 def test_without_matplotlib_the_user_is_told_how_to_install_it(

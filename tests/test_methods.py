@@ -253,6 +253,19 @@ def test_what_a_setting_is_said_to_select_is_what_it_edits(method: Method) -> No
 
 
 @each_method
+def test_what_a_fit_found_is_a_number_for_every_entry(method: Method) -> None:
+    """Or nothing, where single entries have no number."""
+    [setting, *_] = steering(method)
+    site = edits_of(method, [setting]).site
+    found = method.found(fit_of(method, site))
+    if found is not None:
+        assert found.name
+        assert found.scores.shape == (site.layers, site.entries)
+    elif method.selected(fit_of(method, site), setting, SEED) is not None:
+        pytest.fail("single entries are selected, and nothing says by what")
+
+
+@each_method
 def test_the_record_holds_every_argument_and_shows_every_change(method: Method) -> None:
     record = method.record()
     own = declared(method)

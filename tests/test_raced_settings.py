@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,10 @@ class Read:
 
     def continuation(self, context: str, continuation: str) -> Continuation:
         return Continuation((int(context),), (0,))
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        yield
 
     def score_grid(
         self, requests: Sequence[Continuation], families: Sequence[Edits], done: Any
@@ -207,6 +212,22 @@ def test_notes_without_what_a_race_needs_are_passed_over(table: Array, tmp_path:
     assert found.asked[3:9, 0].all()
 
 
+def test_notes_of_other_numbers_of_processes_are_known_as_far_as_they_go(
+    table: Array, tmp_path: Path
+) -> None:
+    """Another process's notes lack what is left in this race: they are not taken in its place."""
+    expected = judged(Read(table), None)
+    for number in range(len(COUNTS)):
+        lines = [{"document": i, "judged": [[1.0, -1.0, None]], "settings": []} for i in range(40)]
+        Journal(tmp_path / f"{number}.1.jsonl").add(*lines)
+    parts: list[Any] = [None] * 2
+    barrier = threading.Barrier(2)
+    models = [Read(table, InThreads(rank, parts, barrier)) for rank in range(2)]
+    np.testing.assert_array_equal(in_threads(models, tmp_path)[0], expected)
+    asked = np.sum([model.asked for model in models], axis=0)
+    assert asked.sum(0).tolist() == tried_in(expected)
+
+
 class InThreads(Processes):
     """Processes that are threads of this one."""
 
@@ -222,22 +243,28 @@ class InThreads(Processes):
         return gathered
 
 
+def in_threads(models: list[Read], folder: Path) -> dict[int, Array]:
+    """What each process of a race has found."""
+    found: dict[int, Array] = {}
+
+    def run(rank: int) -> None:
+        found[rank] = judged(models[rank], folder)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(models))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return found
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_several_processes_race_as_one(table: Array, tmp_path: Path, count: int) -> None:
     expected = judged(Read(table), None)
     parts: list[Any] = [None] * count
     barrier = threading.Barrier(count)
     models = [Read(table, InThreads(rank, parts, barrier)) for rank in range(count)]
-    found: dict[int, Array] = {}
-
-    def run(rank: int) -> None:
-        found[rank] = judged(models[rank], tmp_path)
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    found = in_threads(models, tmp_path)
     for rank in range(count):
         np.testing.assert_array_equal(found[rank], expected)
     asked = np.sum([model.asked for model in models], axis=0)
@@ -309,6 +336,21 @@ def test_a_race_has_the_outcomes_of_no_race_and_says_on_how_many_documents(
 
 
 @pytest.mark.usefixtures("by_the_model")
+def test_few_documents_have_the_choice_and_the_key_of_no_race(
+    tried_for_real: tuple[Trial, Candidates, Any], tmp_path: Path
+) -> None:
+    trial, candidates, model = tried_for_real
+    few = trial._replace(documents=trial.documents[:20], texts=trial.texts[:20])
+    first = choose_settings(few, [candidates], model, tmp_path, "x")
+    [kept] = tmp_path.glob("*.tuning.json")
+    content = kept.read_bytes()
+    assert choose_settings(few._replace(race=False), [candidates], model, tmp_path, "x") == first
+    kept.unlink()
+    choose_settings(few._replace(race=False), [candidates], model, tmp_path, "x")
+    assert kept.read_bytes() == content
+
+
+@pytest.mark.usefixtures("by_the_model")
 def test_a_race_goes_on_where_no_setting_is_finite(
     tried_for_real: tuple[Trial, Candidates, Any], tmp_path: Path
 ) -> None:
@@ -339,3 +381,29 @@ def test_some_edits_of_a_family_are_those_edits(
         expected = edits.apply(layer, rows, torch.tensor([2, 5, 2]))
         assert torch.equal(part.apply(layer, rows, which), expected)
     assert set(edits.layers) - set(part.layers) <= set(range(min(part.first_layers)))
+
+
+@pytest.mark.usefixtures("by_the_model")
+def test_what_prompts_begin_with_is_computed_once_for_all_rounds(
+    tried_for_real: tuple[Trial, Candidates, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Few-shot examples, at each look anew, would cost more than the race spares."""
+    trial, candidates, model = tried_for_real
+    examples = " ".join(f"{context} answer" for [[context, _]] in trial.texts[:6]) + " "
+    trial = trial._replace(texts=[[(examples + c, a)] for [(c, a)] in trial.texts])
+    run, computed = model.engine.forward._run, []
+
+    def watched(batch: Any, *arguments: Any) -> Tensor:
+        logits: Tensor = run(batch, *arguments)
+        if not len(logits):  # a beginning: none of its tokens predicts what is scored
+            computed.append(batch.input_ids.numel())
+        return logits
+
+    monkeypatch.setattr(model.engine.forward, "_run", watched)
+    choose_settings(trial, [candidates], model, tmp_path, "x")
+    begins = len(model.tok_encode(examples))
+    assert len(trial.looks) == 3
+    assert begins - 2 <= sum(computed) < 2 * begins
+    assert not model.engine.forward._prefixes

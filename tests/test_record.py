@@ -9,6 +9,7 @@ from dataclasses import replace
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -127,15 +128,37 @@ def test_no_two_records_share_a_file_name() -> None:
     assert len({file_name(*each) for each in every}) == len(every)
 
 
-def test_a_record_of_format_1_is_read_and_says_nothing_of_its_definitions(tmp_path: Path) -> None:
+UNSAID: dict[int, dict[str, Any]] = {
+    1: {"task_digest": "", "pairs_digests": [], "prompts": [], "texts": []},
+    2: {"prompts": [], "texts": []},
+}
+"""What records of earlier formats do not say."""
+
+
+@pytest.mark.parametrize("form", UNSAID)
+def test_a_record_of_an_earlier_format_is_read_and_says_no_more_than_it_did(
+    tmp_path: Path, form: int
+) -> None:
     path = save_record(make_record(), tmp_path)
     content = json.loads(path.read_text())
-    for name in ("format", "sha256", "task_digest", "pairs_digests"):
+    for name in ("format", "sha256", *UNSAID[form]):
         del content[name]
     text = json.dumps(content, sort_keys=True, allow_nan=False)
-    earlier = {"format": "sadi-lmeval record 1", "sha256": sha256(text.encode()).hexdigest()}
+    earlier = {"format": f"sadi-lmeval record {form}", "sha256": sha256(text.encode()).hexdigest()}
     path.write_text(json.dumps({**earlier, **content}))
-    assert load_record(path) == make_record(task_digest="", pairs_digests=[])
+    assert load_record(path) == make_record(**UNSAID[form])
+
+
+@pytest.mark.parametrize("name", ["prompts", "texts"])
+def test_texts_are_one_a_document_or_none(tmp_path: Path, name: str) -> None:
+    texts = ["a", "", "c", "d"]
+    whole = make_record(prompts=texts, texts=texts)
+    assert load_record(save_record(whole, tmp_path)) == whole
+    wrongs: tuple[Any, ...] = (texts[:3], [1, 2, 3, 4], "text")
+    for wrong in wrongs:
+        path = save_record(make_record(**{name: wrong}), tmp_path)
+        with pytest.raises(UserError, match=rf"is not as this package writes it \({name}\)"):
+            load_record(path)
 
 
 def test_how_a_task_was_steered_comes_back_as_it_was_written() -> None:

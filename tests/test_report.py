@@ -165,10 +165,15 @@ fit = st.fixed_dictionaries(
     optional={
         "selected": anything | st.lists(st.lists(st.integers(-1, 9), max_size=3), max_size=3),
         "source": anything,
+        "found": anything | st.fixed_dictionaries({"rows": st.lists(st.lists(
+            st.floats(-1e299, 1e299) | st.integers(-1, 1), max_size=4), max_size=5)},
+            optional={"width": anything | st.just(4), "name": anything}),
         "tuning": anything
         | st.fixed_dictionaries({}, optional={
             "table": anything | st.lists(st.fixed_dictionaries({}, optional={
-                "top_k": anything, "delta": anything, "difference": anything}), max_size=4),
+                "top_k": anything, "delta": anything, "documents": anything,
+                "difference": anything | st.floats(-1e299, 1e299),
+                "difference_stderr": anything | st.floats(-1e299, 1e299)}), max_size=4),
             "chosen": anything, "objective": anything}),
         "top_k": anything,
     },

@@ -5,11 +5,19 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from helpers.results import masks_of
+from sadi_lmeval.harness.run_task import RunTask
+from sadi_lmeval.settings import Axes, Axis, Setting
+from sadi_lmeval.steering.outcome import Choice, outcome
+from sadi_lmeval.steering.steering import _warn_of_chance
+
+SETTING = Setting(2, 1.5)
 
 
 def said(caplog: pytest.LogCaptureFixture, task: str) -> str:
@@ -112,7 +120,7 @@ def test_a_warning_names_the_row_and_what_was_done(
         ("neuron", "best", "rule best steers"),
     ):
         caplog.clear()
-        evaluate("tiny_choice", grid="1x0.000001", n_tune=10, element=element, rule=rule)
+        evaluate("tiny_choice", grid="1x0.000001", n_tune=20, element=element, rule=rule)
         told = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
         [line] = [line for line in told if line.startswith("Task tiny_choice: ")]
         assert f"no setting of sadi-{element} beats the unsteered model" in line
@@ -124,9 +132,9 @@ def test_a_run_of_two_tasks_says_what_a_user_can_act_on_and_nothing_else(
 ) -> None:
     """What it costs, that nothing was found if so, and how each task was steered."""
     tasks = "tiny_choice", "tiny_word"
-    given = {"grid": "1x0.000001", "n_tune": 10, "rule": "sure", "baseline": True}
+    given = {"grid": "1x0.000001", "n_tune": 20, "rule": "sure", "baseline": True}
     evaluate(*tasks, **given)
-    costs = [f"top_k and delta of {task}: 1 settings are tried on 10 documents" for task in tasks]
+    costs = [f"top_k and delta of {task}: 1 settings are tried on 20 documents" for task in tasks]
     nulls = [f"Task {task}: no setting of sadi-head beats" for task in tasks]
     ends = [f"Task {task}: sadi-head: unsteered, as rule sure took no setting" for task in tasks]
     first = [costs[0], nulls[0], costs[1], nulls[1], *ends]
@@ -136,3 +144,28 @@ def test_a_run_of_two_tasks_says_what_a_user_can_act_on_and_nothing_else(
         assert [m for m, begin in zip(mine, expected, strict=True) if not m.startswith(begin)] == []
         caplog.clear()
         evaluate(*tasks, **given)
+
+
+def test_rows_that_steer_nothing_are_told_of_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a dozen methods, a line each would be a page for every task."""
+    axes = Axes(Axis("layer", whole=True, counts="layer"), Axis("multiplier", strength=True))
+    outcomes = [outcome(s, np.ones((4, 3)), np.ones((4, 3))) for s in (Setting(0, 0.0), SETTING)]
+
+    def choice(taken: int, p_max: float | None) -> Choice:
+        return Choice(outcomes, taken, 4, "metric", axes, "best", p_max)
+
+    task = RunTask(SimpleNamespace(config=SimpleNamespace(task="asked")))
+    choices = {
+        "caa": choice(0, 0.4),
+        "iti": choice(1, 0.3),
+        "mera": choice(0, 0.9),
+        "sure": choice(1, 0.01),
+    }
+    _warn_of_chance(task, choices)
+    begin, middle = "Task asked: no setting of", "beats the unsteered model by more than chance may"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{begin} caa, mera {middle} on 4 held-out documents (p_max from 0.40); "
+        "rule best steers nothing",
+        f"{begin} iti {middle} on 4 held-out documents (p_max 0.30); "
+        "rule best steers all the same: layer=2, multiplier=1.5, +0.0000 ± 0.0000 there",
+    ]

@@ -74,6 +74,7 @@ def everything(model: LlamaForCausalLM, processes: Processes) -> tuple[Any, int]
     site = engine.site("hidden", "mlp")
     width = torch.zeros(site.layers, site.width)
     edits = DiagonalEdits(site, [Edit(width + by) for by in (0.5, 1, 2)], scope="onwards")
+    others = [DiagonalEdits(site, [Edit(width + by)], scope="prompt") for by in (1, 3, 4)]
     # Beginnings that are shared one within the other, so that prefixes are made of prefixes.
     long = [(7 * i + 3) % 40 for i in range(24)]
     starts = [[], long, [*long[:18], *long[:8]], [9, *long]]
@@ -85,7 +86,9 @@ def everything(model: LlamaForCausalLM, processes: Processes) -> tuple[Any, int]
     read: list[Any] = []
 
     class Noting:
-        kind, shapes = "noting", {"all": (1,)}
+        def __init__(self) -> None:
+            self.kind = "noting"
+            self.shapes: dict[str, tuple[int, ...]] = {"all": (1,)}
 
         def add(self, items: list[int], labels: list[Any], values: torch.Tensor) -> None:
             read.append((items, labels, values.clone()))
@@ -101,6 +104,7 @@ def everything(model: LlamaForCausalLM, processes: Processes) -> tuple[Any, int]
         patch.setattr(Forward, "_run", counted)
         engine.score([*REQUESTS, *nested], edits, scored.append)
         engine.score_grid(nested, [edits], lambda *found: scored.append(found))
+        engine.score_grid(nested[:2], [edits, *others], lambda *found: scored.append(found))
         engine.longest_branching_path = 0  # nothing is packed
         engine.score_grid(nested[:9], [edits], lambda *found: scored.append(found))
         if processes is not ALONE:
@@ -160,7 +164,8 @@ def test_processes_that_come_to_their_end_leave_without_a_word(
 def test_generation_is_divided_into_the_batches_of_one_process(count: int) -> None:
     class Request:
         def __init__(self, words: int) -> None:
-            self.task_name, self.args = "task", (" ".join("a" * words), {})
+            self.task_name = "task"
+            self.args: tuple[str, dict[str, Any]] = (" ".join("a" * words), {})
 
     class Model:
         batch_size, device = 3, torch.device("cpu")

@@ -934,7 +934,7 @@ def test_folds_are_fitted_and_tuned_where_a_document_of_theirs_is_scored(
     tuned: list[str] = []
 
     def watched(*arguments: Any) -> list[Choice]:
-        tuned.append(arguments[-1])
+        tuned.append(arguments[4])
         return choose_settings(*arguments)
 
     monkeypatch.setattr(steering, "choose_settings", watched)

@@ -72,7 +72,9 @@ def _table(folder: Path) -> str:
             fit.card.get("model"),
             f"{fit.card.get('task')} ({fit.card.get('source')}{_labels(fit.card)})",
             fit.arm.get("method", "–"),
-            ", ".join(f"{name}={value:g}" for name, value in fit.setting.items()) or "–",
+            "unsteered"
+            if fit.of_choice.get("choice", {}).get("steers") is False
+            else ", ".join(f"{name}={value:g}" for name, value in fit.setting.items()) or "–",
             f"{fit.made:%Y-%m-%d %H:%M}",
             f"{fit.file.stat().st_size / 1e6:.1f} MB",
         )

@@ -103,11 +103,12 @@ def run(given: argparse.Namespace, rest: Sequence[str], command: object) -> None
         lines = sweep(tasks, what, model.options, model, given.output)
     if not writes:
         return
-    _print_best(lines, plain, given.split)
+    best = _best(lines, plain)
+    _print_best(best, plain, given.split)
     print(f"{len(lines)} settings: {given.output}")
     if given.heatmaps is not None:
         axes = {name: arm.axes for name, arm in plain.items()}
-        for path in draw_heatmaps(lines, axes, given.heatmaps):
+        for path in draw_heatmaps(lines, axes, best, given.heatmaps):
             print(f"heatmap: {path}")
 
 
@@ -233,11 +234,15 @@ def _check_sizes(
             space.axes.check(space.largest(), size, method.place[0])
 
 
-def _print_best(lines: list[dict[str, Any]], arms: Mapping[str, Arm], split: str) -> None:
-    """Print the best setting of each task and arm, named for what it is."""
+_Best = dict[tuple[str, str], dict[str, Any]]
+"""Of each task and arm the best line."""
+
+
+def _best(lines: list[dict[str, Any]], arms: Mapping[str, Arm]) -> _Best:
+    """Find the best line of each task and arm."""
     from sadi_lmeval.settings import Setting
 
-    name = "best" if split == "dev" else "oracle: best on the scored documents"
+    found: _Best = {}
     known = [line for line in lines if line["score"] is not None]
     for task, method in dict.fromkeys((line["task"], line["method"]) for line in known):
         of_method = arms[method].method if method in arms else None
@@ -247,12 +252,19 @@ def _print_best(lines: list[dict[str, Any]], arms: Mapping[str, Arm], split: str
             size = of.edit_size(Setting(*(line[n] for n in of.axes.names))) if of else 0.0
             return round(line["score"], 9), round(line["margin"], 9), -size
 
-        best = max(
+        found[task, method] = max(
             (line for line in known if (line["task"], line["method"]) == (task, method)), key=rank
         )
+    return found
+
+
+def _print_best(found: _Best, arms: Mapping[str, Arm], split: str) -> None:
+    """Print the best setting of each task and arm, named for what it is."""
+    name = "best" if split == "dev" else "oracle: best on the scored documents"
+    for (task, method), best in found.items():
         said, gain = "unsteered", ""
-        if of_method is not None:
-            chosen = ", ".join(f"{axis.short}={best[axis.name]:g}" for axis in of_method.axes)
+        if method in arms:
+            chosen = ", ".join(f"{axis.short}={best[axis.name]:g}" for axis in arms[method].axes)
             said = f"{method} {name}: {chosen}"
             if best["difference"] is not None:
                 gain = (

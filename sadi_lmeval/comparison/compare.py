@@ -49,6 +49,8 @@ _NOT_OURS = ("task_manager", "model_args", "verbosity", "write_out", "check_inte
 """Arguments of the harness that results do not depend on, or that count by themselves."""
 _NOT_SHARED = ("cache_dir", "include_path", "labels")
 """Shared arguments that results do not depend on, or that the names of arms set."""
+_SHOWN = 600
+"""The most characters of a prompt and of a text that a record keeps, for the report."""
 _ON_THE_CARD = frozenset(["pretrained", "revision", "dtype"])
 """Model arguments that the model's card covers."""
 
@@ -462,8 +464,9 @@ def _record(
     counted = results["config"]["sadi"][name]
     not_finite = int(counted["not_finite"])
     # Which of the generated texts they are is not known.
-    texts = task.output_type == "generate_until" and not_finite > 0
-    finite = [_all_finite(sample) and not texts for sample in samples]
+    generates = task.output_type == "generate_until"
+    bad_text = generates and not_finite > 0
+    finite = [_all_finite(sample) and not bad_text for sample in samples]
     if not all(finite):  # the harness takes the first of such scores for the highest
         metrics = {key: [None, None] for key in metrics}
     choices = [task.choices(sample["doc"]) for sample in samples]
@@ -500,11 +503,22 @@ def _record(
             for sample in samples
         ],
         labels=choices[0] if same else None,
-        steering=prepared.record.with_counts(not_finite, int(counted.get("degenerate", 0))),
+        steering=prepared.pictured().with_counts(not_finite, int(counted.get("degenerate", 0))),
         task_digest=prepared.record.task_digest,
         pairs_digests=prepared.pairs_digests,
+        prompts=[_end(_prompt(sample)) for sample in samples] if generates else [],
+        texts=[str(sample["resps"][0][0])[:_SHOWN] for sample in samples] if generates else [],
         seconds=seconds,
     )
+
+
+def _prompt(sample: Mapping[str, Any]) -> str:
+    """Give the prompt of a document of a task that generates text."""
+    return str(sample["arguments"][0][0])
+
+
+def _end(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"…{text[1 - _SHOWN :]}"
 
 
 def _metric(task: Task, samples: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> str:

@@ -122,7 +122,8 @@ class ComparedModel(ManyArmsModel):
             edits = tuple(each.edit_of(request.doc) for each in self._asked(request.task_name))
             groups.setdefault((request.task_name, edits), []).append(request)
         label = f"Scoring under {len(self._rows)} methods at once"
-        with tqdm(total=len(requests), desc=label, disable=disable_tqdm) as bar:
+        # Where another row has had all answered, there is nothing to show.
+        with tqdm(total=len(requests), desc=label, delay=3, disable=disable_tqdm) as bar:
             for (name, edits), alike in groups.items():
                 self._answer(self._asked(name), edits, alike, bar)
         return super()._loglikelihood(requests, True)

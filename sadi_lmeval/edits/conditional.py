@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.edits.contract import Edits, RowRule
 from sadi_lmeval.types import Side
 from sadi_lmeval.versions import code_digest
 
@@ -94,6 +94,9 @@ class ConditionalEdits(Edits):
 
     def apply(self, layer: int, activations: Tensor, which: Tensor) -> Tensor:
         return self.edits.apply(layer, activations, which)
+
+    def placed(self, which: Tensor) -> RowRule:
+        return self.edits.placed(which)
 
     def gates(self, unsteered: Tensor) -> Tensor:
         met = self.condition.passes(unsteered).float().cpu().unsqueeze(-1)

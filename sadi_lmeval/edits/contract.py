@@ -11,7 +11,7 @@ one pass, that a pass may begin at the first edited layer, and that prompts may 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -21,6 +21,9 @@ from sadi_lmeval.architecture.hooks import visiting
 from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.types import Scope
+
+RowRule = Callable[[int, Tensor], Tensor]
+"""Takes a layer and A ``[n, width]`` of certain rows; gives A'."""
 
 
 class Edits(ABC):
@@ -58,6 +61,16 @@ class Edits(ABC):
         Returns:
             A', ``[n, width]``, in the type of A. Rows that an edit does not change keep their bits.
         """
+
+    def placed(self, which: Tensor) -> RowRule:
+        """Give the row rule of some rows, for passes in which it is needed again and again.
+
+        What it needs is copied to a device once, where a family has this method of its own.
+
+        Args:
+            which: the index of the edit for each row, ``[n]`` on the CPU.
+        """
+        return lambda layer, activations: self.apply(layer, activations, which)
 
     @abstractmethod
     def digest(self, edit: int) -> str:
@@ -108,14 +121,16 @@ class Edits(ABC):
         """The layers whose site is written: with clean activations all, else the edited ones."""
         return list(range(self.site.layers)) if self.clean and self.layers else self.layers
 
-    def edited(self, layer: int, before: Tensor, which: Tensor, gates: Tensor | None) -> Tensor:
-        """Apply the row rule, and the gate if there is one.
+    @staticmethod
+    def edited(rule: RowRule, layer: int, before: Tensor, gates: Tensor | None) -> Tensor:
+        """Apply a row rule, and the gate if there is one.
 
         Args:
+            rule: of all the rows, see :meth:`placed`.
             before: A, ``[n, width]``.
             gates: of each row, ``[n]``, or None.
         """
-        after = self.apply(layer, before, which)
+        after = rule(layer, before)
         if gates is None:
             return after
         gate = gates.to(before.device).unsqueeze(-1)
@@ -132,6 +147,7 @@ class Edits(ABC):
         of_point: Tensor | None = None,
         start: int = 0,
         gates: Tensor | None = None,
+        rule: RowRule | None = None,
     ) -> Iterator[None]:
         """Edit the activations at ``points`` while the block runs.
 
@@ -143,6 +159,7 @@ class Edits(ABC):
             of_point: the row of ``unsteered`` for each position, ``[n]``; None: k = n, in order.
             start: the first block that runs; no edit of ``which`` touches one below.
             gates: what :meth:`gates_of` gives, where it is known.
+            rule: what :meth:`placed` gives, where there is one already.
         """
         if not self.layers or not len(which):
             yield
@@ -150,13 +167,14 @@ class Edits(ABC):
         rows = torch.arange(len(which)) if of_point is None else of_point
         if gates is None and unsteered is not None:
             gates = self.gates_of(unsteered, which, rows)
+        placed = self.placed(which) if rule is None else rule
 
         def visit(layer: int, activations: Tensor) -> Tensor:
             if self.clean and unsteered is not None:
                 before = unsteered[rows.to(unsteered.device), layer]
             else:
                 before = points.read(activations)
-            after = self.edited(layer, before.to(activations), which, gates)
+            after = self.edited(placed, layer, before.to(activations), gates)
             return points.write(activations, after)
 
         written = [n for n in self.written_layers if self.site.blocks[n] >= start]

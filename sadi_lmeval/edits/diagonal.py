@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sadi_lmeval.architecture.sites import Site
+from sadi_lmeval.edits.contract import RowRule
 from sadi_lmeval.edits.gated import Gate, GatedEdits
 from sadi_lmeval.types import Scope
 
@@ -83,15 +84,26 @@ class DiagonalEdits(GatedEdits):
         return content.hexdigest()
 
     def apply(self, layer: int, activations: Tensor, which: Tensor) -> Tensor:
-        if layer not in self._entries:
-            return activations
-        entries = self._entries[layer].to(activations.device)
-        gain, shift = self._change[layer][which].to(activations).unbind(dim=1)
-        before = activations[:, entries]
-        after = before + gain * before + shift
-        # What other edits change is to keep its bits: a zero's sign, and not 0 times infinity.
-        after = torch.where((gain == 0) & (shift == 0), before, after)
-        return activations.index_copy(1, entries, after)
+        return self.placed(which)(layer, activations)
+
+    def placed(self, which: Tensor) -> RowRule:
+        there: dict[tuple[int, torch.device, torch.dtype], tuple[Tensor, ...]] = {}
+
+        def rule(layer: int, activations: Tensor) -> Tensor:
+            if layer not in self._entries:
+                return activations
+            key = layer, activations.device, activations.dtype
+            if key not in there:
+                gain, shift = self._change[layer][which].to(activations).unbind(dim=1)
+                entries = self._entries[layer].to(activations.device)
+                there[key] = entries, gain, shift, (gain == 0) & (shift == 0)
+            entries, gain, shift, same = there[key]
+            before = activations[:, entries]
+            after = before + gain * before + shift
+            # What other edits change is to keep its bits: a zero's sign, and not 0 times infinity.
+            return activations.index_copy(1, entries, torch.where(same, before, after))
+
+        return rule
 
     def shift(self, edit: int) -> dict[int, Tensor] | None:
         added = {}

@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.edits.contract import Edits, RowRule
 
 
 def joined(several: Sequence[Edits]) -> Edits:
@@ -42,21 +42,31 @@ class _Joined(Edits):
         return self._parts[part].digest(edit - self._starts[part])
 
     def apply(self, layer: int, activations: Tensor, which: Tensor) -> Tensor:
-        if layer not in self.layers:
-            return activations
-        after = activations
+        return self.placed(which)(layer, activations)
+
+    def placed(self, which: Tensor) -> RowRule:
+        parts: list[tuple[set[int], Tensor, RowRule]] = []  # layers, rows, the rule of these
         for part, start in zip(self._parts, self._starts, strict=True):
-            if layer not in part.layers:
-                continue
             rows = ((which >= start) & (which < start + part.count)).nonzero().flatten()
-            if not len(rows):
-                continue
-            if len(rows) == len(which):
-                return part.apply(layer, activations, which - start)
-            there = rows.to(activations.device)
-            changed = part.apply(layer, activations[there], which[rows] - start)
-            after = after.index_copy(0, there, changed)
-        return after
+            if len(rows):
+                parts.append((set(part.layers), rows, part.placed(which[rows] - start)))
+        there: dict[tuple[int, torch.device], Tensor] = {}
+
+        def rule(layer: int, activations: Tensor) -> Tensor:
+            after = activations
+            for number, (layers, rows, mine) in enumerate(parts):
+                if layer not in layers:
+                    continue
+                if len(rows) == len(which):
+                    return mine(layer, activations)
+                key = number, activations.device
+                if key not in there:
+                    there[key] = rows.to(activations.device)
+                changed = mine(layer, activations[there[key]])
+                after = after.index_copy(0, there[key], changed)
+            return after
+
+        return rule
 
     def gates(self, unsteered: Tensor) -> Tensor | None:
         if not self.gated:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sadi_lmeval.architecture.sites import Site
+from sadi_lmeval.edits.contract import RowRule
 from sadi_lmeval.edits.gated import Gate, GatedEdits
 from sadi_lmeval.types import Scope
 from sadi_lmeval.versions import code_digest
@@ -83,18 +84,37 @@ class NumberedEdits(GatedEdits):
         """
 
     def apply(self, layer: int, activations: Tensor, which: Tensor) -> Tensor:
-        if layer not in self._tensors:
-            return activations
-        here = self._edited[which, layer]
-        if not here.any():
-            return activations
-        device = activations.device
-        tensors = {name: t.to(device) for name, t in self._tensors[layer].items()}
-        numbers = self.numbers[which].to(device=device, dtype=torch.float32)
-        after = self.change(tensors, activations, numbers).to(activations.dtype)
-        if here.all():
-            return after
-        return torch.where(here.to(device).unsqueeze(-1), after, activations)
+        return self.placed(which)(layer, activations)
+
+    def placed(self, which: Tensor) -> RowRule:
+        tensors: dict[tuple[int, torch.device], dict[str, Tensor]] = {}
+        edited: dict[tuple[int, torch.device], Tensor | None] = {}  # None: every row
+        numbers: dict[torch.device, Tensor] = {}
+        untouched: set[int] = set()
+
+        def copy(layer: int, device: torch.device) -> None:
+            here = self._edited[which, layer]
+            if not here.any():
+                untouched.add(layer)
+                return
+            mine = self._tensors[layer].items()
+            tensors[layer, device] = {name: t.to(device) for name, t in mine}
+            edited[layer, device] = None if here.all() else here.to(device).unsqueeze(-1)
+            if device not in numbers:
+                numbers[device] = self.numbers[which].to(device=device, dtype=torch.float32)
+
+        def rule(layer: int, activations: Tensor) -> Tensor:
+            key = layer, activations.device
+            if layer in self._tensors and layer not in untouched and key not in tensors:
+                copy(*key)
+            if layer not in self._tensors or layer in untouched:
+                return activations
+            after = self.change(tensors[key], activations, numbers[activations.device])
+            here = edited[key]
+            after = after.to(activations.dtype)
+            return after if here is None else torch.where(here, after, activations)
+
+        return rule
 
     def digest(self, edit: int) -> str:
         rule = f"{type(self).__module__}.{type(self).__qualname__} {code_digest(self.rule)}"

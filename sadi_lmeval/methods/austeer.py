@@ -14,7 +14,7 @@ from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.arguments import choice
 from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.methods.base import Method, Tensors, scoped
+from sadi_lmeval.methods.base import Found, Method, Tensors, scoped
 from sadi_lmeval.methods.collectors import Shapes
 from sadi_lmeval.processes import Processes
 from sadi_lmeval.settings import Axes, Axis, SearchSpace, Setting
@@ -83,6 +83,10 @@ class AUSteer(Method):
                 *(tied, int(chosen.sum())),
             )
         return chosen.squeeze(-1) if chosen.shape[-1] == 1 else chosen
+
+    def found(self, tensors: Tensors) -> Found:
+        most = signed_consistency(tensors).abs().amax(dim=-1)
+        return Found("share of pairs that differ alike", most)
 
     def edits(
         self, site: Site, tensors: Tensors, settings: Sequence[Setting], seed: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
@@ -19,6 +19,18 @@ from sadi_lmeval.versions import code_digest
 
 Tensors = Mapping[str, Tensor]
 """What was measured of the pairs or prompts, by name, float32."""
+
+
+class Found(NamedTuple):
+    """What a fit says of every entry, as pictures show it.
+
+    Attributes:
+        name: of the number: "probe accuracy".
+        scores: ``[layers, entries]``.
+    """
+
+    name: str
+    scores: Tensor
 
 
 def scoped(default: Scope = "onwards") -> Any:
@@ -153,6 +165,17 @@ class Method(ABC):
             activations of an entry are edited.
         """
         return None
+
+    def found(self, tensors: Tensors) -> Found | None:
+        """Say what a fit found of every entry, for the report; None: nothing of single entries.
+
+        As it stands: the mean difference of the pairs' sides, where the fit has one.
+        """
+        difference = tensors.get("difference")
+        if difference is None or difference.dim() < 2:
+            return None
+        scores = difference.mean(dim=-1) if difference.dim() > 2 else difference
+        return Found("mean difference", scores)
 
     def record(self) -> dict[str, Any]:
         """Describe the method as plain JSON: in results files, and in every key."""

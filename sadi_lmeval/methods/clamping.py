@@ -17,7 +17,7 @@ from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.arguments import choice
 from sadi_lmeval.edits.directions import DirectionEdits
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.methods.base import Method, Tensors, scoped
+from sadi_lmeval.methods.base import Found, Method, Tensors, scoped
 from sadi_lmeval.methods.collectors import Shapes
 from sadi_lmeval.processes import Processes
 from sadi_lmeval.settings import Axes, Axis, SearchSpace, Setting
@@ -72,6 +72,9 @@ class Clamping(Method):
     @property
     def usual(self) -> tuple[float | None, ...]:
         return None, 1.0  # which layer depends on the model
+
+    def found(self, tensors: Tensors) -> Found:
+        return Found("mean difference", (tensors["positive"] - tensors["negative"]).mean(dim=-1))
 
     def edits(
         self, site: Site, tensors: Tensors, settings: Sequence[Setting], seed: int

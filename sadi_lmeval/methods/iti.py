@@ -28,7 +28,7 @@ from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
 from sadi_lmeval.edits.field import FieldEdits
 from sadi_lmeval.errors import UserError
-from sadi_lmeval.methods.base import Method, Tensors, scoped
+from sadi_lmeval.methods.base import Found, Method, Tensors, scoped
 from sadi_lmeval.methods.collectors import Kept
 from sadi_lmeval.settings import Axes, Axis, SearchSpace, Setting
 from sadi_lmeval.types import Element, HiddenSite, Scope, Size
@@ -113,6 +113,9 @@ class ITI(Method):
 
     def selected(self, tensors: Tensors, setting: Setting, seed: int) -> Tensor:
         return best_heads(tensors["accuracy"], int(setting[0]))
+
+    def found(self, tensors: Tensors) -> Found:
+        return Found("probe accuracy", tensors["accuracy"])
 
     def edits(self, site: Site, tensors: Tensors, settings: Sequence[Setting], seed: int) -> Edits:
         if self.gate == "self":

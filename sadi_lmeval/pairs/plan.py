@@ -260,7 +260,7 @@ def _check_held_out(
             f"which leaves {held_out} to choose {names} on, but {needed} are needed; pass "
             f"{'= and '.join(chosen)}=, or a smaller n_pairs or n_tune"
         )
-    if held_out < _FEW_TUNED and not options.n_tune:
+    if held_out < _FEW_TUNED:
         logger.warning(
             "Task %s: settings are chosen on only %d held-out documents (%s); a larger n_tune= "
             "takes some from the pairs",

@@ -31,6 +31,8 @@ from sadi_lmeval.passes.slots import Slots
 
 logger = logging.getLogger("lm_eval.sadi")
 
+_MOST_ROWS = 32
+"""Texts at once where a number is not given and memory suffices: more hardly saves any more."""
 _PART = 4
 """New texts begin once this part of the rows is free: a pass for one costs as much as for a few."""
 
@@ -68,6 +70,7 @@ class Decoder:
         pad: int,
         rows: int,
         bounds: Bounds,
+        room: int = 0,
         watch: Callable[[list[Text], Tensor], None] = lambda texts, logits: None,
     ) -> None:
         """
@@ -78,10 +81,13 @@ class Decoder:
             pad: the padding token.
             rows: texts that are generated at once.
             bounds: the size of a batch of prompts.
+            room: bytes of keys and values up to which more than that are, at most 32.
             watch: gets the texts of every pass, and the logits of their next tokens ``[n, vocab]``.
         """
         self._forward, self._edits = forward, edits
         self._pad, self._rows, self._bounds, self._watch = pad, rows, bounds, watch
+        self._room = room
+        self._longest = max((len(text.prompt) + text.most for text in texts), default=0)
         groups = group_by_prefix([text.prompt for text in texts])
         for group in groups:
             group.members.sort()
@@ -93,6 +99,10 @@ class Decoder:
         self._slots = Slots(forward.dtype, forward.device)
         self._next = torch.zeros(0, dtype=torch.long, device=forward.device)  # ``[rows]``
         self._gates: dict[Text, Tensor] = {}
+        # Tokens that were chosen, and not told to their texts yet: on a GPU one pass stays behind,
+        # so that it need not wait for what the host makes of the last one.
+        self._untold: deque[tuple[list[Text], Tensor, torch.cuda.Event | None]] = deque()
+        self._behind = int(forward.device.type == "cuda")
         self._places: tuple[Points, Steered | None] | None = None
 
     def finish(self, texts: Sequence[Text]) -> None:
@@ -100,14 +110,18 @@ class Decoder:
         while any(not text.over for text in texts):
             free = self._rows - len(self._live)
             if self._waiting and (not self._live or free * _PART >= self._rows):
-                self._begin(free)
+                self._begin()
             else:
                 self._step()
 
     # ------------------------------------------------------------------ prompts
 
-    def _begin(self, free: int) -> None:
-        """Compute up to so many prompts of the group that comes next."""
+    def _begin(self) -> None:
+        """Compute prompts of the group that comes next, up to as many as there are free rows."""
+        while self._untold:
+            self._tell()
+        self._drop()
+        free = self._rows - len(self._live)
         beginning, waiting = self._waiting[0]
         past = self._forward.prefix(beginning)
         prompts: list[_Prompt] = []
@@ -120,6 +134,8 @@ class Decoder:
             self._waiting.popleft()
         for batch in batches(prompts, self._bounds, len(beginning)):
             self._prefill(batch, past)
+        if self._room and (size := self._slots.token_bytes * self._longest):
+            self._rows = max(self._rows, min(_MOST_ROWS, self._room // size))
 
     def _prefill(self, batch: list[_Prompt], past: Past | None) -> None:
         forward, texts = self._forward, [prompt.text for prompt in batch]
@@ -131,6 +147,7 @@ class Decoder:
         if steered is not None and unsteered is not None and self._goes_on:
             self._keep_gates(texts, steered, unsteered)
         tokens = self._chosen(texts, logits)
+        self._tell()
         for text in texts:
             if text.over:
                 self._gates.pop(text, None)
@@ -170,11 +187,18 @@ class Decoder:
     # ------------------------------------------------------------------ tokens
 
     def _step(self) -> None:
-        """Generate a token of every text that is not over."""
+        """Generate a token of every text that is not known to be over."""
         points, steered = self._placed()
         batch = self._slots.batch(self._next)
         logits = self._forward.step(batch, self._slots.cache(), points, steered)
         self._next = self._chosen(self._live, logits)
+        if len(self._untold) <= self._behind:
+            return
+        self._tell()
+        self._drop()
+
+    def _drop(self) -> None:
+        """Free the rows of texts that are over; the last row takes the place of each."""
         for row in reversed([row for row, text in enumerate(self._live) if text.over]):
             self._slots.drop(row)
             self._gates.pop(self._live[row], None)
@@ -190,23 +214,39 @@ class Decoder:
             places = [(row, 0) for row in range(len(self._live))]
             points = Points.of(places, len(places), self._forward.device)
             steered = self._steered(self._live, places, len(places)) if self._goes_on else None
+            if steered is not None:
+                steered = steered._replace(rule=steered.edits.placed(steered.which))
             if steered is not None and self._gates:
                 gates = [self._gates[text] for text in self._live if text.edit != UNSTEERED]
-                steered = steered._replace(gates=torch.stack(gates))
+                on = self._forward.device
+                steered = steered._replace(gates=torch.stack(gates).to(on))
             self._places = points, steered
         return self._places
 
     def _chosen(self, texts: list[Text], logits: Tensor) -> Tensor:
-        """Give every text its next token; return them, ``[n]``."""
+        """Choose the next token of every text; return them, ``[n]``, and have them told."""
         self._watch(list(texts), logits)
         scores = logits.float()
         tokens = scores.argmax(dim=-1)
         failed = ~(scores < math.inf).all(dim=-1)  # minus infinity: a token that is ruled out
-        told = torch.stack([tokens, failed.long()]).tolist()
-        for text, token, bad in zip(texts, *told, strict=True):
-            text.failed = text.failed or bool(bad)
-            text.add(token)
+        told = torch.stack([tokens, failed.long()])
+        event = None
+        if told.is_cuda:
+            host = torch.empty(told.shape, dtype=told.dtype, pin_memory=True)
+            told, event = host.copy_(told, non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        self._untold.append((list(texts), told, event))
         return tokens
+
+    def _tell(self) -> None:
+        """Tell texts the tokens that were chosen longest ago."""
+        texts, told, event = self._untold.popleft()
+        if event is not None:
+            event.synchronize()
+        for text, token, bad in zip(texts, *told.tolist(), strict=True):
+            if not text.over:  # it was not known to be when the token was computed
+                text.failed = text.failed or bool(bad)
+                text.add(token)
 
 
 _TRIAL = (([5, 9, 7, 4, 8], 2), ([5, 9, 7, 4, 6, 3, 8], 5), ([8, 4], 3))
@@ -224,7 +264,7 @@ def can_decode(model: PreTrainedModel) -> bool:
 
     texts = [Text(prompt, Ending([], frozenset(), 1, _nothing, 0), most) for prompt, most in _TRIAL]
     try:
-        Decoder(forward, texts, None, 0, 2, Bounds(None, 1 << 10, 1 << 10), watch).finish(texts)
+        Decoder(forward, texts, None, 0, 2, Bounds(None, 1 << 10, 1 << 10), 0, watch).finish(texts)
         found, alone, again = [], [], []
         for text in texts:
             ids = torch.tensor([text.prompt + text.made], device=forward.device)
@@ -239,7 +279,7 @@ def can_decode(model: PreTrainedModel) -> bool:
     except Exception as error:  # any failure of the trial means: the plain way
         reason = first_line(error)
     if reason:
-        logger.info("Texts are generated batch by batch (%s)", reason)
+        logger.debug("Texts are generated batch by batch (%s)", reason)
     return not reason
 
 

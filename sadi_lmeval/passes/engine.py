@@ -27,6 +27,9 @@ from sadi_lmeval.types import Element, HiddenSite
 
 _AUTO_TOKENS = {"cpu": 512}
 """Padded tokens a batch under ``--batch_size auto``, by device type."""
+_AUTO_TEXTS = {"cpu": 1 << 31}
+"""Bytes of keys and values of generated texts under ``--batch_size auto``, by device type;
+elsewhere the harness finds out how many fit."""
 _AUTO_TOKENS_ELSEWHERE = 16384
 _LOGITS = {"cpu": 1 << 23}
 """Logits a batch, by device type. On a CPU a larger result gets fresh memory in every pass, which
@@ -77,6 +80,7 @@ class Engine:
         self.processes = processes
         self._sites: dict[tuple[Element, HiddenSite], Site] = {}
         self._tried = False
+        self._calls = 0
 
     @cached_property
     def longest_branching_path(self) -> int:
@@ -98,7 +102,9 @@ class Engine:
 
     def decoder(self, texts: Sequence[Text], edits: Edits | None, rows: int) -> Decoder:
         """Generate texts, ``rows`` at once; see :class:`~sadi_lmeval.passes.decoding.Decoder`."""
-        return Decoder(self.forward, texts, edits, self.pad, rows, self.bounds)
+        given = self.bounds.rows is not None
+        room = 0 if given else _AUTO_TEXTS.get(self.forward.device.type, 0)
+        return Decoder(self.forward, texts, edits, self.pad, rows, self.bounds, room)
 
     def site(self, element: Element, hidden_site: HiddenSite) -> Site:
         """Find where an element's activations are, once."""
@@ -115,7 +121,7 @@ class Engine:
         processes: Processes = ALONE,
     ) -> None:
         """Read the activations of pairs or prompts, see :func:`read_pairs`."""
-        with self._call():
+        with self.sharing():
             read_pairs(
                 self.forward,
                 readers,
@@ -140,7 +146,7 @@ class Engine:
         """
         if empty := [index for index, request in enumerate(requests) if not request.tokens]:
             done([(index, (0.0, True)) for index in empty])
-        with self._call():
+        with self.sharing():
             for part, branching in self._parts(requests):
                 log_likelihoods(
                     self.forward,
@@ -161,7 +167,7 @@ class Engine:
         if empty := [index for index, request in enumerate(requests) if not request.tokens]:
             nothing = torch.zeros(1 + sum(family.count for family in families), len(empty))
             done(empty, nothing, nothing == 0)
-        with self._call():
+        with self.sharing():
             for part, branching in self._parts(requests):
                 grid_log_likelihoods(
                     self.forward,
@@ -196,11 +202,16 @@ class Engine:
                 yield part, branching
 
     @contextmanager
-    def _call(self) -> Iterator[None]:
+    def sharing(self) -> Iterator[None]:
+        """Compute what prompts begin with once for all calls in the block, in which the weights
+        stay as they are."""
+        self._calls += 1
         try:
             yield
         finally:
-            self.forward.forget()
+            self._calls -= 1
+            if not self._calls:
+                self.forward.forget()
 
 
 def _renumbered(

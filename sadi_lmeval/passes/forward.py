@@ -16,7 +16,7 @@ from sadi_lmeval.architecture.hooks import keeping, passing_over
 from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.architecture.signature import cache_parameter, use_cache
 from sadi_lmeval.architecture.sites import Site, decoder_blocks, input_device
-from sadi_lmeval.edits.contract import Edits, reading
+from sadi_lmeval.edits.contract import Edits, RowRule, reading
 from sadi_lmeval.passes.prefixes import LONGEST_MASKED, taken_from
 from sadi_lmeval.passes.sequences import Batch, Past, Tree, pack
 
@@ -30,6 +30,7 @@ class Steered(NamedTuple):
         unsteered: activations of those tokens in an unsteered pass, ``[k, layers, width]``; None:
             an unsteered pass comes first where the edits need them.
         gates: the gate of each point, ``[n]``, where it is known; else from ``unsteered``.
+        rule: the row rule of the points, where it is made once for many passes.
     """
 
     edits: Edits
@@ -39,6 +40,7 @@ class Steered(NamedTuple):
     of_point: Tensor | None = None
     unsteered: Tensor | None = None
     gates: Tensor | None = None
+    rule: RowRule | None = None
 
 
 class Resumed(NamedTuple):
@@ -310,8 +312,8 @@ def cache_of(
 
 
 def _steering(steered: Steered, start: int = 0) -> AbstractContextManager[None]:
-    edits, points, which, _, of_point, unsteered, gates = steered
-    return edits.at(points, which, unsteered, of_point, start, gates)
+    edits, points, which, _, of_point, unsteered, gates, rule = steered
+    return edits.at(points, which, unsteered, of_point, start, gates, rule)
 
 
 def _past(cache: DynamicCache) -> Past:

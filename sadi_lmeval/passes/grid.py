@@ -9,8 +9,10 @@ is edited, in the last layer alone, that token, as no later one sees the layer's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,8 +41,6 @@ _PLAIN = 64
 
 Done = Callable[[list[int], Tensor, Tensor], None]
 """Takes request indices, and of them log-likelihoods and greediness ``[settings, requests]``."""
-_Part = tuple[list[int], Tensor, Tensor]
-"""What :data:`Done` takes."""
 
 
 def grid_log_likelihoods(
@@ -69,7 +69,8 @@ def grid_log_likelihoods(
         bounds: the size of a batch.
         softmax_dtype: of the log-softmax; None: that of the logits.
         done: gets the scores of some requests under all settings as soon as they are there.
-        processes: of the run, which may divide the batches.
+        processes: of the run, which may divide the batches; where they are more than there are
+            batches, several of them share one, and divide its settings.
     """
     requests = [Continuation(context, tokens) for context, tokens, _ in requests]
     if not branching:
@@ -78,34 +79,93 @@ def grid_log_likelihoods(
     first_layers = [_passes(family, resuming) for family in families]
     starts = {layer for layers in first_layers for layer in layers}
 
-    def run(batch: list[GridRow], prefix: Callable[[], Past | None]) -> list[_Part]:
+    def run(
+        batch: list[GridRow], prefix: Callable[[], Past | None], number: int, of: int
+    ) -> list[_Part]:
         past, found = prefix(), []
 
         def part(rows: list[GridRow]) -> None:
             trunk = grow(forward, rows, families, starts, pad, past, softmax_dtype)
-            scores = [trunk.base]
+            share = _Share(number, of)
+            scores, run = [trunk.base], [torch.tensor([True])]
             for family, unsteered in zip(families, trunk.unsteered, strict=True):
-                scores.append(
-                    _family(forward, trunk, family, unsteered, resuming, bounds, softmax_dtype)
+                of_family, its = _family(
+                    forward, trunk, family, unsteered, resuming, bounds, softmax_dtype, share
                 )
+                scores.append(of_family)
+                run.append(its)
             likelihoods = Likelihood(*(torch.cat(parts) for parts in zip(*scores, strict=True)))
             for row in rows:
                 row.forget()
-            found.append((trunk.table.requests, *trunk.table.totals(likelihoods)))
+            totals = trunk.table.totals(likelihoods)
+            found.append(_Part(trunk.table.requests, *totals, torch.cat(run)))
 
         in_halves(batch, part)
         return found
 
-    def jobs() -> Iterator[Callable[[], list[_Part]]]:
+    def batches() -> Iterator[Callable[[int, int], list[_Part]]]:
         for group in groups_of(requests, branching):
             prefix = forward.prefix_of(requests[group.members[0]].context[: group.length])
             rows = [GridRow(row) for row in pack_requests(requests, group, branching)]
             for batch in alike(rows, bounds, group.length):
                 yield partial(run, batch, prefix)
 
-    for found in processes.run(jobs()):
-        for scored in found:
-            done(*scored)
+    every: Iterable[Callable[[int, int], list[_Part]]] = batches()
+    of = 1
+    if processes.divide_batches:
+        every = list(every)
+        of = max(1, processes.count // max(1, len(every)))  # processes for each batch
+    jobs = (partial(batch, number, of) for batch in every for number in range(of))
+    results = processes.run(jobs)
+    while parts := list(islice(results, of)):
+        for scored in parts[0] if of == 1 else [_put_together(parts)]:
+            done(scored.requests, scored.values, scored.greedy)
+
+
+class _Part(NamedTuple):
+    """What a process has scored of a batch.
+
+    Attributes:
+        requests: by index.
+        values, greedy: log-likelihoods and greediness, ``[settings, requests]``.
+        run: whether a setting is among those of this process, ``[settings]``.
+    """
+
+    requests: list[int]
+    values: Tensor
+    greedy: Tensor
+    run: Tensor
+
+
+class _Share:
+    """A process's share of the passes over a batch: every ``of``-th, from one ``number`` on."""
+
+    def __init__(self, number: int, of: int) -> None:
+        self._number, self._of, self._passes = number, of, 0
+
+    def takes_next(self) -> bool:
+        """Return whether the next pass is this process's."""
+        self._passes += 1
+        return (self._passes - 1) % self._of == self._number
+
+
+def _put_together(shares: Sequence[Sequence[_Part]]) -> _Part:
+    """Put together what the processes that shared a batch have scored of it.
+
+    Memory may have sufficed for it in one process, and for its halves alone in another.
+    """
+    columns: dict[int, tuple[Tensor, Tensor]] = {}
+    for part in (part for share in shares for part in share):
+        for column, request in enumerate(part.requests):
+            own = part.values[:, column], part.greedy[:, column]
+            known = columns.setdefault(request, own)
+            columns[request] = (
+                torch.where(part.run, own[0], known[0]),
+                torch.where(part.run, own[1], known[1]),
+            )
+    values, greedy = zip(*columns.values(), strict=True)
+    every = torch.ones(len(values[0]), dtype=torch.bool)
+    return _Part(list(columns), torch.stack(values, dim=1), torch.stack(greedy, dim=1), every)
 
 
 def _passes(family: Edits, resuming: bool) -> dict[int, list[int]]:
@@ -155,8 +215,16 @@ def _family(
     resuming: bool,
     bounds: Bounds,
     softmax_dtype: torch.dtype | None,
-) -> Likelihood:
-    """Give the likelihood of every scored token under every edit of a family, ``[edits, m]``."""
+    share: _Share,
+) -> tuple[Likelihood, Tensor]:
+    """Give the likelihood of every scored token under every edit of a family, ``[edits, m]``.
+
+    Those of another process's passes are the unsteered model's.
+
+    Returns:
+        also, which edits were this process's, ``[edits]``.
+    """
+    mine = torch.zeros(family.count, dtype=torch.bool)
     values = trunk.base.log_probability.repeat(family.count, 1)
     greedy = trunk.base.greedy.repeat(family.count, 1)
     last = len(forward.blocks) - 1
@@ -200,8 +268,10 @@ def _family(
                 greedy[where] = torch.where(shut, greedy[where], scores.greedy)
 
             for first in range(0, len(edits), at_once):
-                in_halves(edits[first : first + at_once], run)
-    return Likelihood(values, greedy)
+                if share.takes_next():
+                    in_halves(edits[first : first + at_once], run)
+                    mine[edits[first : first + at_once]] = True
+    return Likelihood(values, greedy), mine
 
 
 class _Branch:

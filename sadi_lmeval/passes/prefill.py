@@ -16,7 +16,7 @@ from sadi_lmeval.architecture.hooks import visiting
 from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.architecture.signature import cache_parameter, parameters, use_cache
 from sadi_lmeval.architecture.sites import unwrapped
-from sadi_lmeval.edits.contract import Edits, reading
+from sadi_lmeval.edits.contract import Edits, RowRule, reading
 from sadi_lmeval.errors import first_line
 from sadi_lmeval.passes.branching import difference_of, gap_of
 from sadi_lmeval.passes.forward import Forward, cache_of
@@ -63,6 +63,7 @@ def steered_generation(
         table = edits.gates(unsteered)  # of each prompt once, for all its tokens
         gates = None if table is None else table[:, which]
     edited: range = range(0)
+    placed: dict[Any, tuple[Points, RowRule, Tensor | None]] = {}
     length = seen = 0  # tokens of this pass, and of those before it
 
     def before(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -89,17 +90,25 @@ def steered_generation(
         there = [position - left_out for position in edited if position >= left_out]
         if not there:
             return None
-        where = [(row, position) for row in range(rows) for position in there]
-        points = Points.of(where, rows, activations.device)
+        # The same at every later token, so that nothing is copied to a device again for it.
+        key = rows, tuple(there), activations.device
+        if key not in placed:
+            where = [(row, position) for row in range(rows) for position in there]
+            own = None
+            if gates is not None:
+                own = gates.repeat_interleave(len(where) // len(gates), dim=0)
+                own = own.to(activations.device)
+            rule = edits.placed(torch.full((len(where),), which))
+            placed[key] = Points.of(where, rows, activations.device), rule, own
+        points, rule, own = placed[key]
+        count = len(points.rows)
         if edits.clean and unsteered is not None:
             values = unsteered[:, layer]
-            if len(values) != len(where):  # beams and several sequences a prompt
-                values = values.repeat_interleave(len(where) // len(values), dim=0)
+            if len(values) != count:  # beams and several sequences a prompt
+                values = values.repeat_interleave(count // len(values), dim=0)
         else:
             values = points.read(activations)
-        own = None if gates is None else gates.repeat_interleave(len(where) // len(gates), dim=0)
-        indices = torch.full((len(where),), which)
-        return points.write(activations, edits.edited(layer, values.to(activations), indices, own))
+        return points.write(activations, edits.edited(rule, layer, values.to(activations), own))
 
     with ExitStack() as stack:
         # Not on a PEFT wrapper: generation passes it by.

@@ -160,11 +160,12 @@ def pack(
     seen = _visible(torch.from_numpy(until))
     if past is not None:
         seen = torch.cat([seen.new_ones(len(trees), width, past.length), seen], dim=-1)
-    mask = additive(seen, dtype).unsqueeze(1)
+    mask = additive(seen.to(device), dtype).unsqueeze(1)
     places = torch.from_numpy(positions).to(device)
-    return Batch(torch.from_numpy(ids).to(device), mask.to(device), places, past)
+    return Batch(torch.from_numpy(ids).to(device), mask, places, past)
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """Make an additive attention mask: 0 where a token is seen, else the lowest number."""
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+    shown = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return shown.masked_fill_(~seen, torch.finfo(dtype).min)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from sadi_lmeval.passes.sequences import Batch, Past
+from sadi_lmeval.passes.sequences import Batch, Past, additive
 
 _STEP = 64
 """Columns that are added at once: what stands there is copied every so many tokens, not at each."""
@@ -79,10 +79,14 @@ class Slots:
             layer.reserve(len(self.lengths), max(self.lengths))
         lengths = self.on(self._device)
         columns = torch.arange(max(self.lengths), device=self._device)
-        hidden = columns >= lengths[:, None]
-        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
-        mask.masked_fill_(hidden, torch.finfo(self._dtype).min)
+        mask = additive(columns < lengths[:, None], self._dtype)
         return Batch(tokens[:, None], mask[:, None, None], lengths[:, None] - 1)
+
+    @property
+    def token_bytes(self) -> int:
+        """Say how much memory a token takes in all layers; 0 while there are none."""
+        rooms = [part for layer in self._layers for part in layer.room]
+        return sum(part.shape[1] * part.shape[3] * part.element_size() for part in rooms)
 
     def cache(self) -> DynamicCache:
         """Give the cache that such a pass reads and adds to."""

@@ -19,9 +19,14 @@ from sadi_lmeval.errors import UserError
 from sadi_lmeval.records.steering import SteeringRecord
 from sadi_lmeval.storage.atomic import write_atomically
 
-FORMAT = "sadi-lmeval record 2"
-_EARLIER = "sadi-lmeval record 1"
-"""Of releases whose records did not say by which definitions they were made."""
+FORMAT = "sadi-lmeval record 3"
+_EARLIER: dict[str, dict[str, Any]] = {
+    "sadi-lmeval record 1": {
+        "task_digest": "", "pairs_digests": [], "prompts": [], "texts": []
+    },
+    "sadi-lmeval record 2": {"prompts": [], "texts": []},
+}  # fmt: skip
+"""Formats of earlier releases, with what their records do not say."""
 FOLDER = "records"
 """Where the records are in the folder of a comparison."""
 _LARGEST = 1 << 28
@@ -60,6 +65,9 @@ class Record:
         steering: how the task was steered.
         task_digest: of the task's definition and the code behind it; empty in earlier records.
         pairs_digests: of the pairs of each fit, as tokens; of the unsteered model none.
+        prompts: of each document, the end of its prompt, where the task generates text; empty in
+            earlier records, and where there are choices.
+        texts: that were generated, their beginnings; empty like ``prompts``.
         seconds: that scoring took, its part of a pass shared with other methods included.
     """
 
@@ -85,6 +93,8 @@ class Record:
     steering: SteeringRecord
     task_digest: str
     pairs_digests: list[str]
+    prompts: list[str]
+    texts: list[str]
     seconds: float
 
     @property
@@ -132,11 +142,10 @@ def load_record(path: Path) -> Record:
             raise UserError(f"record {path}: larger than {_LARGEST} bytes, not a record")
         content = json.loads(path.read_text(encoding="utf-8"))
         form = content.pop("format", None) if isinstance(content, dict) else None
-        if form not in (FORMAT, _EARLIER):
+        if form != FORMAT and form not in _EARLIER:
             raise UserError(f"record {path}: not a record of this package ({FORMAT!r})")
         intact = content.pop("sha256", None) == _digest(content)
-        if form == _EARLIER:
-            content |= {"task_digest": "", "pairs_digests": []}
+        content = {**_EARLIER.get(form, {}), **content}
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
@@ -201,6 +210,10 @@ def _check(content: dict[str, Any], path: Path) -> None:
         "gold": _is_list(of.gold, lambda x: _is_list(x, _is_index), count),
         "labels": of.labels is None or _is_list(of.labels, _is_text),
         "pairs_digests": _is_list(of.pairs_digests, _is_text),
+        **{
+            name: _is_list(content[name], _is_text) and len(content[name]) in (0, count)
+            for name in ("prompts", "texts")
+        },
     }
     wrong = [name for name, good in sound.items() if not good]
     if wrong:

@@ -16,7 +16,7 @@ RESERVED = frozenset(
     "when version not_finite degenerate task_digest recipe_digest method source n_pairs selected "
     "cache_key sha256 file tuning score stderr difference difference_stderr margin documents "
     "likelihood_difference likelihood_difference_stderr objective run task split model "
-    "of_model unsteered labels".split()
+    "of_model unsteered labels found".split()
 )
 """Keys of a record or of a line of ``sweep``: no method may call an argument like one of them,
 unless it means the site's own element."""
@@ -74,6 +74,37 @@ class ChoiceRecord:
 
 
 @dataclass(frozen=True)
+class FoundRecord:
+    """What a fit found of every entry, small enough for a picture.
+
+    Attributes:
+        name: of the number.
+        width: entries that share a column: the one furthest from 0 stands for them.
+        rows: of each layer a number a column, three digits long; none of a layer without a site.
+    """
+
+    name: str
+    width: int
+    rows: list[list[float]]
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    @classmethod
+    def from_json(cls, given: object) -> FoundRecord | None:
+        """Read what :meth:`to_json` wrote; None where it is nothing of the kind."""
+        values = _mapping(given)
+        rows, width = values.get("rows"), finite(values.get("width"))
+        if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+            return None
+        numbers = [[finite(number) for number in row] for row in rows]
+        known = [[number for number in row if number is not None] for row in numbers]
+        if known != numbers or len({len(row) for row in known if row}) != 1 or not width:
+            return None
+        return cls(str(values.get("name")), int(width), known)
+
+
+@dataclass(frozen=True)
 class FitRecord:
     """A fit, and the setting with which it steers.
 
@@ -89,6 +120,8 @@ class FitRecord:
         tuning: how the setting was chosen; None where it was given.
         of_model: the model that the fit was made for, where that is another one.
         labels: of its pairs: ``gold`` or ``shuffled``.
+        found: what it says of every entry; None in results files, in records of earlier releases,
+            and of methods that say nothing of single entries.
     """
 
     source: str
@@ -101,6 +134,7 @@ class FitRecord:
     tuning: ChoiceRecord | None
     of_model: str | None = None
     labels: str = "gold"
+    found: FoundRecord | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -114,6 +148,7 @@ class FitRecord:
             **({} if self.of_model is None else {"of_model": self.of_model}),
             **({} if self.labels == "gold" else {"labels": self.labels}),
             **({} if self.tuning is None else {"tuning": self.tuning.to_json()}),
+            **({} if self.found is None else {"found": self.found.to_json()}),
         }
 
     @classmethod
@@ -131,6 +166,7 @@ class FitRecord:
             ChoiceRecord.from_json(given.get("tuning")),
             str(given["of_model"]) if isinstance(given.get("of_model"), str) else None,
             str(given["labels"]) if isinstance(given.get("labels"), str) else "gold",
+            FoundRecord.from_json(given.get("found")),
         )
 
     @property

@@ -1,4 +1,4 @@
-"""Heatmaps of a sweep as PNG files: the last number of a setting across, the others down."""
+"""Heatmaps of a sweep as PNG files, in the colours of the page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.records.steering import finite
+from sadi_lmeval.reports.drawing import png
+from sadi_lmeval.reports.plots import Measure, Tried, color_bar, heatmap, reach_of, titled
 from sadi_lmeval.settings import Axes
+
+Line = dict[str, Any]
+"""Of a sweep."""
 
 
 def check_can_draw() -> None:
@@ -35,66 +41,74 @@ def check_folder(folder: Path) -> None:
 
 
 def draw_heatmaps(
-    lines: Sequence[dict[str, Any]], axes_of: Mapping[str, Axes], folder: Path
+    lines: Sequence[Line],
+    axes_of: Mapping[str, Axes],
+    best: Mapping[tuple[str, str], Line],
+    folder: Path,
 ) -> list[Path]:
     """Draw one heatmap a task and arm: the mean difference from the unsteered model.
+
+    Those of one measure have one scale of colours.
 
     Args:
         lines: of a sweep.
         axes_of: of each arm.
+        best: of each task and arm the best line, which is outlined.
         folder: where the files go; it is made.
 
     Returns:
         the files.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     folder.mkdir(parents=True, exist_ok=True)
+    kinds = {task: _kind([line for line in lines if line["task"] == task])
+             for task in dict.fromkeys(line["task"] for line in lines)}  # fmt: skip
+    steered = [line for line in lines if line["method"] != "none"]
+    measures = {
+        (factor, unit): Measure(
+            factor,
+            unit,
+            reach_of([_tried(o, axes_of) for o in steered if kinds[o["task"]] == (factor, unit)]),
+        )
+        for factor, unit in kinds.values()
+    }
     written = []
-    for task, method in dict.fromkeys(
-        (line["task"], line["method"]) for line in lines if line["method"] != "none"
-    ):
-        mine = [line for line in lines if (line["task"], line["method"]) == (task, method)]
-        *down, across = axes_of[method]
-        unsteered = next(
-            line for line in lines if line["task"] == task and line["method"] == "none"
+    for task, method in dict.fromkeys((line["task"], line["method"]) for line in steered):
+        mine = [line for line in steered if (line["task"], line["method"]) == (task, method)]
+        measure = measures[kinds[task]]
+        top = best.get((task, method))
+        title = f"{method} on {task}"
+        drawing = heatmap(
+            title,
+            axes_of[method].names,
+            [_tried(line, axes_of) for line in mine],
+            None if top is None else _tried(top, axes_of).numbers,
+            measure,
         )
-        where = sorted({tuple(line[axis.name] for axis in down) for line in mine})
-        strength = sorted({line[across.name] for line in mine})
-        values = [[float("nan")] * len(strength) for _ in where]
-        for line in mine:
-            if line["difference"] is not None:
-                row = where.index(tuple(line[axis.name] for axis in down))
-                values[row][strength.index(line[across.name])] = line["difference"]
-        reach = max((abs(v) for row in values for v in row if v == v), default=0.0) or 1.0
-        figure = Figure(figsize=(2.5 + 0.5 * len(strength), 1.8 + 0.4 * len(where)), dpi=120)
-        FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        image = axes.imshow(values, cmap="RdBu", vmin=-reach, vmax=reach, aspect="auto")
-        axes.set_xticks(range(len(strength)), [f"{d:g}" for d in strength], rotation=90)
-        axes.set_yticks(range(len(where)), [", ".join(f"{n:g}" for n in each) for each in where])
-        axes.set_xlabel(across.short)
-        axes.set_ylabel(", ".join(axis.short for axis in down))
-        for (row, column), value in (
-            ((r, c), values[r][c]) for r in range(len(where)) for c in range(len(strength))
-        ):
-            if value == value:
-                color = "white" if abs(value) > 0.6 * reach else "black"
-                axes.text(column, row, f"{value:+.2f}", ha="center", va="center",
-                          fontsize=6, color=color)  # fmt: skip
-            else:
-                axes.text(column, row, "×", ha="center", va="center", fontsize=7)
-        of = mine[0]
+        unsteered = next(o for o in lines if o["task"] == task and o["method"] == "none")
         score = "not finite" if unsteered["score"] is None else f"{unsteered['score']:.3f}"
-        figure.suptitle(
-            f"{task}, {method}: {of['objective']} less unsteered "
-            f"({score}), {of['documents']} {of['split']} documents",
-            fontsize=9,
-        )
-        figure.colorbar(image, ax=axes)
-        figure.tight_layout()
+        held_out = mine[0]["split"] == "dev"
+        documents = f"{mine[0]['documents']} {'held-out' if held_out else 'scored'} documents"
+        outlined = "best" if held_out else "oracle: best on the scored documents"
+        said = [
+            title,
+            f"Difference from unsteered ({score}), {documents}",
+            *([] if top is None else [f"Outlined: {outlined}"]),
+        ]
         path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', task)}.{method}.png"
-        figure.savefig(path)
+        png(titled(drawing, said, color_bar(measure)), path)
         written.append(path)
     return written
+
+
+def _kind(lines: Sequence[Line]) -> tuple[int, str]:
+    """Say how a task's differences are shown: the factor, and the unit."""
+    objective = str(lines[0]["objective"])
+    scores = [score for line in lines if (score := finite(line["score"])) is not None]
+    if objective in ("metric", "exact_match") and all(0 <= score <= 1 for score in scores):
+        return 100, "points"
+    return 1, "metric" if objective == "metric" else f"log-{objective}"
+
+
+def _tried(line: Line, axes_of: Mapping[str, Axes]) -> Tried:
+    numbers = tuple(float(line[name]) for name in axes_of[line["method"]].names)
+    return Tried(numbers, finite(line["difference"]), finite(line.get("difference_stderr")))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import PurePath
 from typing import NamedTuple, NoReturn
 
 from scipy.stats import sem
@@ -205,7 +206,9 @@ class Board:
 
     @property
     def model(self) -> str:
-        return str(self.record.model.get("model", "unknown model"))
+        """Name the model; of one in a folder of the machine the folder's own name."""
+        name = str(self.record.model.get("model", "unknown model"))
+        return PurePath(name).name if PurePath(name).is_absolute() else name
 
     @property
     def cells(self) -> list[Cell]:

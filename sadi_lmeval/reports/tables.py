@@ -90,6 +90,7 @@ def how_to_repeat(record: Record) -> dict[str, Any]:
     steering = record.steering.to_json()
     for fit in steering.get("fits", ()):
         fit.pop("selected", None)
+        fit.pop("found", None)
         fit.get("tuning", {}).pop("table", None)
     return {
         "command": record.command,

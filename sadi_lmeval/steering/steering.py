@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, RunTask
 from sadi_lmeval.identity.task import task_digest
 from sadi_lmeval.methods.arm import Arm
+from sadi_lmeval.methods.base import Found
 from sadi_lmeval.methods.registry import arm_named
 from sadi_lmeval.options import Options
 from sadi_lmeval.pairs.benchmark import find_benchmark
@@ -22,7 +24,7 @@ from sadi_lmeval.pairs.plan import Plan, draw, find_plan, num_fewshot, user_fold
 from sadi_lmeval.pairs.sources import Source, identity, made_from, refuse_scored_documents
 from sadi_lmeval.passes.packing import UNSTEERED
 from sadi_lmeval.passes.steerable import SteerableModel, folder_for
-from sadi_lmeval.records.steering import FitRecord, SteeringRecord
+from sadi_lmeval.records.steering import FitRecord, FoundRecord, SteeringRecord
 from sadi_lmeval.records.summary import Made, summary
 from sadi_lmeval.settings import Setting
 from sadi_lmeval.steering.chosen import card_of
@@ -42,6 +44,9 @@ from sadi_lmeval.steering.tuning import Candidates, Trial, choose_settings
 from sadi_lmeval.versions import versions
 
 logger = logging.getLogger("lm_eval.sadi")
+
+_COLUMNS = 64
+"""The most columns of the picture of what a fit found: wider sites are binned."""
 
 
 class PreparedFit(NamedTuple):
@@ -107,6 +112,18 @@ class TaskSteering:
         """Of the pairs of each fit."""
         cards = [fit.fitted.fit.card for fit in self.fits]
         return [str(card["pairs_digest"]) for card in cards if "pairs_digest" in card]
+
+    def pictured(self) -> SteeringRecord:
+        """Give the record with what each fit found of every entry, as the report shows it."""
+        if not self.fits:
+            return self.record
+        method = method_of(self.arm)
+        blocks = self.fits[0].edits.site.blocks
+        fits = (
+            replace(said, found=_found(method.found(fit.fitted.fit.tensors), blocks))
+            for said, fit in zip(self.record.fits, self.fits, strict=True)
+        )
+        return replace(self.record, fits=tuple(fits))
 
     def edit_of(self, document: Document) -> int:
         """Give the index of the fit whose edit a document gets; ``packing.UNSTEERED``: none."""
@@ -338,28 +355,45 @@ def _choices(
     choices = choose_settings(
         trial, tried, model, folder, label, lambda number: tried_now(asked[number])
     )
-    for choice, index in zip(choices, asked, strict=True):
-        if choice.p_max is not None and choice.p_max <= LEVEL:
-            continue
-        taken = choice.outcomes[choice.chosen]
-        said = ", ".join(f"{k}={v:g}" for k, v in choice.axes.named(taken.setting).items())
-        logger.warning(
-            "Task %s: no setting of %s beats the unsteered model by more than chance may on %d "
-            "held-out documents (p_max %s); rule %s %s",
-            task.name,
-            candidates[index].arm.label,
-            choice.documents,
-            "unknown" if choice.p_max is None else f"{choice.p_max:.2f}",
-            choice.rule,
-            f"steers all the same: {said}, {taken.difference or 0.0:+.4f} ± "
-            f"{taken.difference_stderr or 0.0:.4f} there"
-            if choice.axes.steers(taken.setting)
-            else "steers nothing",
-        )
+    _warn_of_chance(task, {candidates[i].arm.label: c for i, c in zip(asked, choices, strict=True)})
     return {
         index: (choice, card_of(choice, task, held_out, each.identity["arm"]))
         for index, choice, each in zip(asked, choices, tried, strict=True)
     }
+
+
+def _warn_of_chance(task: RunTask, choices: Mapping[str, Choice]) -> None:
+    """Say whose settings are no better than chance makes them, and what was done: in one line of
+    all that steer nothing, and in one of each that steers all the same.
+
+    Args:
+        task: that they were chosen on.
+        choices: by the method's label.
+    """
+    alike: dict[str, list[str]] = {}
+    for label, choice in choices.items():
+        if choice.p_max is not None and choice.p_max <= LEVEL:
+            continue
+        taken = choice.outcomes[choice.chosen]
+        done = "steers nothing"
+        if choice.axes.steers(taken.setting):
+            named = choice.axes.named(taken.setting).items()
+            done = (
+                f"steers all the same: {', '.join(f'{k}={v:g}' for k, v in named)}, "
+                f"{taken.difference or 0.0:+.4f} ± {taken.difference_stderr or 0.0:.4f} there"
+            )
+        alike.setdefault(f"rule {choice.rule} {done}", []).append(label)
+    for done, labels in alike.items():
+        known = [p for label in labels if (p := choices[label].p_max) is not None]
+        logger.warning(
+            "Task %s: no setting of %s beats the unsteered model by more than chance may on %d "
+            "held-out documents (p_max %s); %s",
+            task.name,
+            ", ".join(labels),
+            choices[labels[0]].documents,
+            f"{'from ' if len(labels) > 1 else ''}{min(known):.2f}" if known else "unknown",
+            done,
+        )
 
 
 def candidates_of(
@@ -446,6 +480,18 @@ def _steering(
         **origin,
     )
     return TaskSteering(task, arm, fits, fit_of, record, candidate.condition)
+
+
+def _found(found: Found | None, blocks: Sequence[int]) -> FoundRecord | None:
+    """Make the picture of ``[layers, entries]`` scores, at most 64 columns wide."""
+    if found is None:
+        return None
+    width = math.ceil(found.scores.shape[1] / _COLUMNS)
+    rows: list[list[float]] = [[] for _ in range(blocks[-1] + 1)]
+    for block, scores in zip(blocks, found.scores.float(), strict=True):
+        columns = (part[part.abs().argmax()] for part in scores.split(width))
+        rows[block] = [float(f"{float(number):.3g}") for number in columns]
+    return FoundRecord(found.name, width, rows)
 
 
 def _fit_record(prepared: PreparedFit, arm: Arm) -> FitRecord:

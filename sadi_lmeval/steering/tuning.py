@@ -266,18 +266,22 @@ def judge_settings(
     left = np.ones(1 + sum(family.count for family in families), dtype=bool)
     rounds = [range(*each) for each in pairwise([0, *trial.looks, documents])]
     shards = [[each[index] for index, _ in model.processes.shard(each)] for each in rounds]
-    with tqdm(
-        total=sum(map(len, shards)),
-        desc=label,
-        unit="document",
-        disable=not model.processes.is_first,
-    ) as bar:
+    with (
+        tqdm(
+            total=sum(map(len, shards)),
+            desc=label,
+            unit="document",
+            disable=not model.processes.is_first,
+        ) as bar,
+        model.engine.sharing(),
+    ):
         for documents_of_round, mine in zip(rounds, shards, strict=True):
-            asked = [i for i in mine if i not in judged or (judged[i][left] == NOT_TRIED).any()]
+            known = {i: judged[i] for i in documents_of_round if i in judged}
+            known = {i: of for i, of in known.items() if not (of[left] == NOT_TRIED).any()}
+            asked = [index for index in mine if index not in known]
             bar.update(len(mine) - len(asked))
             if asked:
-                _judge_documents(trial, asked, families, left, model, journals, judged, bar)
-            known = {index: judged[index] for index in documents_of_round if index in judged}
+                _judge_documents(trial, asked, families, left, model, journals, known, bar)
             for part in model.processes.all_gather(known):
                 judged |= part
             for index in documents_of_round:

@@ -38,6 +38,8 @@ def make_record(**changes: Any) -> Record:
         "steering": {"method": "none", "parameters": []},
         "task_digest": "cd34",
         "pairs_digests": [],
+        "prompts": [],
+        "texts": [],
         "seconds": 1.5,
     }
     whole |= changes
