@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.edits.contract import Edits, RowRule
 
 
 def some(edits: Edits, which: Sequence[int]) -> Edits:
@@ -37,6 +37,9 @@ class _Some(Edits):
 
     def apply(self, layer: int, activations: Tensor, which: Tensor) -> Tensor:
         return self._edits.apply(layer, activations, self._which[which])
+
+    def placed(self, which: Tensor) -> RowRule:
+        return self._edits.placed(self._which[which])
 
     def gates(self, unsteered: Tensor) -> Tensor | None:
         table = self._edits.gates(unsteered)
