@@ -9,10 +9,8 @@ import itertools
 import json
 import logging
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from functools import cache, cached_property
 from typing import Any, ClassVar, NoReturn
 from uuid import uuid4
@@ -22,21 +20,18 @@ import transformers
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import LogitsProcessorList
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
 from sadi_lmeval.architecture.compiled import running_as_written
-from sadi_lmeval.architecture.signature import cache_parameter
 from sadi_lmeval.architecture.sites import check_sites, size_in
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.joined import joined
 from sadi_lmeval.errors import UserError, show_user_errors_as_one_line
+from sadi_lmeval.generating import GeneratingModel
 from sadi_lmeval.harness.baseline import baseline_of
 from sadi_lmeval.harness.degenerate import is_degenerate
 from sadi_lmeval.harness.response_cache import ResponseCache
@@ -55,19 +50,8 @@ from sadi_lmeval.methods.arm import Arm, own_arguments, read_arm, read_arms
 from sadi_lmeval.methods.registry import method_class, method_names
 from sadi_lmeval.options import REFERENCE_LENGTH, refuse_unknown
 from sadi_lmeval.pairs.plan import user_folders
-from sadi_lmeval.passes.decoding import Decoder
-from sadi_lmeval.passes.endings import Ending, Text
 from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.passes.packing import UNSTEERED, Continuation
-from sadi_lmeval.passes.prefill import (
-    FiniteLogits,
-    Prompts,
-    beginning_of,
-    end_tokens,
-    looks_at_tokens,
-    steered_generation,
-    with_shared_beginning,
-)
 from sadi_lmeval.passes.scoring import Score, truncated
 from sadi_lmeval.processes import ALONE, Processes, Together, leave_at_exit
 from sadi_lmeval.steering.fitting import refuse_unsuited
@@ -78,13 +62,11 @@ from sadi_lmeval.versions import versions
 
 logger = logging.getLogger("lm_eval.sadi")
 
-AUTO_GENERATION_ROWS = {"cpu": 8}
-"""Of a batch under ``--batch_size auto``, by device type; found out on others."""
 _ENCODED_AT_ONCE = 1000
 """Requests."""
 
 
-class SteeredModel(HFLM):  # type: ignore[misc]
+class SteeredModel(GeneratingModel):
     """A causal language model, steered from the last prompt token of every request.
 
     Takes every argument of the harness's ``hf`` beside its own: those that all methods share
@@ -101,7 +83,6 @@ class SteeredModel(HFLM):  # type: ignore[misc]
 
     METHOD: ClassVar[str | None] = None
     baseline: bool = False
-    batch_size_per_gpu: Any  # of the harness: a number, or auto
 
     def __init__(self, pretrained: str | transformers.PreTrainedModel, **arguments: Any) -> None:
         show_user_errors_as_one_line()
@@ -121,7 +102,6 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         self._tasks: dict[str, TaskSteering] = {}
         self._edits: Edits | None = None
         self._first_edit: dict[str, int] = {}
-        self._generation = _Generation()
         self._not_finite: dict[str, int] = {}
         self._degenerate: dict[str, int] = {}
         self._card: dict[str, Any] | None = None
@@ -288,22 +268,6 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             processes=self.processes,
         )
 
-    def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
-        """Find the rows of a batch for ``--batch_size auto`` in generation.
-
-        On a CPU, trying ever smaller batches of the model's longest input takes longer than the
-        run, and gains nothing.
-        """
-        if self.device.type in AUTO_GENERATION_ROWS:
-            return min(AUTO_GENERATION_ROWS[self.device.type], int(self.max_batch_size))
-        if self._rows_found is None:
-            before, self._world_size = self._world_size, 1  # each process for itself: none waits
-            try:
-                self._rows_found = int(super()._detect_batch_size(requests, pos))
-            finally:
-                self._world_size = before
-        return self._rows_found
-
     @property
     def length_limit(self) -> LengthLimit | None:
         """How long a document may be that takes part in anything; the same for every method."""
@@ -447,6 +411,9 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             steering = edits.digest(edit), arm.method.record(), arm.method.code
         return hashlib.sha256(repr((self._answers_by, steering)).encode()).hexdigest()
 
+    def digest_of(self, edit: int) -> str:
+        return self.steering_digest(self.arm, self._edits, edit)
+
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """Give the harness's template; say where it leaves the model a thought to write first."""
         template: str | None = super().chat_template(chat_template)
@@ -518,7 +485,7 @@ class SteeredModel(HFLM):  # type: ignore[misc]
         self, requests: list[Instance], which: list[int], label: str, disable_tqdm: bool
     ) -> list[Score]:
         """Score requests, each with the edit of its index."""
-        digests = {e: self.steering_digest(self.arm, self._edits, e) for e in set(which)}
+        digests = {edit: self.digest_of(edit) for edit in set(which)}
         scores: list[Score | None] = [None] * len(requests)
         left: list[int] = []
         for index, request in enumerate(requests):
@@ -619,150 +586,6 @@ class SteeredModel(HFLM):  # type: ignore[misc]
             self._note_unsteered(requests, unsteered)
         return texts
 
-    def _generated(
-        self, requests: list[Instance], which: list[int], disable_tqdm: bool
-    ) -> tuple[list[str], dict[str, int]]:
-        """Generate after prompts, each with the edit of its index.
-
-        Returns:
-            the texts, and of each task for how many some log-probability was not finite.
-        """
-        texts: list[str | None] = [None] * len(requests)
-        alike: dict[tuple[str, int], list[int]] = {}
-        for index, (request, edit) in enumerate(zip(requests, which, strict=True)):
-            alike.setdefault((request.task_name, edit), []).append(index)
-        odd = {request.task_name: 0 for request in requests}
-        runs: list[tuple[str, list[int], _Generation]] = []
-        for (name, edit), indices in alike.items():
-            digest = self.steering_digest(self.arm, self._edits, edit)
-            self.cache_hook.steering = digest
-            left = []
-            for index in indices:
-                arguments = requests[index].args
-                sampled = arguments[1].get("do_sample", False)
-                texts[index] = None if sampled else self.cache_hook.get("generate_until", arguments)
-                if texts[index] is None:
-                    left.append(index)
-            if left:
-                runs.append((name, left, _Generation(edit, digest=digest)))
-        self._rows_found = None
-        for _, left, state in runs:
-            self._plan([requests[i] for i in left], state)
-        planned = [t for *_, state in runs for batch in state.batches or () for t in batch or ()]
-        rows = self._generation_rows() if planned else 0
-        decoder = self.engine.decoder(planned, self._edits, rows)
-        for name, left, self._generation in runs:
-            state = self._generation
-            state.decoder = decoder
-            if None in state.batches:
-                state.beginning = beginning_of([self.tok_encode(requests[i].args[0]) for i in left])
-            self.cache_hook.steering = state.digest
-            try:
-                answers = super().generate_until([requests[i] for i in left], disable_tqdm)
-                odd[name] += state.not_finite
-            finally:
-                self._generation = _Generation()
-            for index, answer in zip(left, answers, strict=True):
-                texts[index] = answer
-        return [text for text in texts if text is not None], odd
-
-    _rows_found: int | None = None
-    """What was found for ``--batch_size auto`` in this call."""
-
-    def _generation_rows(self) -> int:
-        """Give the texts that are generated at once."""
-        return self._detect_batch_size() if self.batch_size == "auto" else int(self.batch_size)
-
-    def _plan(self, requests: list[Instance], state: _Generation) -> None:
-        """Have the harness make its batches, and note what each asks for, before any is answered:
-        so that a text that is over makes room for one of a later batch."""
-        size, hook = self.batch_size_per_gpu, self.cache_hook
-        self.batch_size_per_gpu = self._generation_rows()  # or else it says twice what it finds
-        self.cache_hook = ResponseCache(None)
-        self._generation, state.planning = state, True
-        harness_logger = logging.getLogger(HFLM.__module__)
-        try:
-            harness_logger.disabled = True  # it will say the same again
-            super().generate_until(requests, disable_tqdm=True)
-        finally:
-            harness_logger.disabled = False
-            self._generation, state.planning = _Generation(), False
-            self.batch_size_per_gpu, self.cache_hook = size, hook
-
-    def _texts(
-        self, context: Tensor, mask: Tensor, most: int, stop: list[str], options: dict[str, Any]
-    ) -> list[Text] | None:
-        """Make the texts to decode of a batch of the harness; None: it takes the plain way."""
-        pad = self.tokenizer.pad_token_id
-        eos = end_tokens(self.model, options)
-        longest = context.shape[1] + most
-        if (
-            most < 1
-            or eos is None
-            or self.think_end_token is not None  # what comes after it counts, whatever was before
-            or pad not in self.tokenizer.all_special_ids  # or else it is text
-            or longest > self.engine.longest_branching_path
-            or not self.engine.can_decode
-        ):
-            return None
-        back = max((len(self.tok_encode(each, add_special_tokens=False)) for each in stop if each),
-                   default=0)  # fmt: skip
-        ending = Ending(stop, eos, len(context), self._text_of, back)
-        edit = self._generation.edit
-        return [
-            Text(row[seen == 1].tolist(), ending, most, edit)
-            for row, seen in zip(context.cpu(), mask.cpu(), strict=True)
-        ]
-
-    def _text_of(self, tokens: list[int], skip_special_tokens: bool) -> str:
-        return str(self.tok_decode(tokens, skip_special_tokens=skip_special_tokens))
-
-    def _decoded(self, context: Tensor, texts: list[Text], state: _Generation) -> Tensor:
-        """Give ``[batch, seq]`` as generation does: context and tokens, right-padded."""
-        assert state.decoder is not None
-        state.decoder.finish(texts)
-        failed = sum(text.failed for text in texts)
-        state.not_finite += failed
-        self.cache_hook.steering = "" if failed else state.digest
-        made = [torch.tensor(text.kept) for text in texts]
-        pad = self.tokenizer.pad_token_id
-        after = pad_sequence(made, batch_first=True, padding_value=pad).to(context.device)
-        return torch.cat([context, after], dim=1)
-
-    def _model_generate(
-        self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any
-    ) -> Any:
-        state = self._generation
-        mask = kwargs.pop("attention_mask", torch.ones_like(context))
-        if state.planning:
-            most = max_length - context.shape[1]
-            state.batches.append(self._texts(context, mask, most, stop, kwargs))
-            return context
-        planned = state.batches.popleft() if state.batches else None
-        if planned is not None:
-            return self._decoded(context, planned, state)
-        prompts = Prompts(context, mask)
-        plain = looks_at_tokens(self.model, kwargs)
-        fits = max_length <= self.engine.longest_branching_path
-        if state.beginning and not plain and fits and self.engine.can_share_beginning:
-            prompts = with_shared_beginning(self.engine.forward, prompts, state.beginning)
-        if prompts.cache is not None:
-            kwargs[cache_parameter(self.model)] = prompts.cache
-        kwargs["attention_mask"] = prompts.attention_mask
-        watch = FiniteLogits(len(context))
-        kwargs["logits_processor"] = LogitsProcessorList([watch])
-        with ExitStack() as stack:
-            if state.edit != UNSTEERED and self._edits is not None:
-                kwargs["disable_compile"] = True  # compiled, it would keep this batch's edit
-                stack.enter_context(
-                    steered_generation(self.model, self._edits, state.edit, context, mask)
-                )
-            generated = super()._model_generate(prompts.input_ids, max_length, stop, **kwargs)
-        state.not_finite += watch.failed
-        # What the harness is about to keep of this batch is not kept where a text means nothing.
-        self.cache_hook.steering = "" if watch.failed else state.digest
-        return generated
-
     # ------------------------------------------------------------------ results
 
     def get_model_info(self) -> dict[str, Any]:
@@ -775,30 +598,6 @@ class SteeredModel(HFLM):  # type: ignore[misc]
                 self._not_finite.get(name, 0), self._degenerate.get(name, 0)
             ).to_json()
         return info
-
-
-@dataclass
-class _Generation:
-    """What is being generated.
-
-    Attributes:
-        edit: of all its prompts.
-        beginning: what all its prompts begin with, where that is worth computing once.
-        digest: of its steering.
-        not_finite: texts so far for which a token's log-probability was not finite.
-        planning: whether batches are noted, and nothing is generated yet.
-        batches: the texts of each of the harness's batches that is still to come, or None where
-            it takes the plain way.
-        decoder: what generates them.
-    """
-
-    edit: int = UNSTEERED
-    beginning: list[int] = field(default_factory=list)
-    digest: str = ""
-    not_finite: int = 0
-    planning: bool = False
-    batches: deque[list[Text] | None] = field(default_factory=deque)
-    decoder: Decoder | None = None
 
 
 class ManyArmsModel(SteeredModel):

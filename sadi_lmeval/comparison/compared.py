@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.edits.joined import joined
+from sadi_lmeval.generating import AUTO_GENERATION_ROWS
 from sadi_lmeval.harness.response_cache import ResponseCache
 from sadi_lmeval.methods.arm import Arm, read_arms
-from sadi_lmeval.model import AUTO_GENERATION_ROWS, ManyArmsModel
+from sadi_lmeval.model import ManyArmsModel
 from sadi_lmeval.passes.packing import UNSTEERED
 from sadi_lmeval.passes.scoring import Score
 from sadi_lmeval.processes import ALONE, Processes
