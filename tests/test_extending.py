@@ -130,7 +130,7 @@ def test_its_faults_are_told_in_its_own_words(
 def test_it_stands_beside_the_others_in_sweep_and_compare(
     installed: Environment, given: list[str], tmp_path: Path
 ) -> None:
-    ours: list[str | Path] = [installed.python, "-m", "sadi_lmeval.cli"]
+    ours: list[str | Path] = [installed.python, "-m", "sadi_lmeval"]
     lines = tmp_path / "lines.jsonl"
     grid = ["--layer", "0,2", "--share", "0.5,1"]
     for average in ("mean", "median"):
@@ -162,7 +162,7 @@ def test_it_stands_beside_the_others_in_sweep_and_compare(
 def test_an_unknown_method_is_an_error_that_lists_what_there_is(
     installed: Environment, given: list[str], tmp_path: Path
 ) -> None:
-    ours: list[str | Path] = [installed.python, "-m", "sadi_lmeval.cli"]
+    ours: list[str | Path] = [installed.python, "-m", "sadi_lmeval"]
     done = run(*ours, "sweep", *given, "--methods", "xyz", "--output", tmp_path / "o", cwd=tmp_path)
     assert done.returncode == 1
     for name in ("nudge", "caa", "iti", "sadi-head", "none"):

@@ -95,7 +95,7 @@ def rows(data_set: str, split: str = "train") -> list[dict[str, Any]]:
 
 def pairs_of(task: str, folder: Path, count: int) -> list[dict[str, Any]]:
     """The pairs that the package makes of a task's real rows."""
-    command = [sys.executable, "-m", "sadi_lmeval.cli", "pairs", task, "--output"]
+    command = [sys.executable, "-m", "sadi_lmeval", "pairs", task, "--output"]
     command += [str(folder / "pairs.jsonl"), "--model_args", f"n_pairs={count},top_k=1,delta=1"]
     done = subprocess.run(command, capture_output=True, text=True, env=offline(folder), cwd=HUB)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -41,6 +41,7 @@ OUR_TASKS = {
         "sadi_svamp",
         "sadi_boolq",
         "sadi_copa",
+        "sadi_customers",
         "sadi_sst2",
         "sadi_sst5",
     ),

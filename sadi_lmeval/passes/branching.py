@@ -49,7 +49,7 @@ def longest_branching_path(model: nn.Module) -> int:
     longest = min([*_windows(config), *_fixed_frequencies(config)], default=1 << 62)
     reason = _by_place(config) or _difference(Forward(model), min(longest, _places(config)))
     if reason:
-        logger.debug("Prompts are not shared between continuations (%s)", reason)
+        logger.info("Prompts are not shared between continuations (%s)", reason)
         return 0
     return longest
 
@@ -119,7 +119,7 @@ def can_resume(model: nn.Module) -> bool:
     except Exception as error:  # any failure of the trial means: from the first layer
         reason = first_line(error)
     if reason:
-        logger.debug("Layers below the first edited one are not skipped (%s)", reason)
+        logger.info("Layers below the first edited one are not skipped (%s)", reason)
     return not reason
 
 

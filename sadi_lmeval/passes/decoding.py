@@ -279,7 +279,7 @@ def can_decode(model: PreTrainedModel) -> bool:
     except Exception as error:  # any failure of the trial means: the plain way
         reason = first_line(error)
     if reason:
-        logger.debug("Texts are generated batch by batch (%s)", reason)
+        logger.info("Texts are generated batch by batch (%s)", reason)
     return not reason
 
 

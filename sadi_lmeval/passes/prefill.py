@@ -274,7 +274,7 @@ def can_share_beginning(model: Any) -> bool:
     except Exception as error:  # any failure of the trial means: the plain way
         reason = first_line(error)
     if reason:
-        logger.debug("Prompts are not shared in generation (%s)", reason)
+        logger.info("Prompts are not shared in generation (%s)", reason)
     return not reason
 
 
