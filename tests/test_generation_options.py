@@ -55,7 +55,7 @@ def test_texts_are_those_of_hf(evaluate: Any, name: str, monkeypatch: pytest.Mon
         shared.append(share(*arguments))
         return shared[-1]
 
-    monkeypatch.setattr("sadi_lmeval.model.with_shared_beginning", watched)
+    monkeypatch.setattr("sadi_lmeval.generating.with_shared_beginning", watched)
     planned: list[int] = []
     make = Engine.decoder
 

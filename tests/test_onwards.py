@@ -40,7 +40,7 @@ from helpers.loops import (
 )
 from helpers.models import tiny, tiny_llama
 from helpers.results import numbers, scores
-from sadi_lmeval import model as model_module
+from sadi_lmeval import generating
 from sadi_lmeval.architecture.signature import cache_parameter
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.edits.contract import Edits
@@ -643,9 +643,9 @@ def test_a_shared_beginning_of_prompts_is_used_in_generation(
         used.append(prompts.cache is not None)
         return prompts
 
-    monkeypatch.setattr(model_module, "with_shared_beginning", spy)
+    monkeypatch.setattr(generating, "with_shared_beginning", spy)
     assert {name: texts_of(name) for name in NAMED} == decoded
     assert used
     assert all(used)
-    monkeypatch.setattr(model_module, "beginning_of", lambda prompts: [])
+    monkeypatch.setattr(generating, "beginning_of", lambda prompts: [])
     assert {name: texts_of(name) for name in NAMED} == decoded
