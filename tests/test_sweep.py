@@ -503,7 +503,7 @@ def test_the_command_itself_writes_lines_and_heatmaps(
     images = ("--heatmaps", str(tmp_path / "images"))
     arguments = command("tiny_choice", *SMALL, *images)
     done = subprocess.run(
-        [sys.executable, "-m", "sadi_lmeval.cli", *arguments],
+        [sys.executable, "-m", "sadi_lmeval", *arguments],
         capture_output=True,
         text=True,
         env=environment(tmp_path),

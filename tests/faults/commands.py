@@ -82,6 +82,8 @@ def begin(asked):
     child = os.fork()
     if child:
         return child
+    # A shell has what it starts in the background ignore interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(asked["environment"])
     output = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
