@@ -12,11 +12,8 @@ SmolLM2-135M-Instruct in float32 unless ``--model`` names another.
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -40,17 +37,14 @@ def main() -> int:
     given = parser.parse_args()
     output = given.output.absolute()
     methods, tasks = spelled_out(given.methods.split(",")), given.tasks.split(",")
-    if given.data is not None:
-        os.chdir(given.data)
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ.setdefault("HF_DATASETS_CACHE", f"{folder}/datasets")
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    from offline import run_quietly_in
+
+    with run_quietly_in(given.data) as folder:
         from smollm2 import default_folder, smollm2
         from speed import Bench, best_size
 
         model = given.model or str(smollm2(default_folder()))
-        bench = Bench(model, 1, Path(folder))
+        bench = Bench(model, 1, folder)
         passes = {}
         for task in tasks:
             size = best_size(bench, task, given.limit, None)

@@ -14,11 +14,8 @@ folder to run in, in which the harness finds the data sets when there is no hub.
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import pkgutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -128,17 +125,14 @@ def main() -> int:
     parser.add_argument("--data", type=Path)
     given = parser.parse_args()
     tasks, limit = given.tasks.split(","), given.limit or None
-    if given.data is not None:
-        os.chdir(given.data)
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ.setdefault("HF_DATASETS_CACHE", f"{folder}/datasets")
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    from offline import run_quietly_in
+
+    with run_quietly_in(given.data) as folder:
         from lm_eval.utils import simple_parse_args_string
         from smollm2 import default_folder, smollm2
         from speed import Bench, best_size
 
-        bench = Bench(given.model or str(smollm2(default_folder())), 1, Path(folder))
+        bench = Bench(given.model or str(smollm2(default_folder())), 1, folder)
         whole = Cost()
         for task in tasks:  # each at its own best batch size
             size = given.size or best_size(bench, task, given.limit or 200, None)

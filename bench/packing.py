@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -44,10 +44,8 @@ from typing import Any
 from unittest.mock import patch
 
 from sadi_lmeval.passes.batches import Bounds
-from sadi_lmeval.passes.prefixes import Group, shared_length
+from sadi_lmeval.passes.prefixes import SHORTEST, Group, shared_length
 
-SHORTEST = 16
-"""Tokens of a shared beginning, as the package has it."""
 START = 32
 """What a pass costs beside its tokens, in tokens."""
 TASKS = (
@@ -67,24 +65,6 @@ def as_many_as_fit(rows: Sequence[Any], bounds: Bounds, past: int = 0) -> Iterat
             or padded > bounds.tokens
             or sum(each.scored for each in more) > bounds.scored
             or (any(each.is_masked for each in more) and padded * (past + row.length) > bounds.mask)
-        ):
-            yield batch
-            more = [row]
-        batch = more
-    if batch:
-        yield batch
-
-
-def grid_rows_as_many_as_fit(rows: list[Any], bounds: Bounds, past: int) -> Iterator[list[Any]]:
-    batch: list[Any] = []
-    for row in sorted(rows, key=lambda row: (len(row.own), row.length), reverse=True):
-        more = [*batch, row]
-        widest, longest = max(len(each.own) for each in more), max(each.length for each in more)
-        if batch and (
-            len(more) * longest > bounds.tokens
-            or len(more) * widest > bounds.scored
-            or len(more) * longest * (past + longest) > bounds.mask
-            or (bounds.rows is not None and len(more) > bounds.rows)
         ):
             yield batch
             more = [row]
@@ -115,7 +95,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "batching": {"scoring.batches": as_many_as_fit, "activations.batches": as_many_as_fit},
     "splitting": {"scoring.group_by_prefix": what_all_begin_with},
     "neighbours": {"packing._SHARED_PART": 2.0},
-    "grid-batching": {"grid.alike": grid_rows_as_many_as_fit},
+    "grid-batching": {"trunk._PADDING": math.inf, "trunk._PADDING_OF_ALL": math.inf},
     "merging": {"grid._merged": a_pass_a_layer},
 }
 """What stands in the place of what, in the modules of ``sadi_lmeval.passes``."""
@@ -225,9 +205,9 @@ def main() -> int:
     parser.add_argument("--model", help="whose layers and tokenizer are taken")
     parser.add_argument("--data", type=Path)
     given = parser.parse_args()
-    if given.data is not None:
-        os.chdir(given.data)
-        os.environ["HF_HUB_OFFLINE"] = "1"
+    from offline import run_in
+
+    run_in(given.data)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     from smollm2 import default_folder, smollm2
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -148,9 +147,9 @@ def main() -> int:
     parser.add_argument("--scored", type=int, default=250)
     given = parser.parse_args()
     output = given.output.absolute()
-    if given.data is not None:
-        os.chdir(given.data)
-        os.environ["HF_HUB_OFFLINE"] = "1"
+    from offline import run_in
+
+    run_in(given.data)
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     from smollm2 import default_folder, smollm2
 

@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -408,17 +406,14 @@ def main(arguments: list[str] | None = None) -> int:
     unknown = sorted(set(given.rows) - set(runs))
     if unknown:
         parser.error(f"unknown row {', '.join(unknown)}; rows are {', '.join(runs)}")
-    if given.data is not None:
-        os.chdir(given.data)
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ.setdefault("HF_DATASETS_CACHE", f"{folder}/datasets")
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    from offline import run_quietly_in
+
+    with run_quietly_in(given.data) as folder:
         if given.model is None:
             from smollm2 import default_folder, smollm2
 
             given.model = str(smollm2(default_folder()))
-        bench = Bench(given.model, given.rounds, given.cache or Path(folder), given.device)
+        bench = Bench(given.model, given.rounds, given.cache or folder, given.device)
         if given.peak:
             peak(bench, given.peak)
             return 0

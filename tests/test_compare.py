@@ -27,6 +27,7 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM
 
+from helpers.generation import planned_texts
 from helpers.once import once
 from sadi_lmeval import cli
 from sadi_lmeval.comparison import compare
@@ -37,8 +38,6 @@ from sadi_lmeval.methods.arm import read_arms
 from sadi_lmeval.methods.sadi import AXES
 from sadi_lmeval.pairs.sources import Known
 from sadi_lmeval.passes import engine
-from sadi_lmeval.passes.endings import Text
-from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.passes.grid import grid_log_likelihoods
 from sadi_lmeval.passes.scoring import log_likelihoods
 from sadi_lmeval.records.record import (
@@ -386,14 +385,7 @@ def test_documents_for_which_no_setting_is_better_get_the_unsteered_model_s_answ
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sadi_lmeval.steering.tuning.pick", lambda *_: Pick(0, 1.0))
-    counted, generated = Counting(monkeypatch), []
-    make = Engine.decoder
-
-    def generating(engine: Engine, texts: list[Text], *rest: Any) -> Any:
-        generated.append(len(texts))
-        return make(engine, texts, *rest)
-
-    monkeypatch.setattr(Engine, "decoder", generating)
+    counted, generated = Counting(monkeypatch), planned_texts(monkeypatch)
     folder, limit = tmp_path / "out", 6
     methods = "none,sadi-head,sadi-neuron,iti,caa"
     options = ("tiny_folds,tiny_text", methods, "--limit", str(limit), "--log_samples")

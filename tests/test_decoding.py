@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from conftest import WORDS
+from helpers.generation import planned_texts
 from helpers.models import tiny
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.edits.contract import Edits
@@ -284,14 +285,7 @@ def test_texts_are_those_of_hf_and_steered_ones_those_of_the_plain_way(
     instruction: str | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    planned: list[int] = []
-    make = Engine.decoder
-
-    def noted(engine: Engine, given: list[Text], *more: Any) -> Decoder:
-        planned.append(len(given))
-        return make(engine, given, *more)
-
-    monkeypatch.setattr(Engine, "decoder", noted)
+    planned = planned_texts(monkeypatch)
 
     def run(**arguments: Any) -> list[str]:
         settings = {"gen_kwargs": {"until": stop, "max_gen_toks": 12}, "batch_size": size}

@@ -8,10 +8,8 @@ import pytest
 from transformers import GenerationConfig
 
 from conftest import WORDS
+from helpers.generation import planned_texts
 from sadi_lmeval.passes import prefill
-from sadi_lmeval.passes.decoding import Decoder
-from sadi_lmeval.passes.endings import Text
-from sadi_lmeval.passes.engine import Engine
 
 INSTRUCTION = " ".join(WORDS[:60])
 """All prompts begin with it, so that their beginning is worth computing once."""
@@ -56,14 +54,7 @@ def test_texts_are_those_of_hf(evaluate: Any, name: str, monkeypatch: pytest.Mon
         return shared[-1]
 
     monkeypatch.setattr("sadi_lmeval.generating.with_shared_beginning", watched)
-    planned: list[int] = []
-    make = Engine.decoder
-
-    def noted(engine: Engine, given: list[Text], *more: Any) -> Decoder:
-        planned.append(len(given))
-        return make(engine, given, *more)
-
-    monkeypatch.setattr(Engine, "decoder", noted)
+    planned = planned_texts(monkeypatch)
     size = 1 if name == "prompt_lookup_num_tokens" else 4  # transformers takes no more for it
 
     def settings() -> dict[str, Any]:

@@ -21,6 +21,8 @@ from sadi_lmeval.passes.sequences import Batch, Past, pack
 
 _PADDING = 1.25
 """How many times their own tokens the rows of a batch may take."""
+_PADDING_OF_ALL = 2
+"""The same of all their tokens."""
 
 
 class GridRow:
@@ -80,7 +82,7 @@ def alike(rows: list[GridRow], bounds: Bounds, past: int) -> Iterator[list[GridR
         widest, longest = max(len(r.own) for r in more), max(r.length for r in more)
         if batch and (
             len(more) * widest > _PADDING * sum(len(r.own) for r in more)
-            or len(more) * longest > 2 * sum(r.length for r in more)
+            or len(more) * longest > _PADDING_OF_ALL * sum(r.length for r in more)
             or len(more) * longest > bounds.tokens
             or len(more) * widest > bounds.scored
             or len(more) * longest * (past + longest) > bounds.mask

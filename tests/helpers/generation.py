@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.passes.decoding import Decoder
+from sadi_lmeval.passes.endings import Text
+from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.passes.prefill import steered_generation
 
 PROMPTS = [[5, 9, 7, 4, 8, 33, 21], [11], [5, 9, 7]]
@@ -50,3 +54,16 @@ def generate(
         with steered_generation(model, edits, which, ids, mask):
             found = run()
     return found.sequences[:, ids.shape[1] :], torch.stack(found.logits)
+
+
+def planned_texts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note down how many texts each decoder is made for from now on."""
+    planned: list[int] = []
+    make = Engine.decoder
+
+    def noted(engine: Engine, given: list[Text], *more: Any) -> Decoder:
+        planned.append(len(given))
+        return make(engine, given, *more)
+
+    monkeypatch.setattr(Engine, "decoder", noted)
+    return planned
