@@ -172,10 +172,10 @@ def scoring(bench: Bench, row: str) -> str:
         theirs.append(bench.evaluate(bench.plain(size), name, limit, shots).seconds)
         seconds, steered = bench.evaluate(lm, name, limit, shots)
         ours.append(seconds)
-    lm.engine.longest_branching_path = 0  # from here on the plain way: nothing shared
+    known, lm.engine.longest_branching_path = lm.engine.longest_branching_path, 0  # the plain way
     plain = bench.evaluate(lm, name, min(limit, 10), shots)[1]
     equal = bench.check("steered scores", gap_of(steered[: len(plain)], plain))
-    del lm.engine.longest_branching_path
+    lm.engine.longest_branching_path = known  # not tried again: the trial's tokens would count
     floor = bench.arithmetic(
         lambda: bench.evaluate(bench.plain(1), name, min(limit, 10), shots),
         lambda: bench.evaluate(lm, name, min(limit, 10), shots),
