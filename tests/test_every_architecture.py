@@ -84,7 +84,7 @@ each_place = pytest.mark.parametrize(
 def test_every_site_has_the_shape_and_the_modules_of_the_model(name: str) -> None:
     case, model = CASES[name], made(name)
     shapes = {
-        "head": (HEADS, case.head_dim),
+        "head": (HEADS, max(case.head_dims)),
         "neuron": (case.neurons, 1),
         "mlp": (HIDDEN, 1),
         "residual": (HIDDEN, 1),
@@ -113,7 +113,7 @@ def test_steering_is_the_equations_in_plain_hooks(name: str, where: str, clean: 
         if edit == UNSTEERED:
             expected.append(score_of(plain_logits(model, text), prompt, tokens))
             continue
-        columns = columns_of(where, edit, case.head_dim)
+        columns = columns_of(where, edit, case.head_dims)
         last = len(prompt) - 1
         logits = oracle(model, case.named, where, text, last, columns, DELTAS[edit], clean)
         assert_close(logits_at(model, edits, prompt, edit), logits[last], (prompt, edit))
@@ -264,7 +264,7 @@ def test_iti_s_gates_leave_of_its_shift_what_plain_hooks_do(name: str) -> None:
 def test_a_scaled_neuron_is_a_scaled_input_of_the_last_projection(name: str) -> None:
     """So that it is the neuron's own output, gated or not, and nothing before or after it."""
     case, model = CASES[name], made(name)
-    text, columns = PROMPTS[0], columns_of("neuron", 0, case.head_dim)
+    text, columns = PROMPTS[0], columns_of("neuron", 0, case.head_dims)
     found = logits_at(model, edits_of(model, "neuron"), text, 0)
     expected = oracle(model, case.named, "down", text, len(text) - 1, columns, DELTAS[0])
     assert_close(found, expected[-1])
@@ -314,7 +314,7 @@ def test_generation_with_a_cache_and_without_is_the_equations_in_plain_hooks(
     again, recomputed = generated(model, edits, use_cache=False)
     assert again == tokens
     assert_close(recomputed, logits)
-    columns = columns_of(where, 0, case.head_dim)
+    columns = columns_of(where, 0, case.head_dims)
     for prompt, own, found in zip(PROMPTS, tokens, logits, strict=True):
         text, last = [*prompt, *own], len(prompt) - 1
         onwards = scope == "onwards"
