@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -277,7 +278,7 @@ def plain_logits(model: nn.Module, text: Sequence[int]) -> Tensor:
 def last_activations(
     model: nn.Module, modules: Sequence[nn.Module], side: str, text: Sequence[int]
 ) -> Tensor:
-    """At the last token of one text, ``[layers, width]``."""
+    """At the last token of one text, ``[layers, width]``; a narrower layer's row ends in zeros."""
     seen: list[Tensor] = []
 
     def keep(layer: int, values: Tensor) -> Tensor:
@@ -286,7 +287,7 @@ def last_activations(
 
     with changing(modules, side, keep):
         plain_logits(model, text)
-    return torch.stack(seen)
+    return pad_sequence(seen, batch_first=True)
 
 
 def oracle(
@@ -428,6 +429,15 @@ def logits_at(model: nn.Module, edits: Edits | None, text: Sequence[int], edit: 
     last = Points.of([(0, len(text) - 1)], 1, CPU)
     steered = None if edits is None else Steered(edits, last, torch.tensor([edit]))
     return forward.logits(pack([tree], 0, forward.dtype, CPU), last, steered)[0]
+
+
+def read_at_the_end(model: nn.Module, site: Site, text: Sequence[int]) -> Tensor:
+    """What collectors get of a text, ``[layers, width]``."""
+    forward, tree = Forward(model), Tree()
+    tree.add(list(text))
+    last = Points.of([(0, len(text) - 1)], 1, CPU)
+    [found] = forward.activations(pack([tree], 0, forward.dtype, CPU), last, [site])
+    return found[0]
 
 
 def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
