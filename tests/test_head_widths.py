@@ -5,6 +5,8 @@ The equations are those of ``test_each_method.py``, on what plain passes have in
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,17 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 import sadi_lmeval
-from helpers.architectures import read_at_the_end
+from helpers.architectures import CASES as ARCHITECTURES
+from helpers.architectures import (
+    DELTAS,
+    PROMPTS,
+    columns_of,
+    edits_of,
+    generated,
+    made,
+    oracle,
+    read_at_the_end,
+)
 from helpers.equations import EQUATIONS, contract
 from helpers.equations.contract import HEADS, LAYERS
 from helpers.loops import (
@@ -32,22 +44,31 @@ from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods.arm import read_arm
 from sadi_lmeval.methods.austeer import AUSteer
 from sadi_lmeval.methods.sadi import SADI
+from sadi_lmeval.passes.footprint import key_value_bytes
+from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.settings import Setting
 from sadi_lmeval.storage.fit_file import load_fit, of_site
+from sadi_lmeval.types import Scope
 
 HEAD_DIMS = (8, 20, 20)
 ACTIVATIONS = HEADS * sum(HEAD_DIMS)
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("sadi", {}),
     ("iti", {}),
+    ("austeer", {}),
     ("iti", {"gate": "prompt", "threshold": 0.7, "alpha": 12}),
     ("iti", {"gate": "self", "alpha": 9}),
-    ("austeer", {}),
 ]
 each_case = pytest.mark.parametrize(
     ("method", "changes"),
-    CASES,
-    ids=[" ".join([method, *(f"{k}={v}" for k, v in changes.items())]) for method, changes in CASES],
+    [
+        pytest.param(
+            *case,
+            marks=[pytest.mark.slow] * bool(case[1]),
+            id=" ".join([case[0], *(f"{name}={value}" for name, value in case[1].items())]),
+        )
+        for case in CASES
+    ],
 )
 
 
@@ -119,8 +140,9 @@ def test_fits_scores_and_texts_are_those_of_plain_passes(
         change = equations.change(known, given)
         if task == "tiny_choice":
             scored = tried(results, task)
+            changes_of = dict.fromkeys((one.document for one in scored), change)
             assert_scored_as_the_loop_says(
-                scored, model, tokenizer, "head", lambda _, change=change: change, scope
+                scored, model, tokenizer, "head", changes_of.__getitem__, scope
             )
         else:
             assert_generated_as_the_loop_says(
@@ -173,17 +195,20 @@ def test_a_fit_is_saved_loaded_and_steers_models_of_the_same_widths_alone(
     assert again.fit.digest == fit.fit.digest
     assert again.edits(model).digest(0) == fit.edits(model).digest(0)
     ids = torch.tensor([[5, 9, 7, 4]])
-    generated = dict(max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=2)
-    with fit.steering(model):
-        expected = model.generate(ids, **generated)
-    with again.steering(model):
-        assert torch.equal(model.generate(ids, **generated), expected)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad(), fit.steering(model):
+        expected = model(**inputs).logits
+    with torch.no_grad(), again.steering(model):
+        assert torch.equal(model(**inputs).logits, expected)
+    assert not torch.equal(model(**inputs).logits, expected)
     other = gemma(
         len(tokenizer),
         layer_types=["full_attention", "sliding_attention", "full_attention"],
         num_kv_shared_layers=0,
     )
-    with pytest.raises(UserError, match=r"entry_widths \[8, 20, 20\], but this run has \[20, 8, 20"):
+    with pytest.raises(
+        UserError, match=r"entry_widths \[8, 20, 20\], but this run has \[20, 8, 20"
+    ):
         fit.edits(other)
 
 
@@ -211,3 +236,39 @@ def test_wider_heads_are_told_from_more_by_what_the_attention_says() -> None:
     measured = sites._Measured([*modules], [32, 80, 80], None)
     with pytest.raises(UserError, match=r"are 32 or 80 wide, .* do not say how wide a head is"):
         sites._site(model, "head", modules, measured)
+
+
+def test_keys_and_values_are_counted_where_layers_share_them() -> None:
+    model, tokens = gemma(60), [5, 9, 7, 4]
+    past = Forward(model).prefix(tokens)
+    assert past is not None
+    kept = sum(each.numel() * each.element_size() for each in (*past.keys, *past.values))
+    assert len(past.keys) == LAYERS - 1
+    assert key_value_bytes(model.to("meta")) * len(tokens) == kept
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scope", ["prompt", "onwards"])
+def test_texts_in_16_bits_are_as_far_from_exact_ones_as_those_of_plain_passes(
+    dtype: torch.dtype, scope: Scope
+) -> None:
+    name = "Gemma 4, text"
+    case, exact = ARCHITECTURES[name], copy.deepcopy(made(name)).double()
+    model = copy.deepcopy(made(name)).to(dtype)
+    edits, columns = edits_of(model, "head", scope=scope), columns_of("head", 0, case.head_dims)
+    tokens, logits = generated(model, edits)
+    for prompt, own, found in zip(PROMPTS, tokens, logits, strict=True):
+        last = len(prompt) - 1
+
+        def plainly(
+            of: PreTrainedModel, text: Sequence[int] = (*prompt, *own), last: int = last
+        ) -> torch.Tensor:
+            where, onwards = (case.named, "head"), scope == "onwards"
+            steered = oracle(of, *where, text, last, columns, DELTAS[0], onwards=onwards)
+            return steered[last:-1].double()
+
+        expected = plainly(exact)
+        gap = float((found.double() - expected).abs().max())
+        rounding = float((plainly(model) - expected).abs().max())
+        least = torch.finfo(dtype).eps * float(expected.abs().max())
+        assert gap <= 2 * max(rounding, least), prompt

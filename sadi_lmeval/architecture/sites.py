@@ -270,6 +270,12 @@ def _missing(kind: str, element: str, blocks: Sequence[nn.Module]) -> str:
             f"element=neuron: no module of model type {kind!r} is its MLP's activation function; "
             "pass element=head or element=hidden"
         )
+    parts = {name for block in blocks for name, _ in block.named_modules()}
+    if element == "head" and any("att" in name and "expert" in name for name in parts):
+        return (
+            f"element=head: the attention of model type {kind!r} has several experts, each with "
+            "heads of its own; pass element=hidden"
+        )
     what, other = {
         "head": ("attention heads were", "element=hidden"),
         "hidden": ("MLP was", "element=hidden,hidden_site=residual"),
@@ -335,7 +341,10 @@ def _either(numbers: Sequence[int]) -> str:
 
 
 def _number(config: Any, name: str) -> int | None:
-    """Read a number of a configuration or of a module; None where there is none, or where layers differ in it."""
+    """Read a number of a configuration or a module.
+
+    None where there is none, or where layers differ in it.
+    """
     try:
         value = getattr(config, name, None)
     except Exception:  # transformers has a kind of its own for the second

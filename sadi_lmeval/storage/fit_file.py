@@ -26,8 +26,8 @@ FORMAT = "sadi-lmeval 2"
 _READABLE = ("sadi-lmeval 1", FORMAT)
 """Format 1 is that of releases before methods had modules of their own."""
 ENTRY_WIDTHS = "entry_widths"
-"""The tensor by which a fit says how wide an entry is in each layer, ``[layers]``, where they differ
-in that (Gemma 4): beyond it what was measured is zero."""
+"""The tensor by which a fit says how wide an entry is in each layer, ``[layers]``, where layers
+differ in that (Gemma 4): beyond it what was measured is zero."""
 _LARGEST = 1 << 34
 """Bytes: far above any fit; larger files are not opened."""
 
