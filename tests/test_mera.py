@@ -192,8 +192,10 @@ def test_every_layer_and_the_authors_thresholds_are_tried() -> None:
 
 
 def test_of_equal_settings_that_with_the_higher_threshold_is_the_smaller() -> None:
-    assert MERA().edit_size(Setting(9, 0.7)) < MERA().edit_size(Setting(0, 0.6))
-    assert MERA(layers="all").edit_size(Setting(0.7)) < MERA(layers="all").edit_size(Setting(0.6))
+    assert MERA().edit_size(Setting(9, 0.7), {}) < MERA().edit_size(Setting(0, 0.6), {})
+    assert MERA(layers="all").edit_size(Setting(0.7), {}) < MERA(layers="all").edit_size(
+        Setting(0.6), {}
+    )
 
 
 def test_a_strength_is_refused_with_the_numbers_that_there_are() -> None:

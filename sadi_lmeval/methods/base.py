@@ -146,10 +146,13 @@ class Method(ABC):
         """
         return
 
-    def edit_size(self, setting: Setting) -> float:
+    def edit_size(self, setting: Setting, tensors: Tensors) -> float:
         """Say how large an edit is: of equally good settings the smallest is taken.
 
         As it stands: the strength, times the number of entries that are edited.
+
+        Args:
+            tensors: what the collector has made.
         """
         size = 1.0
         for axis, value in zip(self.axes, setting, strict=True):
@@ -163,6 +166,13 @@ class Method(ABC):
         Returns:
             ``[layers, entries]`` bool; or ``[layers, entries, entry_width]``, where single
             activations of an entry are edited.
+        """
+        return None
+
+    def tied(self, tensors: Tensors, setting: Setting) -> int | None:
+        """Count what is as good as the last that a setting selects, and is not selected.
+
+        None: nothing is selected by a rank, or its ranks are hardly ever the same.
         """
         return None
 

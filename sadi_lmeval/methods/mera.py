@@ -83,7 +83,7 @@ class MERA(Method):
     def usual(self) -> tuple[float | None, ...]:
         return (None, 0.5)[-len(self.axes) :]  # which layer depends on the model
 
-    def edit_size(self, setting: Setting) -> float:
+    def edit_size(self, setting: Setting, tensors: Tensors) -> float:
         """The higher the threshold, the less is changed."""
         return 1 - setting[-1]
 
