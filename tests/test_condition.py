@@ -103,7 +103,7 @@ def test_exactly_at_the_threshold_nothing_is_steered(side: Any) -> None:
     near = torch.tensor(at)
     just = [float(torch.nextafter(near, torch.tensor(float(way)))) for way in (-1, 2)]
     at_each = [Condition(LAYER, c, threshold, side) for threshold in (just[0], at, just[1])]
-    met = [bool(condition.passes(h)) for condition in at_each]
+    met = [bool(condition.passes(h[:, LAYER])) for condition in at_each]
     assert met == ([True, False, False] if side == "above" else [False, False, True])
 
 
@@ -112,7 +112,7 @@ def test_a_prompt_that_is_not_finite_is_not_steered() -> None:
     h = torch.full((2, LAYERS, WIDTH), torch.nan)
     h[1] = torch.inf
     for side in ("above", "below"):
-        assert not Condition(LAYER, torch.ones(WIDTH), 0.0, side).passes(h).any()
+        assert not Condition(LAYER, torch.ones(WIDTH), 0.0, side).passes(h[:, LAYER]).any()
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_gates_are_the_product_with_the_edits_own(site: Site) -> None:
     h = torch.randn(40, LAYERS, WIDTH, generator=torch.Generator().manual_seed(3))
     c = torch.randn(WIDTH, generator=torch.Generator().manual_seed(4))
     condition = Condition(LAYER, c, float(similarity(h[:, LAYER], c).median()), "above")
-    met = condition.passes(h)
+    met = condition.passes(h[:, LAYER])
     assert 5 < int(met.sum()) < 35
     shift = {0: torch.ones(WIDTH)}
 
@@ -335,6 +335,7 @@ def test_prompts_that_pass_are_steered_and_others_are_the_unsteered_model_bit_fo
         "layer": LAYER,
         "threshold": threshold,
         "side": side,
+        "token": "last",
     }
 
 
