@@ -56,13 +56,13 @@ WRONGS: list[list[Text]] = [
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many documents were asked about, each time that the model was asked."""
     found: list[int] = []
-    ask = module._likeliest
+    ask = module._scored
 
-    def counted(model: Any, wrongs: Sequence[Sequence[Text]]) -> list[int]:
+    def counted(model: Any, wrongs: Sequence[Sequence[Text]]) -> list[list[float]]:
         found.append(len(wrongs))
         return ask(model, wrongs)
 
-    monkeypatch.setattr(module, "_likeliest", counted)
+    monkeypatch.setattr(module, "_scored", counted)
     return found
 
 

@@ -20,6 +20,8 @@ from sadi_lmeval.versions import code_digest
 Tensors = Mapping[str, Tensor]
 """What was measured of the pairs or prompts, by name, float32."""
 
+FittedOn = Literal["pairs", "prompts", "nothing"]
+
 
 class Found(NamedTuple):
     """What a fit says of every entry, as pictures show it.
@@ -60,9 +62,9 @@ class Method(ABC):
         compared: whether ``compare`` and ``sweep`` take the arms where the user names none.
         protocols: the arguments that a value of ``protocol=`` sets.
         fitted_on: ``pairs``, or ``prompts``: those of the same documents, up to where their choices
-            begin; the collector is then told which choice is right and which is the model's own.
-            Or ``nothing``: all is known before any pair is, and the collector is a
-            :class:`~sadi_lmeval.methods.collectors.Given`.
+            begin; the collector is then told which choice is right, which is the model's own, and
+            how likely each is. Or ``nothing``: all is known before any pair is, and the collector
+            is a :class:`~sadi_lmeval.methods.collectors.Given`.
     """
 
     name: ClassVar[str]
@@ -71,7 +73,12 @@ class Method(ABC):
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     protocols: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     compared: ClassVar[bool] = False
-    fitted_on: ClassVar[Literal["pairs", "prompts", "nothing"]] = "pairs"
+    fitted_on: ClassVar[FittedOn] = "pairs"
+
+    @property
+    def fits_on(self) -> FittedOn:
+        """Say what it is fitted on with its arguments; as it stands, what the class says."""
+        return self.fitted_on
 
     @property
     @abstractmethod

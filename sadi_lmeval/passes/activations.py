@@ -39,10 +39,17 @@ class TokenPair(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """Choices of a prompt, by index: the right one, and the unsteered model's own."""
+    """What is known of the choices of a prompt.
+
+    Attributes:
+        right: the index of the right one.
+        own: of the unsteered model's own.
+        scores: the unsteered model's log-likelihood of each; empty where only indices are known.
+    """
 
     right: int
     own: int
+    scores: tuple[float, ...] = ()
 
 
 class TokenPrompt(NamedTuple):
