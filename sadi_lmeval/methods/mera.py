@@ -64,10 +64,7 @@ class MERA(Method):
     name = "mera"
     axes = AXES
     arms = {"mera": {"layers": "one"}}  # noqa: RUF012
-    ablations = {  # noqa: RUF012
-        "mera-all": {"layers": "all"},
-        "mera-errors": {"probe": "errors"},
-    }
+    ablations = {"mera-all": {"layers": "all"}}  # noqa: RUF012
 
     scope: Scope = scoped()
     layers: Layers = choice(
