@@ -63,7 +63,6 @@ ALONE: dict[str, Known] = {
     "caa": Known("caa", {}, BLOCK, _BLOCK),
     "mera": Known("mera", {}, BLOCK, ("layer", "alpha"), "negative_probes"),
     "mera-all": Known("mera", {"layers": "all"}, BLOCK, ("alpha",), "negative_probes"),
-    "mera-errors": Known("mera", {"probe": "errors"}, BLOCK, ("layer", "alpha"), "error_probes"),
     "caa-pca": Known("caa", {"direction": "pca"}, BLOCK, _BLOCK, "caa_pca"),
     "caa-probe": Known("caa", {"direction": "probe"}, BLOCK, _BLOCK, "caa_probe"),
     "caa-random": Known("caa", {"direction": "random"}, BLOCK, _BLOCK),
