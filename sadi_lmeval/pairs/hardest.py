@@ -72,7 +72,11 @@ def scores_of_choices(model: SteerableModel, folder: Path | None) -> Scores:
                 raise ValueError("it is of other documents")
             return [[float(score) for score in each] for each in kept]
 
-        kind: Kind[list[list[float]]] = Kind("own choices", ".choices.json", load, write_kept)
+        def save(scores: list[list[float]], path: Path, key: str) -> None:
+            # As texts: JSON has no infinity.
+            write_kept([[repr(score) for score in each] for each in scores], path, key)
+
+        kind: Kind[list[list[float]]] = Kind("own choices", ".choices.json", load, save)
         asked = {"choices": _tokens(model, choices)}
         return _kept(model, folder, kind, asked, lambda: _scored(model, choices))
 
