@@ -20,7 +20,7 @@ from sadi_lmeval.arguments import (
     whole,
 )
 from sadi_lmeval.errors import UserError, nearest
-from sadi_lmeval.types import Side
+from sadi_lmeval.types import Side, Token
 
 Negative = Literal["random", "hardest", "all"]
 Labels = Literal["gold", "shuffled"]
@@ -107,6 +107,10 @@ class Options:
         None, get_args(Side), "prompts are steered `above` the threshold, or `below` it",
         shown="the file's",
     )  # fmt: skip
+    when_token: Token | None = choice(
+        None, get_args(Token), "what of a prompt the condition is read of, its `last` token or the "
+        "`mean` over all: as the file was fitted, or refused", shown="the file's",
+    )  # fmt: skip
     mask_from: str | None = text(None, "another task, on whose pairs the method is fitted")
     cache_dir: str | None = text(
         None, "where fits and choices are kept between runs", shown="the user's cache folder"
@@ -176,7 +180,7 @@ def read_options(given: Mapping[str, Any]) -> tuple[Options, list[str]]:
         values["fit"] = values.pop("mask")
     faults += [
         f"{name}={values[name]}: changes a condition, and there is none; pass when=FILE"
-        for name in ("when_layer", "when_threshold", "when_side")
+        for name in ("when_layer", "when_threshold", "when_side", "when_token")
         if name in values and given.get("when") is None
     ]
     if values.get("fit") is not None and values.get("labels") == "shuffled":

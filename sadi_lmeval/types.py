@@ -16,6 +16,9 @@ Scope = Literal["prompt", "onwards"]
 Side = Literal["above", "below"]
 """On which side of a condition's threshold prompts are steered."""
 
+Token = Literal["last", "mean"]
+"""What of a prompt a condition is read of: its last token's activation, or the mean over all."""
+
 
 class Size(NamedTuple):
     """How large a site of a model is.

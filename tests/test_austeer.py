@@ -5,7 +5,7 @@ What it has in common with other methods is in ``test_each_method.py``.
 
 from __future__ import annotations
 
-import logging
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods.austeer import AUSteer, SignCounts, signed_consistency
 from sadi_lmeval.processes import Processes
 from sadi_lmeval.settings import Setting
+from sadi_lmeval.steering.outcome import Outcome, ranked
 
 PAIRS: list[list[list[float]]] = [
     # positive less negative, of two layers of three dimensions
@@ -93,17 +94,10 @@ def test_of_equally_consistent_dimensions_the_earlier_layer_and_dimension_goes_f
 
 
 @pytest.mark.quick
-def test_how_many_tie_with_the_last_and_stand_outside_is_told(
-    small: Site, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_how_many_tie_with_the_last_and_stand_outside_is_counted(small: Site) -> None:
     tensors = counted(small, torch.tensor(PAIRS)).tensors("test")
-    caplog.set_level(logging.INFO, "lm_eval.sadi")
-    told = []
-    for top_k in range(1, 7):
-        caplog.clear()
-        AUSteer().selected(tensors, Setting(top_k, 1.0), 0)
-        told.append([record.getMessage().split()[1] for record in caplog.records])
-    assert told == [["1"], [], ["1"], [], ["1"], []]
+    assert [AUSteer().tied(tensors, Setting(k, 1.0)) for k in range(1, 7)] == [1, 0, 1, 0, 1, 0]
+    assert AUSteer().tied(tensors, Setting(0, 0.0)) == 0
 
 
 @pytest.mark.quick
@@ -189,10 +183,25 @@ def test_the_grid_goes_as_far_as_the_model_s_dimensions() -> None:
 
 
 @pytest.mark.quick
-def test_of_equal_settings_the_smaller_edit_is_taken() -> None:
-    size = AUSteer().edit_size
-    assert size(Setting(4, 10.0)) < size(Setting(8, 10.0)) == size(Setting(8, -10.0))
-    assert size(Setting(8, 10.0)) < size(Setting(8, 15.0))
+def test_of_equal_settings_that_of_the_least_gain_is_taken(small: Site) -> None:
+    tensors = counted(small, torch.tensor(PAIRS)).tensors("test")
+    by_r = [1.0, 1.0, 0.8, 0.8, 0.4, 0.4]
+    for alpha in (10.0, -2.5, 0.0):
+        for top_k in range(7):
+            setting = Setting(top_k, alpha)
+            gain = sum(abs(alpha) * r for r in by_r[:top_k])
+            assert AUSteer().edit_size(setting, tensors) == pytest.approx(gain, rel=1e-6)
+
+    def chosen(*settings: tuple[int, float]) -> Setting:
+        """Of equally good ones."""
+        outcomes = [Outcome(Setting(*s), 0.5, 0.1, 0.4, 0.1, 2.0) for s in settings]
+        size = partial(AUSteer().edit_size, tensors=tensors)
+        return outcomes[ranked(outcomes, size)[0]].setting
+
+    # |alpha| · K says 6 of both of the first, and 10 against 9 of the others.
+    assert chosen((2, 3.0), (6, 1.0)) == (6, 1.0)
+    assert chosen((6, 1.0), (2, 2.1)) == (2, 2.1)
+    assert chosen((3, 3.0), (5, 2.0)) == (5, 2.0)
 
 
 def test_more_dimensions_than_there_are_are_refused_and_the_selected_ones_recorded(
@@ -202,5 +211,6 @@ def test_more_dimensions_than_there_are_are_refused_and_the_selected_ones_record
     [mask] = masks_of(evaluate("tiny_choice", model="hf-austeer", limit=1, **given), "tiny_choice")
     every = [[n, h, d] for n in range(LAYERS) for h in range(HEADS) for d in range(HEAD_DIM)]
     assert mask["selected"] == every
+    assert mask["tied"] == 0
     with pytest.raises(UserError, match=r"top_k=97: this model has 96 activations of element head"):
         evaluate("tiny_choice", model="hf-austeer", **{**given, "top_k": 97})

@@ -41,6 +41,7 @@ from sadi_lmeval.methods.arm import read_arm
 from sadi_lmeval.records.steering import SteeringRecord
 from sadi_lmeval.steering.condition import best_threshold, first_component, prompt_digest
 from sadi_lmeval.storage.fit_file import Fit, load_fit, save_fit
+from sadi_lmeval.types import Token
 
 LAYERS, WIDTH, LAYER = 3, 32, 1
 
@@ -103,7 +104,7 @@ def test_exactly_at_the_threshold_nothing_is_steered(side: Any) -> None:
     near = torch.tensor(at)
     just = [float(torch.nextafter(near, torch.tensor(float(way)))) for way in (-1, 2)]
     at_each = [Condition(LAYER, c, threshold, side) for threshold in (just[0], at, just[1])]
-    met = [bool(condition.passes(h)) for condition in at_each]
+    met = [bool(condition.passes(h[:, LAYER])) for condition in at_each]
     assert met == ([True, False, False] if side == "above" else [False, False, True])
 
 
@@ -112,7 +113,7 @@ def test_a_prompt_that_is_not_finite_is_not_steered() -> None:
     h = torch.full((2, LAYERS, WIDTH), torch.nan)
     h[1] = torch.inf
     for side in ("above", "below"):
-        assert not Condition(LAYER, torch.ones(WIDTH), 0.0, side).passes(h).any()
+        assert not Condition(LAYER, torch.ones(WIDTH), 0.0, side).passes(h[:, LAYER]).any()
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_gates_are_the_product_with_the_edits_own(site: Site) -> None:
     h = torch.randn(40, LAYERS, WIDTH, generator=torch.Generator().manual_seed(3))
     c = torch.randn(WIDTH, generator=torch.Generator().manual_seed(4))
     condition = Condition(LAYER, c, float(similarity(h[:, LAYER], c).median()), "above")
-    met = condition.passes(h)
+    met = condition.passes(h[:, LAYER])
     assert 5 < int(met.sum()) < 35
     shift = {0: torch.ones(WIDTH)}
 
@@ -156,9 +157,10 @@ def test_every_part_of_a_condition_shows_in_the_digest(site: Site) -> None:
         Condition(1, 2 * c, 0.5, "above"),
         Condition(1, c, 0.25, "above"),
         Condition(1, c, 0.5, "below"),
+        Condition(1, c, 0.5, "above", "mean"),
     ]
     found = {ConditionalEdits(edits, each).digest(0) for each in conditions}
-    assert len(found | {edits.digest(0)}) == 6
+    assert len(found | {edits.digest(0)}) == 7
     first = ConditionalEdits(edits, conditions[0])
     assert first.digest(0) != first.digest(1) == ConditionalEdits(other, conditions[0]).digest(1)
     assert first.digest(0) != ConditionalEdits(other, conditions[0]).digest(0)
@@ -221,21 +223,39 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Fitt
     return path, load_fit(path)
 
 
+@pytest.fixture(scope="module")
+def fitted_means(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Fitted:
+    """The same of means over the prompts."""
+    folder = tmp_path_factory.mktemp("means")
+    for name, prompts in (("a", MATCHING), ("b", OTHERS)):
+        (folder / name).write_text("".join(json.dumps(p) + "\n" for p in prompts))
+    path = folder / "c.safetensors"
+    command = condition(model_folder, folder / "a", folder / "b", path)
+    assert cli.main([*command, "--when_token", "mean"]) == 0
+    return path, load_fit(path)
+
+
 def condition(model: Path, matching: Path, others: Path, output: Path) -> list[str]:
     given = ["condition", "--model_args", f"pretrained={model}", "--device", "cpu"]
     return [*given, "--matching", f"{matching}", "--others", f"{others}", "--output", f"{output}"]
 
 
+@pytest.mark.parametrize("token", ["last", "mean"])
 def test_a_file_holds_the_condition_of_every_layer_at_every_site(
-    fitted: Fitted, harness_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+    fitted: Fitted,
+    fitted_means: Fitted,
+    harness_model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    token: Any,
 ) -> None:
-    _, fit = fitted
+    _, fit = fitted if token == "last" else fitted_means
+    kind = "condition" if token == "last" else "mean_condition"
     assert {name.split(".")[0] for name in fit.tensors} == {"head", "neuron", "mlp", "residual"}
-    assert (fit.card["kind"], fit.card["n_pairs"]) == ("condition", len(MATCHING))
+    assert (fit.card["kind"], fit.card["n_pairs"]) == (kind, len(MATCHING))
     assert set(fit.card["prompts"]) == {prompt_digest(p) for p in [*MATCHING, *OTHERS]}
     for where in ("head", "residual"):
         sides = [
-            torch.stack([plain_activations(harness_model, tokenizer.encode(p), where)
+            torch.stack([plain_activations(harness_model, tokenizer.encode(p), where, token)
                          for p in side]) for side in (MATCHING, OTHERS)
         ]  # fmt: skip
         for layer in range(LAYERS):
@@ -278,11 +298,18 @@ def test_prompts_of_which_no_condition_can_be_made_are_refused(
 # ------------------------------------------------------------------ runs
 
 
-def middle(fit: Fit, place: str, prompts: list[list[int]], model: LlamaForCausalLM) -> float:
+def middle(
+    fit: Fit,
+    place: str,
+    prompts: list[list[int]],
+    model: LlamaForCausalLM,
+    token: Token = "last",
+) -> float:
     """A threshold that about half of some prompts pass, and none is near."""
     c = fit.tensors[f"{place}.direction"][LAYER]
     where: Any = place
-    found = sorted(cast_similarity(plain_activations(model, p, where)[LAYER], c) for p in prompts)
+    states = [plain_activations(model, p, where, token)[LAYER] for p in prompts]
+    found = sorted(cast_similarity(h, c) for h in states)
     gaps = [(b - a, (a + b) / 2) for a, b in itertools.pairwise(found)]
     quarter = len(gaps) // 4
     return max(gaps[quarter:-quarter])[1]
@@ -292,37 +319,42 @@ CASES: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "caa": (CAA, "residual", {}),
     "caa, prompt": (CAA, "residual", {"scope": "prompt"}),
     "iti": (ITI, "head", {}),
+    "caa, mean": (CAA, "residual", {}),
 }
 
 
-@pytest.mark.parametrize("side", ["above", "below"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "side"),
+    [(case, side) for case in CASES for side in ("above", "below")][:-1],
+)
 def test_prompts_that_pass_are_steered_and_others_are_the_unsteered_model_bit_for_bit(
     evaluate: Any,
     measured: Measured,
     fitted: Fitted,
+    fitted_means: Fitted,
     harness_model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     case: str,
     side: str,
 ) -> None:
     equations, place, changes = CASES[case]
-    name = case.partition(",")[0]
+    name, _, rest = case.partition(", ")
+    token: Token = "mean" if rest == "mean" else "last"
+    fitted = fitted_means if token == "mean" else fitted
     given = {**equations.given, **changes}
     plain = evaluate("tiny_choice", model=f"hf-{name}", method="none", limit=20)
     unsteered = tried(plain, "tiny_choice")
     prompts = [tokenizer.encode(one.context) for one in unsteered[::3]]
-    threshold = middle(fitted[1], place, prompts, harness_model)
+    threshold = middle(fitted[1], place, prompts, harness_model, token)
     when = {"when": str(fitted[0]), "when_layer": LAYER, "when_threshold": threshold}
     results = evaluate("tiny_choice", model=f"hf-{name}", limit=20, when_side=side, **when, **given)
     found = tried(results, "tiny_choice")
     gate = gate_of(fitted[1], place, LAYER, threshold, side)
-    change: Any = equations.change(measured(name, "tiny_choice", **given), given)
     where, scope = equations.where(given), given.get("scope", "onwards")
-    assert_scored_as_the_loop_says(
-        found, harness_model, tokenizer, where, lambda _: Gated(change, gate), scope
-    )
-    met = [gate(plain_activations(harness_model, p, where)) for p in prompts]
+    change: Any = equations.change(measured(name, "tiny_choice", **given), given)
+    gated = Gated(change, gate, token)
+    assert_scored_as_the_loop_says(found, harness_model, tokenizer, where, lambda _: gated, scope)
+    met = [gate(plain_activations(harness_model, p, where, token)) for p in prompts]
     assert 4 < sum(met) < 16
     for one, other in zip(found, unsteered, strict=True):
         assert (one.score == other.score) == (not met[one.document])
@@ -335,23 +367,28 @@ def test_prompts_that_pass_are_steered_and_others_are_the_unsteered_model_bit_fo
         "layer": LAYER,
         "threshold": threshold,
         "side": side,
+        "token": token,
     }
 
 
+@pytest.mark.parametrize("token", ["last", "mean"])
 def test_texts_are_steered_after_prompts_that_pass_alone(
     evaluate: Any,
     measured: Measured,
     fitted: Fitted,
+    fitted_means: Fitted,
     harness_model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
+    token: Any,
 ) -> None:
+    fitted = fitted if token == "last" else fitted_means
     given = {**CAA.given, "layer": 0, "multiplier": 1.5}
     plain = evaluate("tiny_text", model="hf-caa", method="none", limit=16)
     samples = sorted(plain["samples"]["tiny_text"], key=lambda sample: sample["doc_id"])
     prompts = [tokenizer.encode(sample["arguments"][0][0]) for sample in samples]
-    threshold = middle(fitted[1], "residual", prompts, harness_model)
+    threshold = middle(fitted[1], "residual", prompts, harness_model, token)
     when = {"when": str(fitted[0]), "when_layer": LAYER, "when_threshold": threshold}
-    for size in (1, 5):
+    for size in (1, 5) if token == "last" else (5,):
         settings = {"batch_size": size}
         results = evaluate(
             *("tiny_text",), model="hf-caa", limit=16, settings=settings, when_side="above",
@@ -359,7 +396,7 @@ def test_texts_are_steered_after_prompts_that_pass_alone(
         )  # fmt: skip
         gate = gate_of(fitted[1], "residual", LAYER, threshold, "above")
         own: Any = CAA.change(measured("caa", "tiny_text", **given), given)
-        change = Gated(own, gate)
+        change = Gated(own, gate, token)
         assert_generated_as_the_loop_says(
             results, "tiny_text", harness_model, tokenizer, "residual", change
         )
@@ -368,7 +405,7 @@ def test_texts_are_steered_after_prompts_that_pass_alone(
                                                     key=lambda sample: sample["doc_id"])]
         for r in (plain, results)
     ]  # fmt: skip
-    met = [gate(plain_activations(harness_model, p, "residual")) for p in prompts]
+    met = [gate(plain_activations(harness_model, p, "residual", token)) for p in prompts]
     assert any(a != b for a, b, passes in zip(*texts, met, strict=True) if passes)
     assert all(a == b for a, b, passes in zip(*texts, met, strict=True) if not passes)
 
@@ -480,6 +517,24 @@ def test_a_response_of_another_condition_is_not_returned(
 # ------------------------------------------------------------------ what does not fit
 
 
+def test_a_file_of_last_tokens_is_never_read_as_one_of_means_nor_the_other_way_round(
+    evaluate: Any, fitted: Fitted, fitted_means: Fitted
+) -> None:
+    for (path, _), other in ((fitted, "mean"), (fitted_means, "last")):
+        given = {"when": str(path), "when_token": other}
+        with pytest.raises(UserError, match=f"when_token={other}: when=.* was fitted") as caught:
+            evaluate("tiny_choice", model="hf-caa", limit=2, **given, **CAA.given)
+        assert f"`sadi-lmeval condition --when_token {other}`" in one_line(caught)
+    fit = fitted_means[1]
+    assert {name: t.shape for name, t in fit.tensors.items()} == {
+        name: t.shape for name, t in fitted[1].tensors.items()
+    }  # so that the kind alone tells them apart
+    named = {"when": str(fitted_means[0]), "when_token": "mean"}
+    results = evaluate("tiny_choice", model="hf-caa", limit=2, **named, **CAA.given)
+    record = results["config"]["sadi"]["tiny_choice"]["when"]
+    assert (record["token"], record["sha256"]) == ("mean", fit.digest)
+
+
 def changed(fit: Fit, path: Path, card: dict[str, Any] | None = None, **tensors: Any) -> str:
     kept = {name: t for name, t in {**fit.tensors, **tensors}.items() if t is not None}
     save_fit(Fit(kept, {**fit.card, **(card or {})}), path)
@@ -511,9 +566,9 @@ def test_what_does_not_fit_is_refused_in_one_line(
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("name", ["when_layer", "when_threshold", "when_side"])
+@pytest.mark.parametrize("name", ["when_layer", "when_threshold", "when_side", "when_token"])
 def test_an_argument_of_a_condition_without_one_is_refused(name: str) -> None:
-    value = "above" if name == "when_side" else 1
+    value = {"when_side": "above", "when_token": "mean"}.get(name, 1)
     with pytest.raises(UserError, match=f"{name}=.*there is none; pass when=FILE"):
         read_arm("caa", {name: value})
     with pytest.raises(UserError, match="when=nowhere: no such file"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import RunTask, Text
 from sadi_lmeval.model import SteeredModel, model_class
 from sadi_lmeval.pairs import hardest as module
-from sadi_lmeval.pairs.hardest import hardest
+from sadi_lmeval.pairs.hardest import hardest, scores_of_choices
 from sadi_lmeval.pairs.pairs import Pair, build_pairs
 from sadi_lmeval.storage import store
 from sadi_lmeval.storage.store import read_kept, write_kept
@@ -56,13 +57,13 @@ WRONGS: list[list[Text]] = [
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many documents were asked about, each time that the model was asked."""
     found: list[int] = []
-    ask = module._likeliest
+    ask = module._scored
 
-    def counted(model: Any, wrongs: Sequence[Sequence[Text]]) -> list[int]:
+    def counted(model: Any, wrongs: Sequence[Sequence[Text]]) -> list[list[float]]:
         found.append(len(wrongs))
         return ask(model, wrongs)
 
-    monkeypatch.setattr(module, "_likeliest", counted)
+    monkeypatch.setattr(module, "_scored", counted)
     return found
 
 
@@ -153,6 +154,36 @@ def test_it_is_found_once_and_kept(model: SteeredModel, tmp_path: Path, passes: 
     assert len(list(tmp_path.glob("*.hardest.json"))) == 1
     assert hardest(model, tmp_path / "elsewhere")(WRONGS) == found
     assert passes == [len(WRONGS)] * 2
+
+
+def test_how_likely_each_choice_is_is_kept_and_found_anew_where_it_is_of_others(
+    model: SteeredModel, tmp_path: Path, passes: list[int]
+) -> None:
+    choices = [each for each in WRONGS if len(each) > 1]
+    found = scores_of_choices(model, tmp_path)(choices)
+    for each, scores in zip(choices, found, strict=True):
+        values = [plain_log_likelihood(model, text) for text in each]
+        assert scores == pytest.approx(values, abs=1e-4)
+    assert scores_of_choices(model, tmp_path)(choices) == found
+    assert len(passes) == 1
+    [path] = tmp_path.glob("*.choices.json")
+    key = path.name.removesuffix(".choices.json")
+    for other in ([scores[:-1] for scores in found], [0, 1, 2], None):
+        write_kept(other, path, key)
+        assert scores_of_choices(model, tmp_path)(choices) == found
+    assert len(passes) == 4
+    assert scores_of_choices(model, tmp_path)([[("who sees it", " one")]]) == [[0.0]]
+
+
+def test_scores_that_are_not_finite_are_kept_as_they_are(
+    model: SteeredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = [[-math.inf, math.nan, -1 / 3]]
+    monkeypatch.setattr(module, "_scored", lambda *_: odd)
+    for _ in range(2):
+        [found] = scores_of_choices(model, tmp_path)([WRONGS[0]])
+        assert str(found) == str(odd[0])
+        monkeypatch.setattr(module, "_scored", None)  # from the cache
 
 
 def test_what_is_kept_is_what_is_given(

@@ -14,7 +14,7 @@ from helpers.models import tiny_llama
 from sadi_lmeval.architecture.hooks import Side, keeping, passing_over, visiting
 from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.architecture.sites import find_site
-from sadi_lmeval.edits.contract import Edits, reading
+from sadi_lmeval.edits.contract import Edits, Reads, reading
 from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
 from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.prefill import steered_generation
@@ -151,10 +151,10 @@ def test_a_failing_forward_pass_leaves_no_edit_behind(model: LlamaForCausalLM, c
     points = Points.of([(0, 1)], 1, torch.device("cpu"))
     forward, edit = Forward(model), edits(model, clean)
     with pytest.raises(IndexError):
-        forward.activations(batch, points, [edit.site])
+        forward.activations(batch, points, [Reads(edit.site)])
     with pytest.raises(IndexError), edit.at(points, torch.tensor([0]), None):
         forward.logits(batch, points)
-    with pytest.raises(IndexError), reading(edit.site, points):
+    with pytest.raises(IndexError), reading(Reads(edit.site), points):
         forward.logits(batch, points)
     assert count_hooks(model) == 0
 

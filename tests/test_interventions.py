@@ -267,7 +267,7 @@ def test_clean_activations_may_be_given_once_for_several_points(
     batch = pack(trees, 0, torch.float32, cpu)
     points = Points.of([(0, 3), (0, 6), (1, 3)], 2, cpu)
     forward, which = Forward(model), torch.tensor([0, 2, 2])
-    [clean] = forward.activations(batch, points, [edits.site])
+    [clean] = forward.activations(batch, points, [edits.reads])
     torch.testing.assert_close(clean[0], clean[2], atol=1e-5, rtol=1e-5)
     expected = forward.logits(batch, points, Steered(edits, points, which))
     of_point = torch.tensor([1, 0, 1])

@@ -6,6 +6,7 @@ What it has in common with other methods is in ``test_each_method.py``.
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ def test_without_numbers_the_paper_s_alphas_are_tried(evaluate: Any) -> None:
 
 
 def test_of_equal_settings_the_smaller_edit_is_taken() -> None:
-    edit_size = ITI().edit_size
+    edit_size = partial(ITI().edit_size, tensors={})
 
     def equal(*settings: tuple[int, float]) -> list[Outcome]:
         bad = Outcome(Setting(0, 0.0), 0.1, 0.0, 0.0, 0.0, -1.0)

@@ -398,4 +398,4 @@ def test_what_is_tried_goes_about_the_authors_own() -> None:
     assert len(each.search_space(None).settings) == 9
     assert prompt.usual == (24, 60, 0.6)
     assert each.usual == (24, 60)
-    assert prompt.edit_size(Setting(24, 60, 0.5)) < prompt.edit_size(Setting(24, 60, 0.6))
+    assert prompt.edit_size(Setting(24, 60, 0.5), {}) < prompt.edit_size(Setting(24, 60, 0.6), {})

@@ -222,9 +222,9 @@ def test_it_is_refused_before_any_activation_is_read(
     evaluate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def always_a(*_: Any) -> Any:
-        return lambda prompts: [0] * len(prompts)
+        return lambda prompts: [[0.0, *[-1.0] * (len(each) - 1)] for each in prompts]
 
-    monkeypatch.setattr(fitting, "own_choices", always_a)
+    monkeypatch.setattr(fitting, "scores_of_choices", always_a)
     monkeypatch.setattr(Engine, "read", None)
     with pytest.raises(UserError, match="letters are right and 1 the model's own") as caught:
         evaluate("letters_choice", model="hf-kappa", **GIVEN)

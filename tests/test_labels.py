@@ -29,6 +29,7 @@ PAIRS, SEED = 10, 3
 EVERY: dict[str, Method] = {name: method_class(name)() for name in FITTED}
 METHODS = {name: method for name, method in EVERY.items() if method.fitted_on == "pairs"}
 ON_PROMPTS = {name: method for name, method in EVERY.items() if method.fitted_on == "prompts"}
+ON_PROMPTS["mera errors"] = method_class("mera")(probe="errors")  # type: ignore[call-arg]
 METHODS |= {f"caa {way}": method_class("caa")(direction=way) for way in ("pca", "probe")}  # type: ignore[call-arg]
 
 
@@ -116,7 +117,8 @@ def test_the_right_answers_of_prompts_are_permuted_and_the_model_s_own_stay() ->
 @pytest.mark.parametrize("method", ON_PROMPTS.values(), ids=ON_PROMPTS)
 def test_a_method_of_prompts_measures_what_it_would_of_the_permuted_answers(method: Method) -> None:
     count, site = 24, site_of(method)
-    answers = [Answers(n % 3, (n * n + n // 5) % 3) for n in range(count)]
+    scores = [(-1.0, -n / 7, -2.0) for n in range(count)]
+    answers = [Answers(n % 3, (n * n + n // 5) % 3, scores[n]) for n in range(count)]
     values = torch.randn(count, site.layers, site.width, generator=torch.Generator().manual_seed(0))
     relabel = rights_permuted(answers, SEED)
     permuted = [relabel(prompt, own) for prompt, own in enumerate(answers)]

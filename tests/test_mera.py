@@ -6,21 +6,40 @@ What it has in common with other methods is in ``test_each_method.py``.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from helpers.equations.mera import EQUATIONS, Probe, mera_change
+from helpers.loops import (
+    assert_scored_as_the_loop_says,
+    drawn_pairs,
+    plain_activations,
+    plain_score,
+    tokens_of,
+    tried,
+)
 from helpers.messages import one_line
+from helpers.results import masks_of
 from sadi_lmeval.api.steering_fit import SteeringFit
 from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods.arm import read_arm, read_arms
-from sadi_lmeval.methods.mera import ALPHAS, MERA, negative_probes
+from sadi_lmeval.methods.mera import (
+    ALPHAS,
+    MERA,
+    error_probes,
+    logits_of_errors,
+    negative_probes,
+)
+from sadi_lmeval.passes.activations import Answers
 from sadi_lmeval.settings import Setting
-from sadi_lmeval.storage.fit_file import Fit
+from sadi_lmeval.storage.fit_file import Fit, load_fit
 from sadi_lmeval.types import Size
 
 WIDTH, LAYERS = 6, 3
@@ -171,6 +190,80 @@ def test_sides_that_are_alike_have_no_probe() -> None:
     assert float(found["weight"].abs().max()) < 1e-6
 
 
+# ------------------------------------------------------------------ probes of errors
+
+
+def test_the_logit_of_an_error_is_that_of_all_other_choices_together() -> None:
+    """Of shares 0.5, 0.3 and 0.2; and of the only choice, and of one that is not there."""
+    scores = tuple(math.log(share) - 40 for share in (0.5, 0.3, 0.2))
+    answers = [*(Answers(right, 0, scores) for right in range(4)), Answers(0, 0, (0.0,))]
+    expected = [0.0, math.log(0.7 / 0.3), math.log(0.8 / 0.2), -math.log(1e-8), math.log(1e-8)]
+    assert logits_of_errors(answers, "").tolist() == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize("prompts", [4, 40])
+def test_a_probe_of_errors_is_the_shortest_of_the_least_squares(prompts: int) -> None:
+    """Of fewer prompts than activations, and of more: by the pseudo-inverse."""
+    generator = torch.Generator().manual_seed(3)
+    values = torch.randn(prompts, LAYERS, WIDTH, 1, generator=generator)
+    shares = torch.rand(prompts, generator=generator).double().clamp(0.05, 0.95)
+    answers = [Answers(0, 0, (math.log(p), math.log(1 - p))) for p in shares.tolist()]
+    found = error_probes(values, answers, "test")
+    assert {n: tuple(t.shape) for n, t in found.items()} == MERA(probe="errors").collector(
+        SITE, prompts, 0
+    ).shapes
+    assert not found["bias"].any()
+    for layer in range(LAYERS):
+        rows = values[:, layer, :, 0].double()
+        expected = torch.linalg.pinv(rows) @ -shares.logit()
+        torch.testing.assert_close(found["weight"][layer].double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_prompts_that_all_have_one_error_are_refused() -> None:
+    for answers in ([Answers(1, 0, (-1.0, -2.0))] * 5, [Answers(0, 0, (math.nan, 0.0))] * 2):
+        with pytest.raises(UserError, match="a task: hf-mera with probe=errors needs") as caught:
+            MERA(probe="errors").check_answers(answers, "a task")
+        one_line(caught)
+
+
+def test_the_model_s_errors_at_prompts_are_what_a_run_brings_down(
+    evaluate: Any,
+    tasks_folder: Path,
+    harness_model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """Written out: a pass a choice for the targets, and the edit in a pass a request."""
+    given = {"n_pairs": 12, "layer": 1, "alpha": 0.4, "probe": "errors"}
+    results = evaluate("tiny_choice", model="hf-mera", limit=6, **given)
+    pairs = drawn_pairs(tasks_folder, "tiny_choice", "mera", n_pairs=12)
+    documents = [pair.document for pair in pairs]
+    assert len({document["question"] for document in documents}) == 12
+    states, targets = [], []
+    for document in documents:
+        asked = [
+            tokens_of(tokenizer, EQUATIONS.form.prompt(document), choice)
+            for choice in EQUATIONS.form.choices(document)
+        ]
+        likely = [math.exp(plain_score(harness_model, *each, "residual", None)[0])
+                  for each in asked]  # fmt: skip
+        error = 1 - likely[document["label"]] / sum(likely)
+        error = min(max(error, 1e-8), 1 - 1e-8)
+        targets.append(math.log(error / (1 - error)))
+        states.append(plain_activations(harness_model, asked[0][0], "residual")[1].double())
+    rows = torch.stack(states)
+    weight = (torch.linalg.pinv(rows) @ torch.tensor(targets).double()).numpy()
+    probes = [Probe(weight, 0.0)] * 3
+    change: Any = mera_change(probes, given)
+    found = tried(results, "tiny_choice")
+    assert_scored_as_the_loop_says(
+        found, harness_model, tokenizer, "residual", lambda _: change, "onwards"
+    )
+    plain = tried(evaluate("tiny_choice", model="hf-mera", method="none", limit=6), "tiny_choice")
+    assert any(abs(a.score[0] - b.score[0]) > 1e-3 for a, b in zip(found, plain, strict=True))
+    [mask] = masks_of(results, "tiny_choice")
+    assert load_fit(Path(mask["file"])).card["kind"] == "error_probes"
+
+
 # ------------------------------------------------------------------ its settings
 
 
@@ -192,8 +285,10 @@ def test_every_layer_and_the_authors_thresholds_are_tried() -> None:
 
 
 def test_of_equal_settings_that_with_the_higher_threshold_is_the_smaller() -> None:
-    assert MERA().edit_size(Setting(9, 0.7)) < MERA().edit_size(Setting(0, 0.6))
-    assert MERA(layers="all").edit_size(Setting(0.7)) < MERA(layers="all").edit_size(Setting(0.6))
+    assert MERA().edit_size(Setting(9, 0.7), {}) < MERA().edit_size(Setting(0, 0.6), {})
+    assert MERA(layers="all").edit_size(Setting(0.7), {}) < MERA(layers="all").edit_size(
+        Setting(0.6), {}
+    )
 
 
 def test_a_strength_is_refused_with_the_numbers_that_there_are() -> None:

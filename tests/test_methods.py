@@ -87,8 +87,9 @@ def fit_of(method: Method, site: Site) -> dict[str, Tensor]:
     collector = method.collector(site, PAIRS, SEED)
     generator = torch.Generator().manual_seed(1)
     values = torch.randn(2 * PAIRS, site.layers, site.width, generator=generator)
-    if method.fitted_on == "prompts":
-        answers = [Answers(i % 3, i % 4) for i in range(PAIRS)]
+    if method.fits_on == "prompts":
+        scores = [(-1.0, -i / 3, -2.0, -4.0) for i in range(PAIRS)]
+        answers = [Answers(i % 3, i % 4, scores[i]) for i in range(PAIRS)]
         collector.add([*range(PAIRS)], answers, values[:PAIRS])
     else:
         collector.add([*range(PAIRS)] * 2, [1] * PAIRS + [-1] * PAIRS, values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,7 +20,10 @@ from sadi_lmeval.steering.outcome import Choice, Outcome, as_numbers, outcome, r
 pytestmark = pytest.mark.quick
 
 SADI, CAA = sadi.AXES, caa.AXES
-SIZES = {SADI: sadi.SADI().edit_size, CAA: caa.CAA().edit_size}
+SIZES = {
+    axes: partial(method.edit_size, tensors={})
+    for axes, method in ((SADI, sadi.SADI()), (CAA, caa.CAA()))
+}
 UNSTEERED = SADI.unsteered
 SOME = Setting(2, 3.0)
 NAN = Judged(math.nan, math.nan)

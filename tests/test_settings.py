@@ -7,6 +7,7 @@ import itertools
 import math
 import pickle
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -57,13 +58,13 @@ def test_a_reference_grid_is_the_paper_s_with_delta_one_below_its_strength(
 
 
 def test_the_size_of_an_edit_is_k_times_the_magnitude_of_delta() -> None:
-    size = sadi.SADI().edit_size
+    size = partial(sadi.SADI().edit_size, tensors={})
     assert size(Setting(3, -4.0)) == size(Setting(2, 6.0)) == 12
     assert size(SADI.unsteered) == 0
 
 
 def test_the_size_of_an_edit_of_a_layer_is_its_strength_whichever_layer_it_is() -> None:
-    size = caa.CAA().edit_size
+    size = partial(caa.CAA().edit_size, tensors={})
     sizes = {size(Setting(layer, 1.5)) for layer in (0, 1, 30)}
     assert sizes == {size(Setting(7, -1.5))} == {1.5}
     assert size(Setting(30, 1.0)) < size(Setting(0, 1.5))

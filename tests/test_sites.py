@@ -19,7 +19,7 @@ from sadi_lmeval.architecture.sites import (
     find_site,
     register_architecture,
 )
-from sadi_lmeval.edits.contract import Edits, reading
+from sadi_lmeval.edits.contract import Edits, Reads, reading
 from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.passes.forward import Forward, Steered
@@ -96,10 +96,10 @@ def test_the_mlp_s_output_is_its_own_contribution_without_the_residual(kind: str
         for module in site.modules:
             for parameter in module.parameters():
                 parameter.zero_()
-        with reading(site, everywhere) as collected:
+        with reading(Reads(site), everywhere) as collected:
             model(torch.tensor([IDS]))
-    assert len(collected) == 2
-    assert not any(activations.any() for activations in collected)
+    assert len(collected.last) == 2
+    assert not any(activations.any() for activations in collected.last)
 
 
 @pytest.mark.parametrize("kind", sorted(ARCHITECTURES))

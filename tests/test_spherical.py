@@ -6,6 +6,7 @@ What it has in common with other methods is in ``test_each_method.py``.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -257,7 +258,7 @@ def test_of_equal_settings_the_one_that_turns_less_is_taken() -> None:
     def chosen(method: Spherical, *settings: tuple[int, float, float]) -> Setting:
         """Of equally good ones."""
         outcomes = [Outcome(Setting(*s), 0.5, 0.1, 0.4, 0.1, 2.0) for s in settings]
-        return outcomes[ranked(outcomes, method.edit_size)[0]].setting
+        return outcomes[ranked(outcomes, partial(method.edit_size, tensors={}))[0]].setting
 
     assert chosen(Spherical(), (0, 0.7, -0.4), (2, 0.5, -0.4)) == (2, 0.5, -0.4)
     assert chosen(Spherical(), (0, 0.7, -0.4), (2, 0.7, 0.1)) == (2, 0.7, 0.1)

@@ -22,6 +22,7 @@ from matplotlib.image import imread
 from torch import Tensor
 
 from sadi_lmeval import cli
+from sadi_lmeval.commands.sweep import _best
 from sadi_lmeval.comparison import sweep as module
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.errors import UserError
@@ -29,6 +30,7 @@ from sadi_lmeval.model import ManyArmsModel
 from sadi_lmeval.passes import engine
 from sadi_lmeval.passes.grid import grid_log_likelihoods
 from sadi_lmeval.steering.tuning import Trial, judge_settings
+from sadi_lmeval.storage.fit_file import load_fit
 from sadi_lmeval.storage.journal import held
 
 Lines = list[dict[str, Any]]
@@ -176,6 +178,22 @@ def test_dev_lines_of_every_other_method_are_those_of_the_tuning_of_a_run(
         assert ("selection" in line) == (model == "hf-sadi")
         for key, value in own.items():
             assert line[key] == value
+
+
+def test_the_best_of_equal_lines_is_that_of_the_smallest_edit_as_the_fit_has_it(
+    sweep: Any, tmp_path: Path
+) -> None:
+    lines = sweep("tiny_choice", "--methods", "austeer", "--grid", "2/60x-2/9")
+    [file] = (tmp_path / "cache").rglob("*.safetensors")
+    tensors = load_fit(file).tensors
+    sizes = {line["top_k"]: line["edit_size"] for line in lines if line.get("alpha") == 9}
+    shares = sorted((torch.maximum(tensors["up"], tensors["down"]) / 12).flatten().tolist())
+    for top_k, size in sizes.items():
+        assert size == pytest.approx(9 * sum(shares[-top_k:]), rel=1e-5)
+    assert sizes[60] < 30 * sizes[2]  # not as K: those of the first rise or fall more alike
+    alike = [{**line, "score": 0.5, "margin": 1.0} for line in lines if line["method"] != "none"]
+    [best] = _best(alike).values()
+    assert (best["top_k"], best["alpha"]) == (2, -2)
 
 
 def test_methods_of_every_kind_stand_in_one_sweep_each_with_its_own_grid_and_names(

@@ -152,7 +152,11 @@ class Site(NamedTuple):
         Args:
             activations: as its module has them, ``[batch, seq, own width]``.
         """
-        values, own = points.read(activations), self._narrower(layer)
+        return self.widened(layer, points.read(activations))
+
+    def widened(self, layer: int, values: Tensor) -> Tensor:
+        """Give ``[n, width]`` of a layer's own ``[n, own width]``."""
+        own = self._narrower(layer)
         if own is None:
             return values
         entries = values.reshape(len(values), self.entries, own)

@@ -6,10 +6,11 @@ import argparse
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from sadi_lmeval.commands.arguments import loaded_model
 from sadi_lmeval.errors import UserError, first_line
+from sadi_lmeval.types import Token
 
 
 def add(commands: Any) -> None:
@@ -27,6 +28,12 @@ def add(commands: Any) -> None:
         "--matching", type=Path, required=True, help="prompts that are to be steered"
     )
     condition.add_argument("--others", type=Path, required=True, help="prompts that are not")
+    condition.add_argument(
+        "--when_token",
+        choices=get_args(Token),
+        default="last",
+        help="what of a prompt is read: its last token (default), or the mean over its tokens",
+    )
     condition.add_argument("--output", type=Path, required=True, help="a safetensors file")
     condition.add_argument("--device")
     condition.add_argument("--batch_size", "-b", help="default: auto")
@@ -54,7 +61,7 @@ def run(given: argparse.Namespace, rest: object, command: object) -> None:
     model = loaded_model(partial(ManyArmsModel, arm_names=["none"]), arguments)
     count = min(map(len, sides))
     matching, others = (side[:count] for side in sides)
-    fit = fit_conditions(model, matching, others, "Prompts")
+    fit = fit_conditions(model, matching, others, "Prompts", given.when_token)
     try:
         save_fit(fit, given.output)
     except OSError as error:
@@ -65,7 +72,8 @@ def run(given: argparse.Namespace, rest: object, command: object) -> None:
         side = "above" if found.above[best] else "below"
         right, threshold = float(found.accuracy[best]), float(found.threshold[best])
         rows.append([name, best, f"{threshold:.4f}", side, f"{right:.0%}"])
-    print(f"{count} matching and {count} other prompts: {given.output}\n")
+    read = "their last token" if given.when_token == "last" else "the mean over their tokens"
+    print(f"{count} matching and {count} other prompts, {read}: {given.output}\n")
     headers = ["site", "best layer", "threshold", "steered", "of these prompts on their side"]
     print(MarkdownTableWriter(headers=headers, value_matrix=rows).dumps())
 

@@ -103,7 +103,7 @@ def run(given: argparse.Namespace, rest: Sequence[str], command: object) -> None
         lines = sweep(tasks, what, model.options, model, given.output)
     if not writes:
         return
-    best = _best(lines, plain)
+    best = _best(lines)
     _print_best(best, plain, given.split)
     print(f"{len(lines)} settings: {given.output}")
     if given.heatmaps is not None:
@@ -238,24 +238,20 @@ _Best = dict[tuple[str, str], dict[str, Any]]
 """Of each task and arm the best line."""
 
 
-def _best(lines: list[dict[str, Any]], arms: Mapping[str, Arm]) -> _Best:
+def _best(lines: list[dict[str, Any]]) -> _Best:
     """Find the best line of each task and arm."""
-    from sadi_lmeval.settings import Setting
-
     found: _Best = {}
     known = [line for line in lines if line["score"] is not None]
     for task, method in dict.fromkeys((line["task"], line["method"]) for line in known):
-        of_method = arms[method].method if method in arms else None
-
-        def rank(line: dict[str, Any], of: Any = of_method) -> tuple[float, float, float]:
-            """Give ties to the larger margin, then to the smaller edit, as where one is chosen."""
-            size = of.edit_size(Setting(*(line[n] for n in of.axes.names))) if of else 0.0
-            return round(line["score"], 9), round(line["margin"], 9), -size
-
-        found[task, method] = max(
-            (line for line in known if (line["task"], line["method"]) == (task, method)), key=rank
-        )
+        mine = (line for line in known if (line["task"], line["method"]) == (task, method))
+        found[task, method] = max(mine, key=_rank)
     return found
+
+
+def _rank(line: dict[str, Any]) -> tuple[float, float, float]:
+    """Give ties to the larger margin, then to the smaller edit, as where one is chosen."""
+    size = line.get("edit_size", 0.0)  # there are lines of before that have none
+    return round(line["score"], 9), round(line["margin"], 9), -size
 
 
 def _print_best(found: _Best, arms: Mapping[str, Arm], split: str) -> None:

@@ -277,15 +277,19 @@ def _lines(
     of_parts = []
     steered = {name: settings for name, settings in left.items() if name in what.arms and settings}
     tried = [(name, setting) for name, settings in steered.items() for setting in settings]
+    sizes = [0.0] * (1 + len(tried))
     for number, part in enumerate(parts):
-        families, journals = [], []
+        families, journals, of_part = [], [], [0.0]
         for name, settings in steered.items():
             arm = what.arms[name]
-            families.append(candidates_of(arm, settings, part.fits[name], model).edits)
+            candidates = candidates_of(arm, settings, part.fits[name], model)
+            families.append(candidates.edits)
+            of_part += map(candidates.edit_size, settings)
             text = repr((name, what.keys[name], part.fits[name].key, settings))
             tag = hashlib.sha256(text.encode()).hexdigest()[:8]
             path = notes.with_name(f"{notes.name}{number}.{tag}")
             journals.append(Journal(path if model.processes.notes_down else None))
+        sizes = [size + more / len(parts) for size, more in zip(sizes, of_part, strict=True)]
         called = label if len(parts) == 1 else f"{label}, part {number + 1} of {len(parts)}"
         of_parts.append(judge_settings(part.trial, families, model, journals, called))
     judged = np.concatenate(of_parts)  # [documents, settings, 3]
@@ -312,6 +316,7 @@ def _lines(
                 "documents": len(judged),
                 "objective": parts[0].trial.objective,
                 **numbers,
+                "edit_size": sizes[column],
                 "model": model.model_card["model"],
                 "fits": [part.fits[name].key for part in parts if name in part.fits],
             }

@@ -1,7 +1,7 @@
-"""Edits for some prompts alone: those whose last token meets a condition.
+"""Edits for some prompts alone: those that meet a condition.
 
 The condition is that of CAST (Lee et al., ICLR 2025, arXiv 2409.05907, section 3.3), read at the
-site of the edits, in an unsteered pass, at the last prompt token.
+site of the edits, in an unsteered pass, of the last prompt token or of the mean over the prompt's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sadi_lmeval.edits.contract import Edits, RowRule
-from sadi_lmeval.types import Side
+from sadi_lmeval.types import Side, Token
 from sadi_lmeval.versions import code_digest
 
 
@@ -27,31 +27,34 @@ class Condition:
         direction: c, ``[width]`` float32.
         threshold: a similarity; a prompt that is exactly at it is steered on neither side.
         side: on which side of it a prompt is steered.
+        token: what of a prompt is read there.
     """
 
     layer: int
     direction: Tensor
     threshold: float
     side: Side
+    token: Token = "last"
 
     @property
     def digest(self) -> str:
         """The sha256 of all that decides on a prompt."""
-        of_numbers = f"{code_digest(Condition)} {self.layer} {self.threshold!r} {self.side} "
+        numbers = f"{self.layer} {self.threshold!r} {self.side} {self.token}"
+        of_numbers = f"{code_digest(Condition)} {numbers} "
         content = hashlib.sha256(of_numbers.encode())
         content.update(self.direction.contiguous().numpy().tobytes())
         return content.hexdigest()
 
-    def passes(self, unsteered: Tensor) -> Tensor:
+    def passes(self, activations: Tensor) -> Tensor:
         """Say which prompts are steered.
 
         Args:
-            unsteered: activations of last prompt tokens, ``[k, layers, width]``.
+            activations: of what is read of k prompts at the layer, ``[k, width]``.
 
         Returns:
             ``[k]`` bool; a prompt whose activations are not finite is not steered.
         """
-        found = similarity(unsteered[:, self.layer], self.direction)
+        found = similarity(activations, self.direction)
         return found > self.threshold if self.side == "above" else found < self.threshold
 
 
@@ -87,6 +90,7 @@ class ConditionalEdits(Edits):
         self.site, self.scope, self.clean = edits.site, edits.scope, edits.clean
         self.count, self.layers = edits.count, edits.layers
         self.first_layers = edits.first_layers
+        self.means = (*edits.means, condition.layer) if condition.token == "mean" else edits.means
 
     @property
     def alike(self) -> tuple[Hashable, ...]:
@@ -99,8 +103,9 @@ class ConditionalEdits(Edits):
         return self.edits.placed(which)
 
     def gates(self, unsteered: Tensor) -> Tensor:
-        met = self.condition.passes(unsteered).float().cpu().unsqueeze(-1)
-        own = self.edits.gates(unsteered)
+        of_condition = unsteered[:, -1 if self.condition.token == "mean" else self.condition.layer]
+        met = self.condition.passes(of_condition).float().cpu().unsqueeze(-1)
+        own = self.edits.gates(unsteered[:, : self.site.layers + len(self.edits.means)])
         # Not by a product with what may be no number: a prompt that is left alone is left alone.
         return met.expand(-1, self.count) if own is None else torch.where(met == 0, met, own.cpu())
 

@@ -11,19 +11,32 @@ one pass, that a pass may begin at the first edited layer, and that prompts may 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sadi_lmeval.architecture.hooks import visiting
-from sadi_lmeval.architecture.positions import Points
+from sadi_lmeval.architecture.positions import Paths, Points
 from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.types import Scope
 
 RowRule = Callable[[int, Tensor], Tensor]
 """Takes a layer and A ``[n, width]`` of certain rows; gives A'."""
+
+
+class Reads(NamedTuple):
+    """What is read of a site in an unsteered pass: every layer at certain points, and some means.
+
+    Attributes:
+        site: where.
+        means: the layers of which the mean over all tokens up to and with a point is read, too.
+    """
+
+    site: Site
+    means: tuple[int, ...] = ()
 
 
 class Edits(ABC):
@@ -39,6 +52,7 @@ class Edits(ABC):
         first_layers: the first layer that each edit touches; ``site.layers`` where none.
         layers: the layers that some edit touches, in order.
         gated: whether :meth:`gates` gives a number.
+        means: layers at which it needs the mean over the prompt's tokens beside the last token.
     """
 
     site: Site
@@ -48,6 +62,7 @@ class Edits(ABC):
     first_layers: list[int]
     layers: list[int]
     gated: bool = False
+    means: tuple[int, ...] = ()
 
     @abstractmethod
     def apply(self, layer: int, activations: Tensor, which: Tensor) -> Tensor:
@@ -81,7 +96,7 @@ class Edits(ABC):
 
         Args:
             unsteered: activations of the last prompt tokens in an unsteered pass,
-                ``[k, layers, width]``.
+                ``[k, layers + means, width]``: after every layer's stand the means.
 
         Returns:
             ``[k, count]`` float32, 0 meaning that nothing is written; None: no gate.
@@ -110,6 +125,11 @@ class Edits(ABC):
     def alike(self) -> tuple[Hashable, ...]:
         """What edits must share to be joined: the site, the scope, and where A is from."""
         return self.site.modules, self.site.side, self.scope, self.clean
+
+    @property
+    def reads(self) -> Reads:
+        """What an unsteered pass must show."""
+        return Reads(self.site, self.means)
 
     @property
     def needs_unsteered(self) -> bool:
@@ -155,7 +175,7 @@ class Edits(ABC):
             points: n positions.
             which: the index of the edit for each, ``[n]`` on the CPU.
             unsteered: activations of the k last prompt tokens in an unsteered pass,
-                ``[k, layers, width]``, where :attr:`needs_unsteered`, else None.
+                ``[k, layers + means, width]``, where :attr:`needs_unsteered`, else None.
             of_point: the row of ``unsteered`` for each position, ``[n]``; None: k = n, in order.
             start: the first block that runs; no edit of ``which`` touches one below.
             gates: what :meth:`gates_of` gives, where it is known.
@@ -183,14 +203,46 @@ class Edits(ABC):
             yield
 
 
+class Collected(NamedTuple):
+    """What :func:`reading` has read.
+
+    Attributes:
+        last: of each layer, ``[n, width]``.
+        means: of each layer that was asked for, ``[n, width]``.
+    """
+
+    last: list[Tensor]
+    means: dict[int, Tensor]
+
+    def stacked(self, means: Sequence[int] = ()) -> Tensor:
+        """Give ``[n, layers + means, width]``."""
+        values = [*self.last, *(self.means[layer] for layer in means)]
+        return torch.stack([each.to(values[0].device) for each in values], dim=1)
+
+
 @contextmanager
-def reading(site: Site, points: Points) -> Iterator[list[Tensor]]:
-    """Collect the activations at ``points``: one ``[n, width]`` a layer, in layer order."""
-    collected: list[Tensor] = []
+def reading(
+    reads: Reads,
+    points: Points,
+    paths: Paths | None = None,
+    before: Mapping[tuple[Site, int], Tensor] | None = None,
+) -> Iterator[Collected]:
+    """Collect activations at ``points`` in every layer, and means over the tokens up to them.
+
+    Args:
+        paths: the texts that end at the points, where means are asked for.
+        before: of each site and layer of which the mean is, the activations of the tokens that
+            stand before every row, ``[length, width]``; None: none do.
+    """
+    collected = Collected([], {})
 
     def visit(layer: int, activations: Tensor) -> None:
-        collected.append(site.read(layer, activations, points))
+        collected.last.append(site.read(layer, activations, points))
+        if paths is not None and layer in reads.means:
+            known = None if before is None else before[reads.site, layer]
+            collected.means[layer] = site.widened(layer, paths.mean(activations, known))
 
+    site = reads.site
     modules = dict(enumerate(site.modules))
     with visiting(modules, site.side, visit, site.streams, required=True):
         yield collected

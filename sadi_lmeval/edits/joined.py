@@ -36,6 +36,7 @@ class _Joined(Edits):
         self.first_layers = [layer for part in several for layer in part.first_layers]
         self.layers = sorted({layer for part in several for layer in part.layers})
         self.gated = any(part.gated for part in several)
+        self.means = tuple(dict.fromkeys(layer for part in several for layer in part.means))
 
     def digest(self, edit: int) -> str:
         part = bisect_right(self._starts, edit) - 1
@@ -68,11 +69,18 @@ class _Joined(Edits):
 
         return rule
 
+    def _read_by(self, part: Edits) -> slice | list[int]:
+        """Say what of all that is read is for the gates of a part."""
+        layers = self.site.layers
+        if not part.means:
+            return slice(layers)
+        return [*range(layers), *(layers + self.means.index(layer) for layer in part.means)]
+
     def gates(self, unsteered: Tensor) -> Tensor | None:
         if not self.gated:
             return None
         ones = torch.ones(len(unsteered), 1)
-        tables = [(part, part.gates(unsteered)) for part in self._parts]
+        tables = [(part, part.gates(unsteered[:, self._read_by(part)])) for part in self._parts]
         return torch.cat(
             [ones.expand(-1, p.count) if t is None else t.cpu() for p, t in tables], dim=1
         )

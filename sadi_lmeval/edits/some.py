@@ -23,7 +23,7 @@ class _Some(Edits):
     def __init__(self, edits: Edits, which: Sequence[int]) -> None:
         self._edits, self._which = edits, torch.tensor(list(which), dtype=torch.long)
         self.site, self.scope, self.clean = edits.site, edits.scope, edits.clean
-        self.count, self.gated = len(which), edits.gated
+        self.count, self.gated, self.means = len(which), edits.gated, edits.means
         self.first_layers = [edits.first_layers[edit] for edit in which]
         lowest = min(self.first_layers, default=0)
         self.layers = [layer for layer in edits.layers if layer >= lowest]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,8 +18,6 @@ from sadi_lmeval.methods.collectors import Shapes
 from sadi_lmeval.processes import Processes
 from sadi_lmeval.settings import Axes, Axis, SearchSpace, Setting
 from sadi_lmeval.types import Element, HiddenSite, Scope, Size
-
-logger = logging.getLogger("lm_eval.sadi")
 
 AXES = Axes(
     Axis("top_k", "K: dimensions steered, over all layers together (100 where only `alpha` is "
@@ -73,16 +70,18 @@ class AUSteer(Method):
         return 100, 15.0  # the authors' for LLaMA-2-7B-chat on BoolQ
 
     def selected(self, tensors: Tensors, setting: Setting, seed: int) -> Tensor:
-        consistency = signed_consistency(tensors)
-        chosen = most_consistent(consistency, int(setting[0]))
-        tied = tied_outside(consistency, chosen)
-        if tied:
-            logger.info(
-                "AUSteer: %d dimensions are as consistent as the last of the %d that are steered, "
-                "and are not: earlier layers and dimensions go first",
-                *(tied, int(chosen.sum())),
-            )
+        chosen = most_consistent(signed_consistency(tensors), int(setting[0]))
         return chosen.squeeze(-1) if chosen.shape[-1] == 1 else chosen
+
+    def tied(self, tensors: Tensors, setting: Setting) -> int:
+        consistency = signed_consistency(tensors)
+        return tied_outside(consistency, most_consistent(consistency, int(setting[0])))
+
+    def edit_size(self, setting: Setting, tensors: Tensors) -> float:
+        """Sum up |gain|: α times r of each dimension that is scaled."""
+        top_k, alpha = setting
+        r = signed_consistency(tensors).abs().flatten()
+        return abs(alpha) * float(r.topk(min(int(top_k), len(r))).values.sum())
 
     def found(self, tensors: Tensors) -> Found:
         most = signed_consistency(tensors).abs().amax(dim=-1)

@@ -21,6 +21,8 @@ from sadi_lmeval.versions import code_digest
 Tensors = Mapping[str, Tensor]
 """What was measured of the pairs or prompts, by name, float32."""
 
+FittedOn = Literal["pairs", "prompts", "nothing"]
+
 
 class Found(NamedTuple):
     """What a fit says of every entry, as pictures show it.
@@ -72,9 +74,9 @@ class Method(ABC):
         compared: whether ``compare`` and ``sweep`` take the arms where the user names none.
         protocols: the arguments that a value of ``protocol=`` sets.
         fitted_on: ``pairs``, or ``prompts``: those of the same documents, up to where their choices
-            begin; the collector is then told which choice is right and which is the model's own.
-            Or ``nothing``: all is known before any pair is, and the collector is a
-            :class:`~sadi_lmeval.methods.collectors.Given`.
+            begin; the collector is then told which choice is right, which is the model's own, and
+            how likely each is. Or ``nothing``: all is known before any pair is, and the collector
+            is a :class:`~sadi_lmeval.methods.collectors.Given`.
     """
 
     name: ClassVar[str]
@@ -83,7 +85,12 @@ class Method(ABC):
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     protocols: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     compared: ClassVar[bool] = False
-    fitted_on: ClassVar[Literal["pairs", "prompts", "nothing"]] = "pairs"
+    fitted_on: ClassVar[FittedOn] = "pairs"
+
+    @property
+    def fits_on(self) -> FittedOn:
+        """Say what it is fitted on with its arguments; as it stands, what the class says."""
+        return self.fitted_on
 
     @property
     @abstractmethod
@@ -158,10 +165,13 @@ class Method(ABC):
         """
         return
 
-    def edit_size(self, setting: Setting) -> float:
+    def edit_size(self, setting: Setting, tensors: Tensors) -> float:
         """Say how large an edit is: of equally good settings the smallest is taken.
 
         As it stands: the strength, times the number of entries that are edited.
+
+        Args:
+            tensors: what the collector has made.
         """
         size = 1.0
         for axis, value in zip(self.axes, setting, strict=True):
@@ -175,6 +185,13 @@ class Method(ABC):
         Returns:
             ``[layers, entries]`` bool; or ``[layers, entries, entry_width]``, where single
             activations of an entry are edited.
+        """
+        return None
+
+    def tied(self, tensors: Tensors, setting: Setting) -> int | None:
+        """Count what is as good as the last that a setting selects, and is not selected.
+
+        None: nothing is selected by a rank, or its ranks are hardly ever the same.
         """
         return None
 

@@ -131,20 +131,21 @@ class KeptPrompts:
         """
         self.kind, self.site, self.shapes, self.make = kind, site, shapes, make
         self.values = torch.zeros(prompts, site.layers, site.width)
-        self.answers = torch.zeros(prompts, len(Answers._fields), dtype=torch.long)
+        self.answers: dict[int, Answers] = {}
 
     def add(self, prompts: list[int], answers: list[Answers], values: Tensor) -> None:
         self.values[prompts] = values.float()
-        self.answers[prompts] = torch.tensor(answers)
+        self.answers |= zip(prompts, answers, strict=True)
 
     def join(self, processes: Processes) -> None:
         self.values = processes.all_reduce(self.values)  # zero where another process has read
-        self.answers = processes.all_reduce(self.answers)
+        for part in processes.all_gather(self.answers):
+            self.answers |= part
 
     def tensors(self, label: str) -> dict[str, Tensor]:
         values = self.values.view(-1, *self.site.shape)
         _refuse_infinite(self.kind, "prompts", values.isfinite())
-        return self.make(values, [Answers(*each) for each in self.answers.tolist()], label)
+        return self.make(values, [self.answers[n] for n in range(len(values))], label)
 
 
 def _refuse_infinite(kind: str, read: str, finite: Tensor) -> None:

@@ -149,7 +149,7 @@ def probed_letters(answers: Sequence[Answers], label: str) -> NDArray[np.int64]:
     Raises:
         UserError: there are fewer than two.
     """
-    right, own = (np.array(each) for each in zip(*answers, strict=True))
+    right, own = (np.array([each[n] for each in answers]) for n in (0, 1))
     letters = np.intersect1d(right, own)
     if len(letters) < 2:
         raise UserError(
@@ -177,7 +177,7 @@ def fit_letter_probes(values: Tensor, answers: Sequence[Answers], label: str) ->
         UserError: there are fewer than two such letters.
     """
     letters = probed_letters(answers, label)
-    right, own = (np.array(each) for each in zip(*answers, strict=True))
+    right, own = (np.array([each[n] for each in answers]) for n in (0, 1))
     layers, width = values.shape[1:3]
     found = {
         "knowledge": torch.zeros(layers, len(letters), width),

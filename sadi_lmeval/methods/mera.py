@@ -1,6 +1,6 @@
-"""MERA: the smallest change that brings a probe for "negative" under its threshold.
+"""MERA: the smallest change that brings a probe under its threshold (arXiv 2510.13290).
 
-arXiv 2510.13290, whose probe predicts the model's own error; here it tells the pairs' two sides.
+The probe tells the pairs' two sides, or predicts the model's own error, as in the paper.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from scipy.special import logit
+from numpy.typing import NDArray
+from scipy.special import logit, softmax
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 from tqdm import tqdm
@@ -23,24 +24,30 @@ from tqdm import tqdm
 from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.arguments import choice
 from sadi_lmeval.edits.directions import DirectionEdits
-from sadi_lmeval.methods.base import Method, Tensors, scoped
-from sadi_lmeval.methods.collectors import Kept
+from sadi_lmeval.errors import UserError
+from sadi_lmeval.methods.base import FittedOn, Method, Tensors, scoped
+from sadi_lmeval.methods.collectors import Kept, KeptPrompts
+from sadi_lmeval.passes.activations import Answers
 from sadi_lmeval.settings import Axes, Axis, SearchSpace, Setting
 from sadi_lmeval.types import Element, HiddenSite, Scope, Size
 
 logger = logging.getLogger("lm_eval.sadi")
 
 Layers = Literal["one", "all"]
+Probe = Literal["sides", "errors"]
 
 AXES = Axes(
     Axis("layer", "of `layers=one`: the decoder block whose output is changed, counted from 0",
          whole=True, least=0, counts="layer", only=("layers", "one")),
-    Axis("alpha", "the probability of being a negative answer's that the probe may give: what has "
-         "more is brought down to it, what has not is left (0.5 where only `layer` is given)",
+    Axis("alpha", "the probability that the probe may give, of being a negative answer's or of an "
+         "error: what has more is brought down to it, what has not is left (0.5 where only `layer` "
+         "is given)",
          least=1e-6, most=1 - 1e-6),
 )  # fmt: skip
 ALPHAS = tuple(n / 10 for n in range(1, 10))
 """The authors' grid. Every layer is tried."""
+LEAST = 1e-8
+"""A probability of an error is at least that, and at most 1 less that, as in the authors' code."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,9 @@ class MERA(Method):
 
     After a decoder block, or after every one, from the last prompt token onwards. (w, c) is a
     logistic regression that tells the activations at the ends of negative answers from those of
-    positive ones; h' is the nearest point at which it gives a probability of at most α.
+    positive ones; h' is the nearest point at which it gives a probability of at most α. Or, with
+    ``probe=errors``, w is a linear regression of the logit of the model's error at last prompt
+    tokens, and c = 0.
     """
 
     name = "mera"
@@ -62,16 +71,30 @@ class MERA(Method):
         "one", get_args(Layers), "`all`: every decoder block is changed, each where the changes "
         "below have left it", measured=False,
     )  # fmt: skip
+    probe: Probe = choice(
+        "sides", get_args(Probe), "what the probe predicts: which side of a pair an answer is of, "
+        "at its end; or, of tasks with choices, the unsteered model's `errors`, at the last prompt "
+        "token",
+    )  # fmt: skip
 
     @property
     def place(self) -> tuple[Element, HiddenSite]:
         return "hidden", "residual"
 
-    def collector(self, site: Site, pairs: int, seed: int) -> Kept:
+    @property
+    def fits_on(self) -> FittedOn:
+        return "prompts" if self.probe == "errors" else "pairs"
+
+    def check_answers(self, answers: Sequence[Answers], label: str) -> None:
+        logits_of_errors(answers, label)
+
+    def collector(self, site: Site, pairs: int, seed: int) -> Kept | KeptPrompts:
         shapes: dict[str, tuple[int, ...]] = {
             "weight": (site.layers, site.width),
             "bias": (site.layers,),
         }
+        if self.probe == "errors":
+            return KeptPrompts("error_probes", site, pairs, shapes, error_probes)
         return Kept("negative_probes", site, pairs, shapes, negative_probes)
 
     def search_space(self, size: Size | None) -> SearchSpace:
@@ -83,7 +106,7 @@ class MERA(Method):
     def usual(self) -> tuple[float | None, ...]:
         return (None, 0.5)[-len(self.axes) :]  # which layer depends on the model
 
-    def edit_size(self, setting: Setting) -> float:
+    def edit_size(self, setting: Setting, tensors: Tensors) -> float:
         """The higher the threshold, the less is changed."""
         return 1 - setting[-1]
 
@@ -152,3 +175,52 @@ def negative_probes(positive: Tensor, negative: Tensor, label: str) -> dict[str,
     if unfinished:
         logger.debug("%d of %d probes stopped at 1000 steps", unfinished, layers)
     return {"weight": weight, "bias": bias}
+
+
+def logits_of_errors(answers: Sequence[Answers], label: str) -> NDArray[np.float64]:
+    """Give logit(1 − p) of each prompt, p being the right choice's share among all.
+
+    Args:
+        answers: of each prompt.
+        label: of the prompts, for messages.
+
+    Raises:
+        UserError: there is nothing that a probe could tell apart.
+    """
+    shares = [softmax(each.scores) for each in answers]
+    # Of shuffled labels the right one may be a choice that a document does not have.
+    right = [
+        float(share[each.right]) if each.right < len(share) else 0.0
+        for each, share in zip(answers, shares, strict=True)
+    ]
+    errors = np.clip(1 - np.array(right), LEAST, 1 - LEAST)
+    if not np.isfinite(errors).all() or len(set(errors)) < 2:
+        raise UserError(
+            f"{label}: hf-mera with probe=errors needs prompts that the model answers with "
+            f"different certainty; {len(errors)} have {len(set(errors))}; pass a larger n_pairs or "
+            "probe=sides"
+        )
+    targets: NDArray[np.float64] = logit(errors)
+    return targets
+
+
+def error_probes(values: Tensor, answers: Sequence[Answers], label: str) -> dict[str, Tensor]:
+    """Fit each layer's linear regression of the error's logit, without an intercept.
+
+    Of fewer prompts than activations it is the shortest w that predicts them all.
+
+    Args:
+        values: activations at the prompts' last tokens, ``[prompts, layers, hidden, 1]``.
+        answers: of each prompt.
+        label: for messages.
+
+    Returns:
+        ``weight`` w, ``[layers, hidden]``, and ``bias`` 0, ``[layers]``.
+    """
+    states, targets = values.flatten(2).double().numpy(), logits_of_errors(answers, label)
+    weight = torch.zeros(values.shape[1], states.shape[-1])
+    with threadpool_limits(1, "blas"):
+        for layer in range(len(weight)):
+            probe = LinearRegression(fit_intercept=False).fit(states[:, layer], targets)
+            weight[layer] = torch.from_numpy(probe.coef_).float()
+    return {"weight": weight, "bias": torch.zeros(len(weight))}

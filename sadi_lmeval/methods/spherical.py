@@ -86,7 +86,7 @@ class Spherical(Method):
     def usual(self) -> tuple[float | None, ...]:
         return None, 0.7, -0.15  # the authors' for Llama-3.1-8B on TruthfulQA
 
-    def edit_size(self, setting: Setting) -> float:
+    def edit_size(self, setting: Setting, tensors: Tensors) -> float:
         """Say how large an edit is: alpha, times the mean part of it over what the gate may say."""
         _, alpha, beta = setting
         return alpha * (1.0 if self.gate == "off" else (1 - beta) / 4)

@@ -1,9 +1,10 @@
-"""The answers that the unsteered model likes best, among the wrong ones or among all."""
+"""How the unsteered model likes answers, and which wrong one it likes best."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -16,6 +17,8 @@ from sadi_lmeval.passes.steerable import SteerableModel
 from sadi_lmeval.storage.store import Kind, get_or_build, read_kept, write_kept
 from sadi_lmeval.versions import versions
 
+T = TypeVar("T")
+
 
 def hardest(model: SteerableModel, folder: Path | None) -> Likes:
     """Make a function that gives, of each document's wrong answers, the index of the likeliest one.
@@ -26,25 +29,9 @@ def hardest(model: SteerableModel, folder: Path | None) -> Likes:
         model: scores, unsteered.
         folder: of the cache; one that cannot be written costs time, nothing else.
     """
-    return _likes(model, folder, "hardest wrong choices")
 
-
-def own_choices(model: SteerableModel, folder: Path | None) -> Likes:
-    """Make a function that gives, of all of each document's choices, the index of the model's own.
-
-    Args:
-        model, folder: as of :func:`hardest`.
-    """
-    return _likes(model, folder, "own choices")
-
-
-def _likes(model: SteerableModel, folder: Path | None, what: str) -> Likes:
     def likes(answers: Sequence[Sequence[Text]]) -> list[int]:
-        tokens = [[model.continuation(*text) for text in each] for each in answers]
         sizes = [len(each) for each in answers]
-        key = key_of(
-            {"hardest": tokens, "model": model_identity(model.model_card), "versions": versions()}
-        )
 
         def load(path: Path, key: str) -> list[int]:
             indices = read_kept(path, key)
@@ -56,18 +43,65 @@ def _likes(model: SteerableModel, folder: Path | None, what: str) -> Likes:
                 raise ValueError("it is of other documents")
             return [int(index) for index in indices]
 
-        kind: Kind[list[int]] = Kind(what, ".hardest.json", load, write_kept)
-        stored = get_or_build(
-            folder, kind, [key], lambda keys, _: {keys[0]: _likeliest(model, answers)},
-            model.processes,
-        )  # fmt: skip
-        return stored[key].value
+        def build() -> list[int]:
+            return [each.index(max(each)) for each in _scored(model, answers)]
+
+        kind: Kind[list[int]] = Kind("hardest wrong choices", ".hardest.json", load, write_kept)
+        return _kept(model, folder, kind, {"hardest": _tokens(model, answers)}, build)
 
     return likes
 
 
-def _likeliest(model: SteerableModel, answers: Sequence[Sequence[Text]]) -> list[int]:
-    """Find the first of the answers with the highest log-likelihood, as a choice is scored."""
+Scores = Callable[[Sequence[Sequence[Text]]], list[list[float]]]
+"""Takes the choices of documents; gives the log-likelihood of each."""
+
+
+def scores_of_choices(model: SteerableModel, folder: Path | None) -> Scores:
+    """Make a function that gives the unsteered model's log-likelihood of each document's choices.
+
+    A document's only choice is not asked for: it has 0.
+
+    Args:
+        model, folder: as of :func:`hardest`.
+    """
+
+    def scores(choices: Sequence[Sequence[Text]]) -> list[list[float]]:
+        def load(path: Path, key: str) -> list[list[float]]:
+            kept = read_kept(path, key)
+            if [len(each) for each in kept] != [len(each) for each in choices]:
+                raise ValueError("it is of other documents")
+            return [[float(score) for score in each] for each in kept]
+
+        def save(scores: list[list[float]], path: Path, key: str) -> None:
+            # As texts: JSON has no infinity.
+            write_kept([[repr(score) for score in each] for each in scores], path, key)
+
+        kind: Kind[list[list[float]]] = Kind("own choices", ".choices.json", load, save)
+        asked = {"choices": _tokens(model, choices)}
+        return _kept(model, folder, kind, asked, lambda: _scored(model, choices))
+
+    return scores
+
+
+def _tokens(model: SteerableModel, answers: Sequence[Sequence[Text]]) -> list[Any]:
+    return [[model.continuation(*text) for text in each] for each in answers]
+
+
+def _kept(
+    model: SteerableModel,
+    folder: Path | None,
+    kind: Kind[T],
+    asked: Mapping[str, Any],
+    build: Callable[[], T],
+) -> T:
+    """Give what is kept for what was asked of this model, or build it."""
+    key = key_of({**asked, "model": model_identity(model.model_card), "versions": versions()})
+    stored = get_or_build(folder, kind, [key], lambda keys, _: {keys[0]: build()}, model.processes)
+    return stored[key].value
+
+
+def _scored(model: SteerableModel, answers: Sequence[Sequence[Text]]) -> list[list[float]]:
+    """Give the log-likelihood of each document's answers, as a choice is scored."""
     mine = model.processes.shard(answers)
     asked = [(d, i) for d, each in mine for i in range(len(each)) if len(each) > 1]
     values = [[0.0] * len(each) for each in answers]
@@ -82,7 +116,7 @@ def _likeliest(model: SteerableModel, answers: Sequence[Sequence[Text]]) -> list
             bar.update(len(scored))
 
         model.engine.score(continuations, None, done)
-    best = {document: values[document].index(max(values[document])) for document, _ in mine}
-    for part in model.processes.all_gather(best):
-        best |= part
-    return [best[document] for document in range(len(answers))]
+    known = {document: values[document] for document, _ in mine}
+    for part in model.processes.all_gather(known):
+        known |= part
+    return [known[document] for document in range(len(answers))]

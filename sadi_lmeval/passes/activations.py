@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.architecture.sites import Site
+from sadi_lmeval.edits.contract import Reads
 from sadi_lmeval.passes.batches import Bounds, batches
 from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.memory import in_halves
@@ -22,6 +23,7 @@ from sadi_lmeval.passes.prefixes import (
 )
 from sadi_lmeval.passes.sequences import Past, Tree, pack
 from sadi_lmeval.processes import ALONE, Processes
+from sadi_lmeval.types import Token
 
 
 class TokenPair(NamedTuple):
@@ -37,10 +39,17 @@ class TokenPair(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """Choices of a prompt, by index: the right one, and the unsteered model's own."""
+    """What is known of the choices of a prompt.
+
+    Attributes:
+        right: the index of the right one.
+        own: of the unsteered model's own.
+        scores: the unsteered model's log-likelihood of each; empty where only indices are known.
+    """
 
     right: int
     own: int
+    scores: tuple[float, ...] = ()
 
 
 class TokenPrompt(NamedTuple):
@@ -108,8 +117,12 @@ def read_pairs(
     label: str,
     processes: Processes = ALONE,
     longest_path: int = 1 << 62,
+    token: Token = "last",
 ) -> None:
     """Read activations at the last token of each text, in every layer, at several sites at once.
+
+    Or their means over each text's tokens: then every text is computed by itself, since the
+    activations of a beginning are not kept at every site and layer.
 
     What the two texts of a pair share at their beginning is computed once where the model takes
     packed rows.
@@ -126,7 +139,9 @@ def read_pairs(
             Where they divide batches, the first one gets all readings, in their order, the others
             none.
         longest_path: longer texts are not packed, nor are long ones that share little.
+        token: what is read of a text.
     """
+    branching = branching and token == "last"
     mine = processes.shard(pairs)
     for packed in (False, True):
         part = [
@@ -136,7 +151,7 @@ def read_pairs(
         ]
         if part:
             numbers, own = [index for index, _ in part], [pair for _, pair in part]
-            _read(forward, readers, own, numbers, pad, packed, bounds, label, processes)
+            _read(forward, readers, own, numbers, pad, packed, bounds, label, processes, token)
     for _, collector in readers if not processes.divide_batches else ():
         collector.join(processes)
 
@@ -151,9 +166,11 @@ def _read(
     bounds: Bounds,
     label: str,
     processes: Processes,
+    token: Token,
 ) -> None:
     """Read pairs, or one process's part of them, which have these numbers among all."""
-    sites = [site for site, _ in readers]
+    last = token == "last"
+    reads = [Reads(site, () if last else tuple(range(site.layers))) for site, _ in readers]
 
     def run(batch: list[_Row], prefix: Callable[[], Past | None]) -> list[_Values]:
         past, found = prefix(), []
@@ -163,7 +180,12 @@ def _read(
                     for i, row in enumerate(rows) for end, said in row.ends]  # fmt: skip
             points = Points.of([(i, end) for i, end, *_ in ends], len(rows), forward.device)
             inputs = pack([row.tree for row in rows], pad, forward.dtype, forward.device, past)
-            values = [each.cpu() for each in forward.activations(inputs, points, sites)]
+            values = [
+                (each if last else each[:, site.layers :]).cpu()
+                for each, (site, _) in zip(
+                    forward.activations(inputs, points, reads), reads, strict=True
+                )
+            ]
             which, labels = [numbers[pair] for *_, pair, _ in ends], [said for *_, said in ends]
             found.append((which, labels, values))
 

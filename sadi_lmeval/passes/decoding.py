@@ -123,7 +123,8 @@ class Decoder:
         self._drop()
         free = self._rows - len(self._live)
         beginning, waiting = self._waiting[0]
-        past = self._forward.prefix(beginning)
+        reads = [] if self._edits is None else [self._edits.reads]
+        past = self._forward.prefix(beginning, reads)
         prompts: list[_Prompt] = []
         while waiting and len(prompts) < free:
             text = waiting.popleft()

@@ -23,7 +23,7 @@ from sadi_lmeval.passes.packing import Continuation
 from sadi_lmeval.passes.prefill import can_share_beginning
 from sadi_lmeval.passes.scoring import Score, log_likelihoods
 from sadi_lmeval.processes import ALONE, Processes
-from sadi_lmeval.types import Element, HiddenSite
+from sadi_lmeval.types import Element, HiddenSite, Token
 
 _AUTO_TOKENS = {"cpu": 512}
 """Padded tokens a batch under ``--batch_size auto``, by device type."""
@@ -119,6 +119,7 @@ class Engine:
         pairs: Sequence[Labelled],
         label: str,
         processes: Processes = ALONE,
+        token: Token = "last",
     ) -> None:
         """Read the activations of pairs or prompts, see :func:`read_pairs`."""
         with self.sharing():
@@ -132,6 +133,7 @@ class Engine:
                 label=label,
                 processes=processes,
                 longest_path=self.longest_branching_path,
+                token=token,
             )
 
     def score(

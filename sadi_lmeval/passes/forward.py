@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from sadi_lmeval.architecture.hooks import keeping, passing_over
+from sadi_lmeval.architecture.hooks import keeping, passing_over, visiting
 from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.architecture.signature import cache_parameter, use_cache
 from sadi_lmeval.architecture.sites import Site, decoder_blocks, input_device
-from sadi_lmeval.edits.contract import Edits, RowRule, reading
+from sadi_lmeval.edits.contract import Collected, Edits, Reads, RowRule, reading
 from sadi_lmeval.passes.prefixes import LONGEST_MASKED, taken_from
 from sadi_lmeval.passes.sequences import Batch, Past, Tree, pack
 
@@ -27,8 +27,9 @@ class Steered(NamedTuple):
     Attributes:
         prompts: the k last prompt tokens that the points belong to; None: the points themselves.
         of_point: which of them each point belongs to, ``[n]``; None: k = n, in order.
-        unsteered: activations of those tokens in an unsteered pass, ``[k, layers, width]``; None:
-            an unsteered pass comes first where the edits need them.
+        unsteered: activations of those tokens in an unsteered pass, and the means over prompts that
+            the edits need, ``[k, layers + means, width]``; None: an unsteered pass comes first
+            where the edits need them.
         gates: the gate of each point, ``[n]``, where it is known; else from ``unsteered``.
         rule: the row rule of the points, where it is made once for many passes.
     """
@@ -78,7 +79,7 @@ class Forward:
         self.autocast = autocast
         self.device, self.dtype = input_device(model), next(model.parameters()).dtype
         self._in_tuple = False
-        self._prefixes: list[Sequence[int]] = []
+        self._prefixes: list[tuple[Sequence[int], frozenset[tuple[Site, int]]]] = []
         self._last_prefix: tuple[int, Past | None] = (-1, None)
 
     @cached_property
@@ -121,7 +122,7 @@ class Forward:
 
         Returns:
             the logits; keys and values of every token, those of the batch's own past included; and
-            the unsteered activations that the edits needed, ``[k, layers, width]``, or None.
+            the unsteered activations that the edits needed, see :class:`Steered`, or None.
         """
         cache = cache_of(batch.past, len(batch.input_ids))
         with ExitStack() as stack:
@@ -148,26 +149,26 @@ class Forward:
         if steered.unsteered is not None or not steered.edits.needs_unsteered:
             return steered
         read_at = steered.prompts or steered.points
-        [unsteered] = self.activations(batch, read_at, [steered.edits.site])
+        [unsteered] = self.activations(batch, read_at, [steered.edits.reads])
         return steered._replace(unsteered=unsteered)
 
-    def activations(self, batch: Batch, points: Points, sites: Sequence[Site]) -> list[Tensor]:
-        """Read unsteered activations ``[n, layers, width]`` at n points, of each site.
+    def activations(self, batch: Batch, points: Points, reads: Sequence[Reads]) -> list[Tensor]:
+        """Read unsteered activations ``[n, layers + means, width]`` at n points, of each site.
 
         No logits are computed.
         """
         nowhere = Points.of([], points.batch, batch.input_ids.device)
         with ExitStack() as stack:
-            collected = [stack.enter_context(reading(site, points)) for site in sites]
+            collected = [stack.enter_context(_reading(each, batch, points)) for each in reads]
             self._run(batch, nowhere)
-        return [torch.stack([v.to(values[0].device) for v in values], 1) for values in collected]
+        return [values.stacked(each.means) for values, each in zip(collected, reads, strict=True)]
 
     def trunk(
         self,
         batch: Batch,
         points: Points,
         starts: Iterable[int],
-        sites: Sequence[Site | None] = (),
+        reads: Sequence[Reads | None] = (),
         read: Points | None = None,
         own: Tensor | None = None,
     ) -> tuple[Trunk, list[Tensor | None]]:
@@ -177,34 +178,40 @@ class Forward:
             own: of each row the positions that such a pass begins with, ``[batch, n]``; None: all.
 
         Returns:
-            the trunk, and for each of ``sites`` that is not None its activations at the k points
-            ``read``, ``[k, layers, width]``.
+            the trunk, and for each of ``reads`` that is not None its activations at the k points
+            ``read``, ``[k, layers + means, width]``.
         """
         cache = cache_of(batch.past, len(batch.input_ids))
         kept_at = {start: self.blocks[start - 1] for start in starts if start}
         with ExitStack() as stack:
             collected = [
-                stack.enter_context(reading(site, read)) if site is not None and read else None
-                for site in sites
+                stack.enter_context(_reading(each, batch, read)) if each and read else None
+                for each in reads
             ]
             kept = stack.enter_context(keeping(kept_at, own))
             logits = self._run(batch, points, cache)
         if kept.in_tuple:
             self._in_tuple = kept.in_tuple[0]
         activations = [
-            None if values is None else torch.stack([v.to(values[0].device) for v in values], 1)
-            for values in collected
+            None if values is None or each is None else values.stacked(each.means)
+            for values, each in zip(collected, reads, strict=True)
         ]
         return Trunk(logits, _past(cache), kept.states), activations
 
-    def prefix(self, tokens: Sequence[int]) -> Past | None:
+    def prefix(self, tokens: Sequence[int], reads: Sequence[Reads] = ()) -> Past | None:
         """Compute keys and values of tokens that many sequences begin with; None for no tokens.
 
         What the last prefix began with too is taken from it.
-        """
-        return self.prefix_of(tokens)()
 
-    def prefix_of(self, tokens: Sequence[int]) -> Callable[[], Past | None]:
+        Args:
+            reads: what will be read of these sequences: for the means the activations of their
+                beginning are kept, too.
+        """
+        return self.prefix_of(tokens, reads)()
+
+    def prefix_of(
+        self, tokens: Sequence[int], reads: Sequence[Reads] = ()
+    ) -> Callable[[], Past | None]:
         """Give a function that computes a prefix, see :meth:`prefix`, when it is needed.
 
         One that nobody needs is computed only where a later one that is needed begins like it: so
@@ -212,18 +219,22 @@ class Forward:
         """
         if not tokens:
             return lambda: None
-        self._prefixes.append(tokens)
+        shown = frozenset((each.site, layer) for each in reads for layer in each.means)
+        self._prefixes.append((tokens, shown))
         return partial(self._prefix, len(self._prefixes) - 1)
 
     def _prefix(self, number: int) -> Past | None:
         done, past = self._last_prefix
+        shown = self._prefixes[number][1]
+        if past is not None and not shown <= past.shown.keys():
+            done, past = -1, None
         if number == done:
             return past
         first = number
         while first - 1 != done and self._shared_with_last(first):
             first -= 1
         for which in range(first, number + 1):
-            tokens, known = self._prefixes[which], self._shared_with_last(which)
+            tokens, known = self._prefixes[which][0], self._shared_with_last(which)
             past = past.up_to(known) if past is not None and known else None
             self._last_prefix = -1, None  # gone before it is computed anew
             while known < len(tokens):
@@ -232,8 +243,9 @@ class Forward:
                 tree.add(list(tokens[known:end]))
                 batch = pack([tree], 0, self.dtype, self.device, past)
                 cache = cache_of(past, 1)
-                self._run(batch, Points.of([], 1, self.device), cache)
-                past, known = _past(cache), end
+                with _showing(shown, None if past is None else past.shown) as kept:
+                    self._run(batch, Points.of([], 1, self.device), cache)
+                past, known = _past(cache)._replace(shown=kept), end
             self._last_prefix = which, past
         return past
 
@@ -241,7 +253,7 @@ class Forward:
         """Count the tokens of a prefix that are taken from the one before it."""
         if not number:
             return 0
-        return taken_from(self._prefixes[number - 1], self._prefixes[number])
+        return taken_from(self._prefixes[number - 1][0], self._prefixes[number][0])
 
     def forget(self) -> None:
         """Forget all prefixes: the weights may be others at the next call."""
@@ -319,6 +331,34 @@ def cache_of(
 def _steering(steered: Steered, start: int = 0) -> AbstractContextManager[None]:
     edits, points, which, _, of_point, unsteered, gates, rule = steered
     return edits.at(points, which, unsteered, of_point, start, gates, rule)
+
+
+def _reading(reads: Reads, batch: Batch, points: Points) -> AbstractContextManager[Collected]:
+    paths = batch.paths(points) if reads.means else None
+    return reading(reads, points, paths, None if batch.past is None else batch.past.shown)
+
+
+@contextmanager
+def _showing(
+    places: Iterable[tuple[Site, int]], before: Mapping[tuple[Site, int], Tensor] | None
+) -> Iterator[dict[tuple[Site, int], Tensor]]:
+    """Keep the activations of a batch's only row at some layers of sites, ``[length, width]``.
+
+    Args:
+        before: of the tokens that stand before it; None: none do.
+    """
+    kept: dict[tuple[Site, int], Tensor] = {}
+    with ExitStack() as stack:
+        for site, layer in places:
+
+            def visit(layer: int, activations: Tensor, site: Site = site) -> None:
+                own = activations.reshape(-1, activations.shape[-1])
+                known = [] if before is None else [before[site, layer]]
+                kept[site, layer] = torch.cat([*known, own])
+
+            modules = {layer: site.modules[layer]}
+            stack.enter_context(visiting(modules, site.side, visit, site.streams, required=True))
+        yield kept
 
 
 def _past(cache: DynamicCache) -> Past:

@@ -103,9 +103,11 @@ def grid_log_likelihoods(
         in_halves(batch, part)
         return found
 
+    reads = [family.reads for family in families]
+
     def batches() -> Iterator[Callable[[int, int], list[_Part]]]:
         for group in groups_of(requests, branching):
-            prefix = forward.prefix_of(requests[group.members[0]].context[: group.length])
+            prefix = forward.prefix_of(requests[group.members[0]].context[: group.length], reads)
             rows = [GridRow(row) for row in pack_requests(requests, group, branching)]
             for batch in alike(rows, bounds, group.length):
                 yield partial(run, batch, prefix)

@@ -112,8 +112,8 @@ def _shared(requests: Sequence[Continuation], group: Group) -> Iterator[list[int
 
 
 _EDITED = 1 << 40
-"""Above all tokens. In a path, the last prompt token under edit ``e`` has ``(e + 2) * _EDITED`` added
-to it, so that it is another one than the same token anywhere else. (Tuples of the two would have the
+"""Above all tokens. In a path, the last prompt token under edit e has ``(e + 2) * _EDITED``
+added, so that it is another one than the same token anywhere else. (Pairs of token and edit would have the
 garbage collector look at every token of a run.)"""
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LogitsProcessor
 
 from sadi_lmeval.architecture.hooks import visiting
-from sadi_lmeval.architecture.positions import Points
+from sadi_lmeval.architecture.positions import Paths, Points
 from sadi_lmeval.architecture.signature import cache_parameter, parameters, use_cache
 from sadi_lmeval.architecture.sites import unwrapped
 from sadi_lmeval.edits.contract import Edits, RowRule, reading
@@ -49,8 +49,8 @@ def steered_generation(
         edits, which: the edit that all sequences get.
         context: left-padded prompts, ``[batch, seq]``.
         attention_mask: ``[batch, seq]``.
-        unsteered: activations of the last prompt tokens ``[batch, layers, width]``, where they are
-            known; None: they are read where the edits need them.
+        unsteered: what :func:`read_unsteered` gives, where it is known; None: it is read where the
+            edits need it.
     """
     if not edits.layers:
         yield
@@ -282,12 +282,15 @@ def can_share_beginning(model: Any) -> bool:
 def read_unsteered(
     model: nn.Module, edits: Edits, context: Tensor, attention_mask: Tensor
 ) -> Tensor:
-    """Read activations of the last prompt token, ``[batch, layers, width]``.
+    """Read activations of the last prompt token, and the means over prompts that edits need.
 
     Args:
         edits: whose site is read.
         context: left-padded prompts, ``[batch, seq]``.
         attention_mask: ``[batch, seq]``.
+
+    Returns:
+        ``[batch, layers + means, width]``.
     """
     batch, width = context.shape
     points = Points.of([(row, width - 1) for row in range(batch)], batch, context.device)
@@ -298,9 +301,10 @@ def read_unsteered(
     def last(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (arguments[0][:, -1:], *arguments[1:])
 
-    with torch.no_grad(), reading(edits.site, points) as collected, ExitStack() as stack:
+    paths = Paths(points, attention_mask != 0)
+    with torch.no_grad(), reading(edits.reads, points, paths) as collected, ExitStack() as stack:
         # Not by ``logits_to_keep``, for which blocks may leave out tokens, too.
         head = model.get_output_embeddings()  # type: ignore[operator]
         stack.callback(head.register_forward_pre_hook(last).remove)
         model(**inputs, **use_cache(model, False))
-    return torch.stack([values.to(collected[0].device) for values in collected], dim=1)
+    return collected.stacked(edits.means)

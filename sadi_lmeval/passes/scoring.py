@@ -86,9 +86,11 @@ def log_likelihoods(
         in_halves(batch, part)
         return found
 
+    reads = [] if edits is None else [edits.reads]
+
     def jobs() -> Iterator[Callable[[], _Scores]]:
         for group in groups_of(requests, branching):
-            prefix = forward.prefix_of(requests[group.members[0]].context[: group.length])
+            prefix = forward.prefix_of(requests[group.members[0]].context[: group.length], reads)
             rows = pack_requests(requests, group, branching)
             for batch in batches(rows, bounds, group.length):
                 yield partial(run, batch, group.length, prefix)

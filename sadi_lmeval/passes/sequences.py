@@ -6,12 +6,17 @@ the tokens on its own path from the root and nothing else, at the position it wo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from sadi_lmeval.architecture.positions import Paths, Points
+from sadi_lmeval.architecture.sites import Site
 
 
 class Segment(NamedTuple):
@@ -37,11 +42,14 @@ class Past(NamedTuple):
         keys, values: of each layer, ``[batch, kv_heads, length, head_dim]``; a batch of 1 stands
             before every row.
         length: how many tokens.
+        shown: their activations at some layers of sites, ``[length, width]``: those of which means
+            over prompts are needed.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     length: int
+    shown: Mapping[tuple[Site, int], Tensor] = MappingProxyType({})
 
     def up_to(self, length: int) -> Past:
         """Take the first ``length`` tokens of it."""
@@ -49,6 +57,7 @@ class Past(NamedTuple):
             [keys[:, :, :length] for keys in self.keys],
             [values[:, :, :length] for values in self.values],
             length,
+            {place: activations[:length] for place, activations in self.shown.items()},
         )
 
 
@@ -126,6 +135,14 @@ class Batch(NamedTuple):
     attention_mask: Tensor | None
     position_ids: Tensor | None
     past: Past | None = None
+
+    def paths(self, points: Points) -> Paths:
+        """Give the texts that end at n points; what stands before every row is theirs, too."""
+        if self.attention_mask is None:
+            places = torch.arange(self.input_ids.shape[1], device=points.positions.device)
+            return Paths(points, places <= points.positions[:, None])
+        before = 0 if self.past is None else self.past.length
+        return Paths(points, self.attention_mask[points.rows, 0, points.positions, before:] == 0)
 
 
 def pack(

@@ -104,8 +104,8 @@ class GrownTrunk(NamedTuple):
     Attributes:
         table: what is scored.
         base: the unsteered likelihood of each scored token, ``[1, m]``.
-        unsteered: of each family, the activations of its site at the last prompt tokens, or None
-            where it does not need them.
+        unsteered: of each family, what it reads at the last prompt tokens, or None where it does
+            not need that.
     """
 
     batch: list[GridRow]
@@ -129,11 +129,11 @@ def grow(
     table = Scored([row.row for row in batch])
     prompts = [(i, position) for i, row in enumerate(batch) for position in sorted(row.prompts)]
     read = Points.of(prompts, len(batch), forward.device)
-    sites = [family.site if family.needs_unsteered else None for family in families]
+    reads = [family.reads if family.needs_unsteered else None for family in families]
     # What an edit changes, and so what a pass of its own begins with.
     own = pad_sequence([torch.tensor(row.own) for row in batch], batch_first=True)
     points = table.points(forward.device)
-    grown, unsteered = forward.trunk(inputs, points, starts, sites, read, own)
+    grown, unsteered = forward.trunk(inputs, points, starts, reads, read, own)
     flat = likelihood(grown.logits, table.at, table.tokens, softmax_dtype)
     base = Likelihood(flat.log_probability[None], flat.greedy[None])
     kept = grown._replace(logits=grown.logits[:0])

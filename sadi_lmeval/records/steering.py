@@ -16,7 +16,7 @@ RESERVED = frozenset(
     "when version not_finite degenerate task_digest recipe_digest method source n_pairs selected "
     "cache_key sha256 file tuning score stderr difference difference_stderr margin documents "
     "likelihood_difference likelihood_difference_stderr objective run task split model "
-    "of_model unsteered labels found".split()
+    "of_model unsteered labels found tied edit_size".split()
 )
 """Keys of a record or of a line of ``sweep``: no method may call an argument like one of them,
 unless it means the site's own element."""
@@ -120,6 +120,8 @@ class FitRecord:
         tuning: how the setting was chosen; None where it was given.
         of_model: the model that the fit was made for, where that is another one.
         labels: of its pairs: ``gold`` or ``shuffled``.
+        tied: how many entries or activations are as good as the last selected one, and are not
+            selected; None where that is not counted.
         found: what it says of every entry; None in results files, in records of earlier releases,
             and of methods that say nothing of single entries.
     """
@@ -135,6 +137,7 @@ class FitRecord:
     of_model: str | None = None
     labels: str = "gold"
     found: FoundRecord | None = None
+    tied: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -142,6 +145,7 @@ class FitRecord:
             "n_pairs": self.n_pairs,
             **self.setting,
             **({} if self.selected is None else {"selected": self.selected}),
+            **({} if self.tied is None else {"tied": self.tied}),
             "cache_key": self.cache_key,
             "sha256": self.sha256,
             "file": self.file,
@@ -155,6 +159,7 @@ class FitRecord:
     def from_json(cls, given: Mapping[str, Any], axes: Sequence[str]) -> FitRecord:
         """Read what :meth:`to_json` wrote."""
         selected, n_pairs = given.get("selected"), finite(given.get("n_pairs"))
+        tied = finite(given.get("tied"))
         return cls(
             str(given.get("source")),
             None if n_pairs is None else int(n_pairs),
@@ -167,6 +172,7 @@ class FitRecord:
             str(given["of_model"]) if isinstance(given.get("of_model"), str) else None,
             str(given["labels"]) if isinstance(given.get("labels"), str) else "gold",
             FoundRecord.from_json(given.get("found")),
+            None if tied is None else int(tied),
         )
 
     @property

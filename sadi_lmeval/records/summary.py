@@ -57,6 +57,8 @@ def _of_fit(fit: FitRecord) -> str:
             return "unsteered"
         return f"unsteered, as rule {fit.tuning.rule} took no setting"
     setting = ", ".join(f"{name}={value:g}" for name, value in numbers.items() if value is not None)
+    if fit.tied:
+        setting += f" ({fit.tied} more are tied with the last selected)"
     if fit.tuning is None:
         return setting
     row = _row(fit, numbers)

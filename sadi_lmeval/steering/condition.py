@@ -27,12 +27,13 @@ from sadi_lmeval.passes.activations import TokenPair
 from sadi_lmeval.passes.steerable import SteerableModel
 from sadi_lmeval.steering.fitting import other_model
 from sadi_lmeval.storage.fit_file import Fit, load_fit
-from sadi_lmeval.types import Element, HiddenSite
+from sadi_lmeval.types import Element, HiddenSite, Token
 from sadi_lmeval.versions import versions
 
 logger = logging.getLogger("lm_eval.sadi")
 
-KIND = "condition"
+KINDS: dict[Token, str] = {"last": "condition", "mean": "mean_condition"}
+"""Of a file, by what it is read of: so one is never taken for the other."""
 PLACES: dict[str, tuple[Element, HiddenSite]] = {
     "head": ("head", "mlp"),
     "neuron": ("neuron", "mlp"),
@@ -69,6 +70,7 @@ class FittedCondition:
             "layer": self.condition.layer,
             "threshold": self.condition.threshold,
             "side": self.condition.side,
+            "token": self.condition.token,
             **of_model,
         }
 
@@ -108,10 +110,16 @@ def condition_for(
     path, site = Path(options.when), model.engine.site(*place)
     fit = load_fit(path)
     model_type = model.model_card["model_type"]
-    if fit.card["kind"] != KIND:
+    token = next((token for token, kind in KINDS.items() if kind == fit.card["kind"]), None)
+    if token is None:
         raise UserError(
             f"when={path}: is a fit of kind {fit.card['kind']}, not a condition; make one by "
             "`sadi-lmeval condition`"
+        )
+    if options.when_token not in (None, token):
+        raise UserError(
+            f"when_token={options.when_token}: when={path} was fitted with when_token={token}; fit "
+            f"another one by `sadi-lmeval condition --when_token {options.when_token}`"
         )
     if fit.card.get("model_type") != model_type:
         raise UserError(
@@ -131,6 +139,7 @@ def condition_for(
         of_site.direction[layer].clone(),
         float(of_site.threshold[layer]) if threshold is None else threshold,
         options.when_side or ("above" if above else "below"),
+        token,
     )
     of_model = other_model(fit.card, model.model_card)
     if of_model is not None:
@@ -169,7 +178,11 @@ class OfSite(NamedTuple):
 
 
 def fit_conditions(
-    model: SteerableModel, matching: Sequence[str], others: Sequence[str], label: str
+    model: SteerableModel,
+    matching: Sequence[str],
+    others: Sequence[str],
+    label: str,
+    token: Token = "last",
 ) -> Fit:
     """Fit a condition of every layer at every site that the model has.
 
@@ -178,6 +191,7 @@ def fit_conditions(
         matching: prompts that are to be steered.
         others: as many that are not: the first is compared with the first, and so on.
         label: of the progress bar.
+        token: what of a prompt is read.
 
     Raises:
         UserError: too few prompts, not as many of both, one in both, or activations that are not
@@ -202,8 +216,8 @@ def fit_conditions(
         except UserError:
             continue  # several experts have no neurons of one MLP
         shapes: dict[str, tuple[int, ...]] = {"direction": (site.layers, site.width)}
-        collectors[name] = site, Kept(KIND, site, len(pairs), shapes, of_site)
-    model.engine.read(list(collectors.values()), pairs, label, model.processes)
+        collectors[name] = site, Kept(KINDS[token], site, len(pairs), shapes, of_site)
+    model.engine.read(list(collectors.values()), pairs, label, model.processes, token)
     tensors = {
         f"{name}.{part}": values
         for name, (_, collector) in collectors.items()
@@ -211,7 +225,7 @@ def fit_conditions(
     }
     card = {
         **model.model_card,
-        "kind": KIND,
+        "kind": KINDS[token],
         "shape": list(collectors["residual"][0].shape),
         "n_pairs": len(pairs),
         "prompts": sorted({*digests[0], *digests[1]}),
@@ -236,7 +250,7 @@ def of_site(matching: Tensor, others: Tensor, label: str) -> dict[str, Tensor]:
     where most prompts are on their side of it.
 
     Args:
-        matching, others: activations at the last token of each pair's prompts,
+        matching, others: activations at the last token of each pair's prompts, or their means,
             ``[pairs, layers, entries, entry_width]``.
     """
     found = []

@@ -15,7 +15,7 @@ from sadi_lmeval.identity.model import PROVENANCE
 from sadi_lmeval.methods.arm import Arm
 from sadi_lmeval.methods.base import Method
 from sadi_lmeval.methods.collectors import Given
-from sadi_lmeval.pairs.hardest import own_choices
+from sadi_lmeval.pairs.hardest import scores_of_choices
 from sadi_lmeval.pairs.pairs import Pair
 from sadi_lmeval.pairs.plan import Plan, examples
 from sadi_lmeval.pairs.prompts import LabelledPrompt, labelled_prompts
@@ -84,7 +84,7 @@ def known_fit(arm: Arm, model: SteerableModel) -> Fitted | None:
         UserError: what it knows does not fit the model.
     """
     method = method_of(arm)
-    if method.fitted_on != "nothing":
+    if method.fits_on != "nothing":
         return None
     element, hidden_site = method.place
     site = model.engine.site(element, hidden_site)
@@ -237,7 +237,7 @@ def fits_of_pairs(
         measured.update(missing)
         collectors: dict[str, Collector] = {}
         for fitted_on in ("prompts", "pairs"):  # prompts may be refused by their answers
-            mine = [key for key in missing if needed[key].method.fitted_on == fitted_on]
+            mine = [key for key in missing if needed[key].method.fits_on == fitted_on]
             if not mine:
                 continue
             texts: Sequence[Labelled] = tokens
@@ -291,7 +291,7 @@ def refuse_unsuited(
 
 
 def _is_on_prompts(arm: Arm) -> bool:
-    return method_of(arm).fitted_on == "prompts"
+    return method_of(arm).fits_on == "prompts"
 
 
 def _of_prompts(prompts: Sequence[LabelledPrompt], model: SteerableModel) -> dict[str, Any]:
@@ -307,10 +307,13 @@ def _of_prompts(prompts: Sequence[LabelledPrompt], model: SteerableModel) -> dic
 def _answered(
     prompts: Sequence[LabelledPrompt], model: SteerableModel, folder: Path | None
 ) -> list[TokenPrompt]:
-    """Give the prompts as scoring has them, with the choice that the unsteered model makes."""
-    own = own_choices(model, folder)([prompt.choices for prompt in prompts])
+    """Give the prompts as scoring has them, with how the unsteered model likes their choices."""
+    scores = scores_of_choices(model, folder)([prompt.choices for prompt in prompts])
     tokens = [list(model.continuation(*prompt.choices[0]).context) for prompt in prompts]
-    answers = [Answers(prompt.right, its) for prompt, its in zip(prompts, own, strict=True)]
+    answers = [
+        Answers(prompt.right, its.index(max(its)), tuple(its))
+        for prompt, its in zip(prompts, scores, strict=True)
+    ]
     return [TokenPrompt(*each) for each in zip(tokens, answers, strict=True)]
 
 

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +57,7 @@ class PreparedFit(NamedTuple):
         edits: of its setting, the only one.
         selected: the [layer, entry], or the [layer, entry, activation of it], that are edited; None
             where whole layers are.
+        tied: see :meth:`~sadi_lmeval.methods.base.Method.tied`.
         choice: how the setting was chosen; None where it was given.
         is_new: whether the choice was made in this run.
         of_choice: what the fit's card says of that, see :mod:`sadi_lmeval.steering.chosen`.
@@ -65,6 +67,7 @@ class PreparedFit(NamedTuple):
     setting: Setting
     edits: Edits
     selected: list[list[int]] | None
+    tied: int | None
     choice: Choice | None
     of_choice: dict[str, Any]
     is_new: bool = False
@@ -415,7 +418,8 @@ def candidates_of(
     if condition is not None:
         identity["when"] = condition.condition.digest
     edits = conditional(method.edits(site, fitted.fit.tensors, settings, seed), condition)
-    return Candidates(method.axes, settings, edits, method.edit_size, identity)
+    size = partial(method.edit_size, tensors=fitted.fit.tensors)
+    return Candidates(method.axes, settings, edits, size, identity)
 
 
 def _without_pairs_of(given: Fitted, plan: Plan, source: Source) -> Source:
@@ -439,7 +443,8 @@ def _prepared(
     where = method.selected(tensors, setting, seed)
     blocks = candidate.site.blocks
     selected = None if where is None else [[blocks[n], *e] for n, *e in where.nonzero().tolist()]
-    return PreparedFit(fitted, setting, edits, selected, choice, of_choice)
+    tied = method.tied(tensors, setting)
+    return PreparedFit(fitted, setting, edits, selected, tied, choice, of_choice)
 
 
 def _origin_of_file(fitted: Fitted) -> dict[str, Any]:
@@ -508,4 +513,5 @@ def _fit_record(prepared: PreparedFit, arm: Arm) -> FitRecord:
         None if choice is None else choice.record(),
         fitted.of_model,
         labels=fitted.fit.card.get("labels", "gold"),
+        tied=prepared.tied,
     )

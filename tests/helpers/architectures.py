@@ -29,7 +29,7 @@ from sadi_lmeval.architecture.sites import (
     Site,
     find_site,
 )
-from sadi_lmeval.edits.contract import Edits
+from sadi_lmeval.edits.contract import Edits, Reads
 from sadi_lmeval.edits.diagonal import DiagonalEdits
 from sadi_lmeval.methods.sadi import sadi_edit
 from sadi_lmeval.passes.batches import Bounds
@@ -436,7 +436,7 @@ def read_at_the_end(model: nn.Module, site: Site, text: Sequence[int]) -> Tensor
     forward, tree = Forward(model), Tree()
     tree.add(list(text))
     last = Points.of([(0, len(text) - 1)], 1, CPU)
-    [found] = forward.activations(pack([tree], 0, forward.dtype, CPU), last, [site])
+    [found] = forward.activations(pack([tree], 0, forward.dtype, CPU), last, [Reads(site)])
     return found[0]
 
 

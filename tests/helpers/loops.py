@@ -25,7 +25,7 @@ from sadi_lmeval.methods.arm import read_arm
 from sadi_lmeval.pairs.pairs import Pair
 from sadi_lmeval.pairs.plan import draw, find_plan
 from sadi_lmeval.passes.scoring import Score
-from sadi_lmeval.types import Scope
+from sadi_lmeval.types import Scope, Token
 
 Where = Literal["head", "mlp", "residual"]
 
@@ -40,10 +40,12 @@ class Gated(NamedTuple):
     Attributes:
         gate: takes the unsteered activations of the last prompt token, ``[layers, width]``; 0
             leaves every activation as it is.
+        token: ``mean``: it takes the mean over all tokens of the prompt in its place.
     """
 
     change: Change
     gate: Callable[[Tensor], float]
+    token: Token = "last"
 
 
 _PLACES = {
@@ -110,7 +112,8 @@ def for_prompt(
     """The change of this prompt; where there is a gate, an unsteered pass says how much of it."""
     if not isinstance(change, Gated):
         return change
-    whole, gate = change.change, change.gate(plain_activations(model, context, where))
+    seen = plain_activations(model, context, where, change.token)
+    whole, gate = change.change, change.gate(seen)
     if gate == 0:
         return None
     return lambda layer, values: values + gate * (whole(layer, values) - values)
@@ -153,14 +156,22 @@ def plain_generation(
     return text[len(prompt) :], torch.stack(found)
 
 
-def plain_activations(model: PreTrainedModel, tokens: list[int], where: Where) -> Tensor:
-    """Activations at the last token of a text, ``[layers, width]``; a narrower layer's row ends in
-    zeros.
+def plain_activations(
+    model: PreTrainedModel, tokens: list[int], where: Where, token: Token = "last"
+) -> Tensor:
+    """Activations at the last token of a text, or their mean over all, ``[layers, width]``.
+
+    A narrower layer's row ends in zeros.
     """
     seen: dict[int, Tensor] = {}
 
     def look(layer: int, values: Tensor) -> Tensor:
         seen[layer] = values[-1].clone()
+        if token == "mean":
+            total = torch.zeros_like(values[0], dtype=torch.float64)
+            for row in values:
+                total += row
+            seen[layer] = (total / len(values)).to(torch.promote_types(values.dtype, torch.float32))
         return values
 
     plain_logits(model, tokens, where, look, slice(0, None))
