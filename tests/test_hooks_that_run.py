@@ -20,16 +20,18 @@ from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.passes.packing import Continuation
+from sadi_lmeval.passes.prefill import steered_generation
 from sadi_lmeval.passes.scoring import Score
+from sadi_lmeval.types import Scope
 
 REQUESTS = [Continuation((5, 9, 7, 3), tokens, 0) for tokens in ((4, 8), (6,))]
 
 
-def edits_of(model: nn.Module) -> DiagonalEdits:
+def edits_of(model: nn.Module, scope: Scope = "prompt") -> DiagonalEdits:
     site = find_site(model, "hidden")
     gain = torch.zeros(site.layers, site.width)
     gain[1:, ::2] = 3.0
-    return DiagonalEdits(site, [Edit(gain)])
+    return DiagonalEdits(site, [Edit(gain)], scope=scope)
 
 
 def scored(engine: Engine, edits: DiagonalEdits | None) -> list[float]:
@@ -46,6 +48,22 @@ def test_modules_that_are_no_longer_part_of_the_model_are_an_error() -> None:
     model.model.layers = copy.deepcopy(model.model.layers)
     with pytest.raises(UserError, match="did not run the hooks of 2 of 2 layers"):
         scored(engine, edits)
+
+
+@pytest.mark.parametrize("scope", ["prompt", "onwards"])
+def test_texts_of_modules_that_are_no_longer_part_of_the_model_are_an_error(scope: Scope) -> None:
+    model = make_model()
+    edits = edits_of(model, scope)
+    ids = torch.tensor([[5, 9, 7, 3]])
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": 3}
+    with steered_generation(model, edits, 0, ids, given["attention_mask"]):
+        model.generate(**given, do_sample=False)
+    model.model.layers = copy.deepcopy(model.model.layers)
+    with (
+        pytest.raises(UserError, match="did not run the hooks of 2 of 2 layers"),
+        steered_generation(model, edits, 0, ids, given["attention_mask"]),
+    ):
+        model.generate(**given, do_sample=False)
 
 
 def test_a_model_that_computes_its_logits_without_a_call_of_its_head_is_scored_as_by_hf(

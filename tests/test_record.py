@@ -123,7 +123,7 @@ def test_a_file_name_holds_no_separator() -> None:
 
 
 def test_no_two_records_share_a_file_name() -> None:
-    parts = ["a", "a/b", "a_b", "a b", "a.b", "b", "a@b", "b@a"]
+    parts = ["a", "a/b", "a_b", "a b", "a.b", "b", "b.b", "a@b", "b@a"]
     every = [*product(parts, parts, [None, *parts])]
     assert len({file_name(*each) for each in every}) == len(every)
 
