@@ -221,7 +221,7 @@ class SteeringFit:
         )
 
     def _warn_of_another(self, model: Any) -> None:
-        """Say that the fit is of another model of the same shape, by the weights if they are known."""
+        """Say that the fit is of another model of the same shape, by the weights where known."""
         card = self.fit.card
         if "model" not in card:  # a vector out of a file
             return
