@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from helpers.models import tiny
+from sadi_lmeval.architecture.sites import find_site
+from sadi_lmeval.methods.collectors import MeanDifference
 from sadi_lmeval.passes import branching
+from sadi_lmeval.passes.activations import TokenPair
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.branching import difference_of, longest_branching_path
 from sadi_lmeval.passes.decoding import can_decode
@@ -111,6 +114,27 @@ def test_what_a_trial_misses_is_seen_on_the_longest_row_of_the_run(
     engine.score(asked, None, lambda scored: found.update({i: score for i, (score, _) in scored}))
     plain = log_likelihoods(Forward(model), asked, None, 0, False, BOUNDS)
     assert [found[i] for i in range(len(asked))] == pytest.approx([v for v, _ in plain], abs=1e-4)
+    assert caplog.text.count("The longest row of prompts that share tokens") == 1
+
+
+def test_what_a_trial_misses_is_seen_on_the_longest_pair(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pairs are read before anything is scored."""
+    model = tiny("doge", vocab_size=60, keep_window_size=48, max_position_embeddings=512)
+    long = [[*each.context, *each.tokens] for each in requests(150, 1)]
+    pairs = [TokenPair([5, 9, 7, 4], [5, 9, 8]), TokenPair(*long[:2])]
+    found = []
+    for longest in (1 << 62, 0):
+        monkeypatch.setattr(
+            "sadi_lmeval.passes.engine.longest_branching_path",
+            lambda model, longest=longest: longest,
+        )
+        engine, site = Engine(model, pad=0, rows=None, max_length=512), find_site(model, "hidden")
+        collector = MeanDifference(site, len(pairs))
+        engine.read([(site, collector)], pairs, "pairs")
+        found.append(collector.tensors("")["difference"])
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
     assert caplog.text.count("The longest row of prompts that share tokens") == 1
 
 
