@@ -55,15 +55,15 @@ def test_texts_of_modules_that_are_no_longer_part_of_the_model_are_an_error(scop
     model = make_model()
     edits = edits_of(model, scope)
     ids = torch.tensor([[5, 9, 7, 3]])
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": 3}
-    with steered_generation(model, edits, 0, ids, given["attention_mask"]):
-        model.generate(**given, do_sample=False)
+    mask = torch.ones_like(ids)
+    with steered_generation(model, edits, 0, ids, mask):
+        model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=3, do_sample=False)
     model.model.layers = copy.deepcopy(model.model.layers)
     with (
         pytest.raises(UserError, match="did not run the hooks of 2 of 2 layers"),
-        steered_generation(model, edits, 0, ids, given["attention_mask"]),
+        steered_generation(model, edits, 0, ids, mask),
     ):
-        model.generate(**given, do_sample=False)
+        model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=3, do_sample=False)
 
 
 def test_a_model_that_computes_its_logits_without_a_call_of_its_head_is_scored_as_by_hf(

@@ -86,7 +86,8 @@ def test_of_a_tensor_that_is_made_of_several_each_counts() -> None:
     def model(numbers: float, scale: float) -> nn.Module:
         made = nn.Linear(4, 4, bias=False)
         parts = torch.full((4, 4), numbers), torch.full((4, 4), scale)
-        made.weight = nn.Parameter(TwoTensor(*parts), requires_grad=False)
+        both = TwoTensor(*parts)  # type: ignore[no-untyped-call]
+        made.weight = nn.Parameter(both, requires_grad=False)
         return made
 
     digests = [weights_digest(model(*parts)) for parts in ((1, 2), (1, 2), (3, 2), (1, 3))]
