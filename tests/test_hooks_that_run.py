@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from helpers.models import tiny_llama
 from helpers.oracle import make_model
+from sadi_lmeval.architecture.compiled import running_as_written
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
 from sadi_lmeval.errors import UserError
@@ -109,6 +111,40 @@ def wrapped(model: LlamaForCausalLM) -> Any:
 def its_forward(model: LlamaForCausalLM) -> nn.Module:
     model.forward = torch.compile(model.forward, backend="eager")
     return model  # type: ignore[no-any-return]
+
+
+@pytest.mark.slow  # dynamo takes long to import
+@pytest.mark.parametrize("way", ["in place", "wrapped", "its forward"])
+def test_what_a_model_was_compiled_to_is_not_run(way: str) -> None:
+    ran = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            ran.append(way)
+            return graph.forward(*arguments)
+
+        return run
+
+    class Doubled(nn.Module):
+        def forward(self, values: Tensor) -> Tensor:
+            return 2 * values
+
+    torch._dynamo.reset()
+    model: Any = Doubled()
+    if way == "in place":
+        model.compile(backend=backend)
+    elif way == "wrapped":
+        model = torch.compile(model, backend=backend)
+    else:
+        model.forward = torch.compile(model.forward, backend=backend)
+    given = torch.ones(1, 2)
+    counts = []
+    for as_written in (False, True, False):
+        ran.clear()
+        with running_as_written(model) if as_written else nullcontext(), torch.no_grad():
+            model(given)
+        counts.append(len(ran))
+    assert counts == [1, 0, 1]
 
 
 @pytest.mark.slow  # dynamo takes long to import and to trace
