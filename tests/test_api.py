@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -77,6 +78,26 @@ def test_a_fit_says_nothing_that_no_one_can_act_on(
     caplog.set_level("WARNING")
     sadi.fit(harness_model, tokenizer, PAIRS, "caa", layer=1, **cache)
     assert caplog.messages == []
+
+
+def test_a_fit_of_another_model_of_the_same_shape_is_told(
+    harness_model: LlamaForCausalLM,
+    caa_fit: sadi.SteeringFit,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fit = sadi.load(caa_fit.save(tmp_path / "fit.safetensors"))
+    with fit.steering(harness_model), fit.steering(harness_model, 3):
+        pass
+    assert not caplog.messages
+    retrained = copy.deepcopy(harness_model)
+    with torch.no_grad():
+        retrained.model.layers[1].mlp.up_proj.weight.mul_(1.01)
+    with fit.steering(retrained):
+        pass
+    sadi.wrap(retrained, fit)
+    assert len(caplog.messages) == 2
+    assert all("made for another model of the same shape" in each for each in caplog.messages)
 
 
 @pytest.fixture

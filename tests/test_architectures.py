@@ -358,5 +358,10 @@ def test_one_request_longer_than_the_window_leaves_the_others_packed() -> None:
             assert_same(of_both, of_short + of_long)
         else:
             assert_same(of_both[:, 7:8], of_long)
+            alone = log_likelihoods(
+                Forward(engine.model), [long._replace(edit=0)], edits, 0, False, BOUNDS
+            )
+            row = 1 if way == "grid" else 0
+            assert float(of_long[row, 0]) == pytest.approx(alone[0][0], abs=1e-3)
             assert_same(torch.cat([of_both[:, :7], of_both[:, 8:]], dim=1), of_short)
     handle.remove()

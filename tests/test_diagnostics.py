@@ -110,6 +110,14 @@ def test_values_between_tell_nothing_of_right_and_wrong() -> None:
     assert (found.right_to_wrong, found.wrong_to_right) == (0, 0)
 
 
+def test_of_a_metric_that_is_a_share_the_answers_tell_what_changed() -> None:
+    gold = [[0], [1], [1], [0]]
+    before = make_record(values=[0.6, 0.4, 0.9, 0.1], chosen=[0, 0, 1, 1], gold=gold)
+    after = make_record(values=[0.4, 0.7, 0.8, 0.9], chosen=[1, 1, 1, 0], gold=gold)
+    found = diagnose(after, before)
+    assert (found.right_to_wrong, found.wrong_to_right) == (1, 2)
+
+
 @pytest.mark.parametrize("gold", [[[0]] * 4, [[0, 1], [0], [0, 1, 2], [0]]])
 def test_where_the_right_answer_is_always_listed_first_places_tell_nothing(
     gold: list[list[int]],

@@ -35,6 +35,7 @@ from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.grid import grid_log_likelihoods
 from sadi_lmeval.passes.packing import UNSTEERED, Continuation, pack_requests
 from sadi_lmeval.passes.scoring import groups_of
+from sadi_lmeval.passes.sequences import Batch
 from sadi_lmeval.types import Element, HiddenSite
 
 MIXED = [Continuation(c, t) for c, t, _ in [*REQUESTS, *SAME_BEGINNING]]
@@ -356,6 +357,40 @@ def test_no_pass_is_larger_than_its_bounds_or_than_one_row_of_one_setting(
     assert max(rows * width for rows, width in passes) <= max(bounds.tokens, longest)
     assert max(logits) <= max(bounds.scored, longest)
     assert bounds.rows is None or max(rows for rows, _ in passes) <= bounds.rows
+
+
+def test_no_pass_brings_a_larger_mask_than_its_bounds(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither that over the prompts nor that over what settings change."""
+    sizes: dict[str, list[int]] = {"trunk": [], "logits": []}
+
+    def noting(name: str) -> Any:
+        run = getattr(Forward, name)
+
+        def noted(forward: Forward, batch: Batch, *arguments: Any, **keywords: Any) -> Any:
+            sizes[name].append(0 if batch.attention_mask is None else batch.attention_mask.numel())
+            return run(forward, batch, *arguments, **keywords)
+
+        return noted
+
+    for name in sizes:
+        monkeypatch.setattr(Forward, name, noting(name))
+    requests = [
+        Continuation((40 + n, *range(3, 11), n), tokens)
+        for n in range(12)
+        for tokens in ((3, 4), (5, 6))
+    ]
+    families = [in_layers(model, *FAMILIES[0], touched=TOUCHED * 4).edits]
+    largest = []
+    for mask in (1 << 24, 400):
+        bounds = Bounds(None, 4096, 4096, 32, mask)
+        score(model, requests, families, bounds, True, True)
+        largest.append([max(sizes[name]) for name in ("trunk", "logits")])
+        for seen in sizes.values():
+            seen.clear()
+    assert min(largest[0]) > 2 * 400
+    assert 0 < max(largest[1]) <= 400
 
 
 # ------------------------------------------------------------------ nothing is left in the model

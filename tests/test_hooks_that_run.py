@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from helpers.models import tiny_llama
 from helpers.oracle import make_model
+from sadi_lmeval.architecture.compiled import running_as_written
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.passes.engine import Engine
 from sadi_lmeval.passes.packing import Continuation
+from sadi_lmeval.passes.prefill import steered_generation
 from sadi_lmeval.passes.scoring import Score
+from sadi_lmeval.types import Scope
 
 REQUESTS = [Continuation((5, 9, 7, 3), tokens, 0) for tokens in ((4, 8), (6,))]
 
 
-def edits_of(model: nn.Module) -> DiagonalEdits:
+def edits_of(model: nn.Module, scope: Scope = "prompt") -> DiagonalEdits:
     site = find_site(model, "hidden")
     gain = torch.zeros(site.layers, site.width)
     gain[1:, ::2] = 3.0
-    return DiagonalEdits(site, [Edit(gain)])
+    return DiagonalEdits(site, [Edit(gain)], scope=scope)
 
 
 def scored(engine: Engine, edits: DiagonalEdits | None) -> list[float]:
@@ -46,6 +50,22 @@ def test_modules_that_are_no_longer_part_of_the_model_are_an_error() -> None:
     model.model.layers = copy.deepcopy(model.model.layers)
     with pytest.raises(UserError, match="did not run the hooks of 2 of 2 layers"):
         scored(engine, edits)
+
+
+@pytest.mark.parametrize("scope", ["prompt", "onwards"])
+def test_texts_of_modules_that_are_no_longer_part_of_the_model_are_an_error(scope: Scope) -> None:
+    model = make_model()
+    edits = edits_of(model, scope)
+    ids = torch.tensor([[5, 9, 7, 3]])
+    mask = torch.ones_like(ids)
+    with steered_generation(model, edits, 0, ids, mask):
+        model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=3, do_sample=False)
+    model.model.layers = copy.deepcopy(model.model.layers)
+    with (
+        pytest.raises(UserError, match="did not run the hooks of 2 of 2 layers"),
+        steered_generation(model, edits, 0, ids, mask),
+    ):
+        model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=3, do_sample=False)
 
 
 def test_a_model_that_computes_its_logits_without_a_call_of_its_head_is_scored_as_by_hf(
@@ -91,6 +111,40 @@ def wrapped(model: LlamaForCausalLM) -> Any:
 def its_forward(model: LlamaForCausalLM) -> nn.Module:
     model.forward = torch.compile(model.forward, backend="eager")
     return model  # type: ignore[no-any-return]
+
+
+@pytest.mark.slow  # dynamo takes long to import
+@pytest.mark.parametrize("way", ["in place", "wrapped", "its forward"])
+def test_what_a_model_was_compiled_to_is_not_run(way: str) -> None:
+    ran = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            ran.append(way)
+            return graph.forward(*arguments)
+
+        return run
+
+    class Doubled(nn.Module):
+        def forward(self, values: Tensor) -> Tensor:
+            return 2 * values
+
+    torch._dynamo.reset()
+    model: Any = Doubled()
+    if way == "in place":
+        model.compile(backend=backend)
+    elif way == "wrapped":
+        model = torch.compile(model, backend=backend)
+    else:
+        model.forward = torch.compile(model.forward, backend=backend)
+    given = torch.ones(1, 2)
+    counts = []
+    for as_written in (False, True, False):
+        ran.clear()
+        with running_as_written(model) if as_written else nullcontext(), torch.no_grad():
+            model(given)
+        counts.append(len(ran))
+    assert counts == [1, 0, 1]
 
 
 @pytest.mark.slow  # dynamo takes long to import and to trace

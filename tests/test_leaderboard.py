@@ -138,6 +138,13 @@ def test_a_transfer_is_no_row_but_a_cell_of_its_methods_matrix() -> None:
     assert "| boolq | +30.0 ↑* | +5.0 |" in text
 
 
+def test_the_table_says_what_chance_makes_of_several_columns() -> None:
+    said = "10 % of tables of 2 columns"
+    assert said in markdown(boards_of(two_tasks()))
+    one = [record for record in two_tasks() if {record.task, record.mask_from} <= {"boolq", None}]
+    assert "of tables of" not in markdown(boards_of(one))
+
+
 def test_the_markdown_has_the_best_in_bold_and_marks_what_is_significant() -> None:
     text = markdown(boards_of(two_tasks()))
     assert "| method | boolq (acc) | rte (acc) | average |" in text

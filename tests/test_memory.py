@@ -84,6 +84,32 @@ def test_halves_give_what_whole_batches_give(
     assert "Out of memory with" in caplog.text
 
 
+def test_a_grid_is_halved_by_rows_and_by_settings() -> None:
+    """Down to the settings of a single row."""
+    requests = [
+        Continuation((40 + i, 5, 9, 7, 4, i), t) for i in range(12) for t in ((7, 4), (9, 3))
+    ]
+    found = []
+    for tokens in (1 << 30, 20):
+        small = Limited(1 << 30)
+        site = find_site(small.model, "hidden")
+        gains = torch.zeros(12, site.layers, site.width)
+        gains[:, 1, :12] = torch.eye(12)
+        scores: dict[int, Tensor] = {}
+
+        def done(numbers: list[int], values: Tensor, _: Tensor, scores: Any = scores) -> None:
+            scores.update(zip(numbers, values.T, strict=True))
+
+        engine = Engine(small.model, pad=0, rows=None, max_length=128)
+        engine.score(requests, None, lambda scores: None)  # what the model allows is tried once
+        assert engine.longest_branching_path > 0
+        assert engine.can_resume
+        small.tokens = tokens
+        engine.score_grid(requests, [DiagonalEdits(site, [Edit(gain) for gain in gains])], done)
+        found.append(torch.stack([scores[i] for i in range(len(requests))]))
+    torch.testing.assert_close(found[1], found[0], atol=2e-4, rtol=0)
+
+
 def test_a_single_row_that_is_too_large_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         Limited(3).everything()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ from sadi_lmeval.api.steered import steer, steered, unsteered_copy
 from sadi_lmeval.architecture.sites import Site, find_site
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.errors import UserError, nearest
+from sadi_lmeval.identity.model import other_model
+from sadi_lmeval.identity.weights import weights_digest
 from sadi_lmeval.methods.arm import Arm, read_arm
 from sadi_lmeval.methods.base import Method
 from sadi_lmeval.methods.registry import argument_names
@@ -24,6 +27,8 @@ from sadi_lmeval.storage.store import default_folder
 
 if TYPE_CHECKING:
     from sadi_lmeval.model import SteeredModel
+
+logger = logging.getLogger("lm_eval.sadi")
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,7 @@ class SteeringFit:
         # Finding it may take a pass of the model, which is not to be steered by others.
         site = find_site(unsteered_copy(model), *self.method.place)
         self._check(site, model)
+        self._warn_of_another(model)
         return self.edits_at(site)
 
     def edits_at(self, site: Site) -> Edits:
@@ -213,6 +219,20 @@ class SteeringFit:
         self.fit.check_fits(
             collector.kind, collector.shapes, site, str(model.config.model_type), source
         )
+
+    def _warn_of_another(self, model: Any) -> None:
+        """Say that the fit is of another model of the same shape, by the weights where known."""
+        card = self.fit.card
+        if "model" not in card:  # a vector out of a file
+            return
+        here = {"model": model.config.name_or_path, "weights_digest": weights_digest(model)}
+        of_model = other_model(card, here)
+        if of_model is not None:
+            logger.warning(
+                "fit %s was made for another model of the same shape (%s); what was found there "
+                "may mean nothing here",
+                *(card.get("source", self.fit.digest), of_model),
+            )
 
     def _setting(self, site: Site) -> Setting:
         axes = self.arm.axes

@@ -60,6 +60,15 @@ def model_identity(card: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in card.items() if key not in PROVENANCE}
 
 
+def other_model(card: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """Name the model of a fit's card, if it is not this one: by the weights, else by the name."""
+    name = PurePath(str(card.get("model"))).name
+    known = card.get("weights_digest"), here.get("weights_digest")
+    if None not in known and "config_digest" in card:  # earlier cards digest other things
+        return None if known[0] == known[1] else name
+    return None if name == PurePath(str(here.get("model"))).name else name
+
+
 def tokenizer_digest(tokenizer: Any) -> str:
     """Digest a tokenizer: all that decides on the tokens of a text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -15,6 +15,7 @@ from sadi_lmeval.edits.contract import Reads
 from sadi_lmeval.passes.batches import Bounds, batches
 from sadi_lmeval.passes.forward import Forward
 from sadi_lmeval.passes.memory import in_halves
+from sadi_lmeval.passes.packing import Continuation
 from sadi_lmeval.passes.prefixes import (
     LONGEST_MASKED,
     Group,
@@ -245,6 +246,18 @@ def _fits(pair: Labelled, longest_path: int) -> bool:
     lengths = [len(text) for text, _ in pair.texts]
     shared = _shared(pair)
     return max(lengths) <= longest_path and sum(n - shared for n in lengths) <= LONGEST_MASKED
+
+
+def as_requests(pairs: Sequence[Labelled], longest_path: int) -> list[Continuation]:
+    """Give the texts that stand in packed rows as requests: after what its pair shares, each."""
+    return [
+        Continuation(tuple(text[:start]), tuple(text[start:]))
+        for pair in pairs
+        if _fits(pair, longest_path)
+        for start in (max(1, _shared(pair)),)
+        for text, _ in pair.texts
+        if len(text) > start
+    ]
 
 
 def _shared(pair: Labelled) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 
 from sadi_lmeval.architecture.sites import Site, find_site, unwrapped
 from sadi_lmeval.edits.contract import Edits
-from sadi_lmeval.passes.activations import Collector, Labelled, read_pairs
+from sadi_lmeval.passes.activations import Collector, Labelled, as_requests, read_pairs
 from sadi_lmeval.passes.batches import Bounds
 from sadi_lmeval.passes.branching import can_resume, longest_branching_path
 from sadi_lmeval.passes.checked import longest_row_is_right
@@ -79,7 +79,8 @@ class Engine:
         self.bounds = bounds_on(self.forward.device.type, vocabulary, rows, max_length)
         self.processes = processes
         self._sites: dict[tuple[Element, HiddenSite], Site] = {}
-        self._tried = False
+        self._tried: set[str] = set()
+        self._longest_tried = 0
         self._calls = 0
 
     @cached_property
@@ -123,6 +124,8 @@ class Engine:
     ) -> None:
         """Read the activations of pairs or prompts, see :func:`read_pairs`."""
         with self.sharing():
+            if self.longest_branching_path:
+                self._try_longest("pairs", as_requests(pairs, self.longest_branching_path))
             read_pairs(
                 self.forward,
                 readers,
@@ -192,16 +195,26 @@ class Engine:
         asked = [index for index, request in enumerate(requests) if request.tokens]
         sizes = {i: len(requests[i].context) + len(requests[i].tokens) for i in asked}
         short = [i for i in asked if sizes[i] <= self.longest_branching_path]
-        if not self._tried and short:  # the longest row, the first time
-            self._tried = True
-            tried = [requests[index] for index in short]
-            if not longest_row_is_right(self.forward, tried, self.pad, self.bounds):
-                self.longest_branching_path = 0
-                short = []
+        self._try_longest("requests", [requests[index] for index in short])
+        if not self.longest_branching_path:
+            short = []
         fits = set(short)
         for part, branching in (([i for i in asked if i not in fits], False), (short, True)):
             if part:
                 yield part, branching
+
+    def _try_longest(self, of: str, requests: Sequence[Continuation]) -> None:
+        """Score the longest packed row plainly too, once of pairs and once of what is scored.
+
+        Not where as long a one was tried before. Rows have no branches any more if it is wrong.
+        """
+        longest = max((len(each.context) + len(each.tokens) for each in requests), default=0)
+        if of in self._tried or longest <= self._longest_tried:
+            return
+        self._tried.add(of)
+        self._longest_tried = longest
+        if not longest_row_is_right(self.forward, requests, self.pad, self.bounds):
+            self.longest_branching_path = 0
 
     @contextmanager
     def sharing(self) -> Iterator[None]:

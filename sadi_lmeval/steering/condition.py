@@ -21,11 +21,11 @@ from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.edits.conditional import Condition, ConditionalEdits, similarity
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.identity.model import other_model
 from sadi_lmeval.methods.collectors import Kept
 from sadi_lmeval.options import Options
 from sadi_lmeval.passes.activations import TokenPair
 from sadi_lmeval.passes.steerable import SteerableModel
-from sadi_lmeval.steering.fitting import other_model
 from sadi_lmeval.storage.fit_file import Fit, load_fit
 from sadi_lmeval.types import Element, HiddenSite, Token
 from sadi_lmeval.versions import versions

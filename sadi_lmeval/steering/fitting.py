@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, RunTask
 from sadi_lmeval.identity.key import key_of
-from sadi_lmeval.identity.model import PROVENANCE
+from sadi_lmeval.identity.model import PROVENANCE, other_model
 from sadi_lmeval.methods.arm import Arm
 from sadi_lmeval.methods.base import Method
 from sadi_lmeval.methods.collectors import Given
@@ -361,12 +361,3 @@ def given_fit(path: str, arm: Arm, site: Site, model: SteerableModel) -> Fitted:
             *(path, of_model),
         )
     return Fitted(fit, path, "", Path(path), of_model)
-
-
-def other_model(card: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
-    """Name the model of a fit's card, if it is not this one: by the weights, else by the name."""
-    name = PurePath(str(card.get("model"))).name
-    known = card.get("weights_digest"), here.get("weights_digest")
-    if None not in known and "config_digest" in card:  # earlier cards digest other things
-        return None if known[0] == known[1] else name
-    return None if name == PurePath(str(here.get("model"))).name else name
