@@ -77,8 +77,11 @@ def importing_from(checkout: Path, stood_in_for: Sequence[str]) -> Iterator[None
     own = {path.stem for path in checkout.iterdir() if path.suffix == ".py" or path.is_dir()}
 
     def taken_out() -> dict[str, ModuleType]:
-        names = [name for name in sys.modules if name.partition(".")[0] in own]
-        return {name: sys.modules.pop(name) for name in names}
+        return {
+            name: sys.modules.pop(name)
+            for name, module in list(sys.modules.items())
+            if name.partition(".")[0] in own or isinstance(module, _StandIn)
+        }
 
     others, finder = taken_out(), _StandIns(stood_in_for)
     sys.path.insert(0, str(checkout))

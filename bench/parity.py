@@ -1,6 +1,7 @@
 """SADI and ITI beside their authors' code, on the pairs that this package makes.
 
-    python bench/parity.py [--sadi FOLDER] [--honest_llama FOLDER] [--data FOLDER] [--model FOLDER]
+    python bench/parity.py [--sadi FOLDER] [--tasks copa,boolq] [--honest_llama FOLDER]
+        [--data FOLDER] [--model FOLDER]
 
 ``--sadi`` and ``--honest_llama`` are checkouts of https://github.com/weixuan-wang123/SADI and
 https://github.com/likenneth/honest_llama (docs/parity.md names the commits; ITI's needs
@@ -244,11 +245,12 @@ def spaced_alike(pair: Pair, model: ManyArmsModel) -> Pair:
     return pair._replace(positive=texts[0], negative=texts[1])
 
 
-def sadi(checkout: Path, model: ManyArmsModel, folder: Path) -> None:
-    """Compare D, the selection, and steered logits."""
+def sadi(checkout: Path, names: Sequence[str], model: ManyArmsModel, folder: Path) -> None:
+    """Compare D and the selection on tasks, and steered logits on one of them."""
     drawn = {}
-    for name, count in SADI_PAIRS.items():
-        pairs = pairs_of(name, count + (name == STEERED_ON) * STEERED_PROMPTS, model)
+    for name in names:
+        count = SADI_PAIRS[name] + (name == STEERED_ON) * STEERED_PROMPTS
+        pairs = pairs_of(name, count, model)
         drawn[name] = [spaced_alike(pair, model) for pair in pairs]
     theirs = SadiAuthors.of(checkout, model.model, model.tokenizer, folder)
     layers, fitted = model.model.config.num_hidden_layers, {}
@@ -268,6 +270,8 @@ def sadi(checkout: Path, model: ManyArmsModel, folder: Path) -> None:
                 f"SADI: the selected {plural}, {len(kept)} pairs of {name}",
                 same_selection(made[element], element, chosen[element]),
             )
+    if STEERED_ON not in drawn:
+        return
     others = drawn[STEERED_ON][SADI_PAIRS[STEERED_ON] :]
     for element, plural in ELEMENTS.items():
         steered_logits(theirs, model, fitted[STEERED_ON][element], element, others, plural)
@@ -435,10 +439,14 @@ def iti(checkout: Path, model: ManyArmsModel) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sadi", type=Path)
+    parser.add_argument("--tasks", default=",".join(SADI_PAIRS), help="of SADI's comparison")
     parser.add_argument("--honest_llama", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--model", type=Path)
     given = parser.parse_args()
+    names = given.tasks.split(",")
+    if unknown := set(names) - set(SADI_PAIRS):
+        parser.error(f"--tasks: {', '.join(unknown)}; known are {', '.join(SADI_PAIRS)}")
     from offline import run_quietly_in
     from smollm2 import default_folder, smollm2
 
@@ -465,7 +473,7 @@ def main() -> int:
             print(f"SADI {commit_of(folders.sadi)}")
             arms = [f"sadi-{element}" for element in ELEMENTS]
             assert set(arms) <= set(usual_arms())
-            sadi(folders.sadi, model_of(arms, protocol="reference"), folder)
+            sadi(folders.sadi, names, model_of(arms, protocol="reference"), folder)
         print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
     return 0
 
