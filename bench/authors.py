@@ -17,9 +17,10 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import FrameType, FunctionType, ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 Locals = dict[str, Any]
 
@@ -117,31 +118,35 @@ def watching(function: Any, keep: Callable[[Locals], Any]) -> Iterator[list[Any]
     assert isinstance(function, FunctionType)
     code, noted = function.__code__, list[Any]()
 
-    def note(frame: FrameType, event: str, _: Any) -> None:
-        if event == "return" and frame.f_code is code:
+    def at_call(frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code is not code:
+            return None
+        frame.f_trace_lines = False
+        return at_return
+
+    def at_return(frame: FrameType, event: str, _: Any) -> None:
+        if event == "return":
             noted.append(keep(frame.f_locals))
 
-    sys.setprofile(note)
+    before = sys.gettrace()
+    sys.settrace(at_call)
     try:
         yield noted
     finally:
-        sys.setprofile(None)
+        sys.settrace(before)
 
 
-class CudaIs(TorchFunctionMode):
+@contextmanager
+def cuda_is(device: torch.device) -> Iterator[None]:
     """Move tensors to another device where code names ``cuda``."""
+    moved = torch.Tensor.to
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.device = device
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def to(tensor: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
         def here(value: Any) -> Any:
-            return self.device if isinstance(value, str) and value == "cuda" else value
+            return device if isinstance(value, str) and value == "cuda" else value
 
-        if func is torch.Tensor.to:
-            args = tuple(here(value) for value in args)
-            kwargs = {name: here(value) for name, value in (kwargs or {}).items()}
-        return func(*args, **(kwargs or {}))
+        given = {name: here(value) for name, value in keywords.items()}
+        return moved(tensor, *(here(value) for value in arguments), **given)
+
+    with patch.object(torch.Tensor, "to", to):
+        yield

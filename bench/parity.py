@@ -50,7 +50,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from authors import CudaIs, Locals, commit_of, importing_from, loaded_as, watching
+from authors import Locals, commit_of, cuda_is, importing_from, loaded_as, watching
 from torch import Tensor
 
 from sadi_lmeval.api.steering_fit import SteeringFit
@@ -156,7 +156,7 @@ class SadiAuthors:
                 "hidden": found["hidden_subs"],
             }
 
-        with CudaIs(self.model.device), watching(select, difference) as noted:
+        with cuda_is(self.model.device), watching(select, difference) as noted:
             heads, _, neurons, _, hidden, _ = select(self.model, self.tokenizer, rows)
         [found] = noted
         return found, {"head": heads, "neuron": neurons, "hidden": hidden}
@@ -174,15 +174,19 @@ class SadiAuthors:
         """
         patch = "trace_head_patch" if element == "head" else "trace_neuron_patch"
         name = {"head": "heads", "neuron": "neurons", "hidden": "hiddens"}[element]
-        traced = getattr(self.trace, patch)
+        traced, noted = getattr(self.trace, patch), list[Tensor]()
 
-        def with_tokenizer(model: Any, *given: Any, **named: Any) -> Any:
-            return traced(model, self.tokenizer, *given, **named)
+        def with_tokenizer(model: Any, inputs: Any, states: list[Any], **named: Any) -> Any:
+            last = states[0][0]
 
-        def kept(found: Locals) -> Tensor:
-            last = found["states_to_patch"][0][0]
-            logits: Tensor = found["logits"][0, last:]
-            return logits.clone()
+            def note(_: Any, arguments: Any, outputs: Any) -> None:
+                noted.append(outputs.logits[0, last:].clone())
+
+            hook = model.register_forward_hook(note)
+            try:
+                return traced(model, self.tokenizer, inputs, states, **named)
+            finally:
+                hook.remove()
 
         steer = getattr(self.steering, f"steer_{name}")
         [results] = [self.folder / "results" / f for f in steer.__code__.co_consts
@@ -190,7 +194,7 @@ class SadiAuthors:
         results.unlink(missing_ok=True)
         setattr(self.steering, patch, with_tokenizer)
         try:
-            with CudaIs(self.model.device), watching(traced, kept) as noted:
+            with cuda_is(self.model.device):
                 steer(self.model, self.tokenizer, "", [[prompt, answer]], chosen, [])
         finally:
             setattr(self.steering, patch, traced)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-from authors import CudaIs, importing_from, watching
+from authors import cuda_is, importing_from, watching
 
 pytestmark = pytest.mark.quick
 
@@ -60,8 +60,12 @@ def test_what_is_not_installed_is_imported_and_not_used(checkout: Path) -> None:
 def test_what_a_function_does_not_return_is_read_off_it(checkout: Path) -> None:
     with importing_from(checkout, ["a_package_of_theirs"]):
         theirs = importlib.import_module("steering")
-    with CudaIs(torch.device("meta")), watching(theirs.measured, lambda found: found["total"]) as n:
+    with (
+        cuda_is(torch.device("meta")),
+        watching(theirs.measured, lambda found: found["total"]) as n,
+    ):
         assert theirs.measured([1.0, 2.0]) == (2,)
     [total] = n
     assert total.device.type == "meta"
-    assert sys.getprofile() is None
+    assert torch.ones(1).to("cpu").device.type == "cpu"
+    assert "to" not in vars(torch.Tensor)
