@@ -1,7 +1,7 @@
 """SADI and ITI beside their authors' code, on the pairs that this package makes.
 
-    python bench/parity.py [--sadi FOLDER] [--tasks copa,boolq] [--honest_llama FOLDER]
-        [--data FOLDER] [--model FOLDER]
+    python bench/parity.py [--sadi FOLDER] [--tasks copa,boolq] [--elements head,neuron,hidden]
+        [--honest_llama FOLDER] [--data FOLDER] [--model FOLDER]
 
 ``--sadi`` and ``--honest_llama`` are checkouts of https://github.com/weixuan-wang123/SADI and
 https://github.com/likenneth/honest_llama (docs/parity.md names the commits; ITI's needs
@@ -12,7 +12,7 @@ harness finds the data sets when there is no hub. The model is SmolLM2-135M-Inst
 Their functions run as they are written. Of SADI's: ``select_heads_acts_actups``, ``steer_heads``,
 ``steer_neurons`` and ``steer_hiddens`` (steering.py), ``get_out``, ``trace_head_patch`` and
 ``trace_neuron_patch`` (trace.py), ``make_inputs`` and ``layername`` (causal_trace.py), on the model
-of modeling_llama.py; what they do not return is read off their own variables. Of ITI's:
+of modeling_llama.py; what they do not return is noted where they compute it. Of ITI's:
 ``Collector`` and ``wrapper`` (interveners.py), ``get_llama_activations_pyvene``, ``train_probes``,
 ``get_top_heads``, ``get_com_directions`` and ``get_interventions_dict`` (utils.py).
 
@@ -41,23 +41,23 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
+from unittest.mock import patch
 
 import numpy as np
 import torch
 import transformers
-from authors import Locals, commit_of, cuda_is, importing_from, loaded_as, watching
+from authors import commit_of, cuda_is, importing_from, loaded_as, watching
 from torch import Tensor
 
 from sadi_lmeval.api.steering_fit import SteeringFit
 from sadi_lmeval.architecture.signature import cache_parameter
 from sadi_lmeval.harness.run_tasks import limited, load_tasks
 from sadi_lmeval.methods.iti import by_accuracy, fit_probes
-from sadi_lmeval.methods.registry import usual_arms
 from sadi_lmeval.methods.sadi import GRIDS, entry_scores
 from sadi_lmeval.model import ManyArmsModel
 from sadi_lmeval.pairs.pairs import Pair
@@ -67,8 +67,9 @@ from sadi_lmeval.steering.fitting import fits_of_pairs
 from sadi_lmeval.types import Element
 
 Array = np.ndarray[Any, Any]
+Name = TypeVar("Name", bound=str)
 
-SADI_PAIRS = {"copa": 100, "boolq": 50}
+SADI_PAIRS = {"copa": 50, "boolq": 50}
 STEERED_ON = "copa"
 STEERED_PROMPTS = 1
 ITI_TASK, ITI_PAIRS, ITI_TOP_K = "truthfulqa_mc1", 100, 48
@@ -149,17 +150,20 @@ class SadiAuthors:
         rows = [[p.positive[0], p.positive[1], p.negative[1]] for p in pairs]
         select = self.steering.select_heads_acts_actups
 
-        def difference(found: Locals) -> dict[Element, Array]:
-            return {
-                "head": found["head_subs"],
-                "neuron": found["act_subs"],
-                "hidden": found["hidden_subs"],
-            }
+        means, mean = list[Array](), np.mean
 
-        with cuda_is(self.model.device), watching(select, difference) as noted:
+        def noted(values: Any, axis: int) -> Any:
+            found = mean(values, axis=axis)
+            if axis == 0:  # over the pairs
+                means.append(np.asarray(found))
+            return found
+
+        with cuda_is(self.model.device), patch.object(np, "mean", noted):
             heads, _, neurons, _, hidden, _ = select(self.model, self.tokenizer, rows)
-        [found] = noted
-        return found, {"head": heads, "neuron": neurons, "hidden": hidden}
+        return (
+            dict(zip(ELEMENTS, means, strict=True)),
+            {"head": heads, "neuron": neurons, "hidden": hidden},
+        )
 
     def steered(
         self, element: Element, chosen: list[list[int]], prompt: str, answer: str
@@ -172,9 +176,9 @@ class SadiAuthors:
         Yields:
             K, strength, and the logits from the last prompt token on, ``[tokens, vocab]``.
         """
-        patch = "trace_head_patch" if element == "head" else "trace_neuron_patch"
+        called = "trace_head_patch" if element == "head" else "trace_neuron_patch"
         name = {"head": "heads", "neuron": "neurons", "hidden": "hiddens"}[element]
-        traced, noted = getattr(self.trace, patch), list[Tensor]()
+        traced, noted = getattr(self.trace, called), list[Tensor]()
 
         def with_tokenizer(model: Any, inputs: Any, states: list[Any], **named: Any) -> Any:
             last = states[0][0]
@@ -192,12 +196,8 @@ class SadiAuthors:
         [results] = [self.folder / "results" / f for f in steer.__code__.co_consts
                      if isinstance(f, str) and f.startswith("./results/")]  # fmt: skip
         results.unlink(missing_ok=True)
-        setattr(self.steering, patch, with_tokenizer)
-        try:
-            with cuda_is(self.model.device):
-                steer(self.model, self.tokenizer, "", [[prompt, answer]], chosen, [])
-        finally:
-            setattr(self.steering, patch, traced)
+        with cuda_is(self.model.device), patch.object(self.steering, called, with_tokenizer):
+            steer(self.model, self.tokenizer, "", [[prompt, answer]], chosen, [])
         settings = re.findall(r"^(\d+)\*max-(\d+) ", results.read_text(), re.M | re.I)
         for (strength, top_k), logits in zip(settings, noted, strict=True):
             yield int(top_k), int(strength), logits
@@ -249,8 +249,18 @@ def spaced_alike(pair: Pair, model: ManyArmsModel) -> Pair:
     return pair._replace(positive=texts[0], negative=texts[1])
 
 
-def sadi(checkout: Path, names: Sequence[str], model: ManyArmsModel, folder: Path) -> None:
-    """Compare D and the selection on tasks, and steered logits on one of them."""
+def sadi(
+    checkout: Path,
+    names: Sequence[str],
+    elements: dict[Element, str],
+    model: ManyArmsModel,
+    folder: Path,
+) -> None:
+    """Compare D and the selection on tasks, and steered logits on one of them.
+
+    Args:
+        elements: those of the model's arms, with what to call them.
+    """
     drawn = {}
     for name in names:
         count = SADI_PAIRS[name] + (name == STEERED_ON) * STEERED_PROMPTS
@@ -260,16 +270,16 @@ def sadi(checkout: Path, names: Sequence[str], model: ManyArmsModel, folder: Pat
     layers, fitted = model.model.config.num_hidden_layers, {}
     for name, pairs in drawn.items():
         kept = pairs[: SADI_PAIRS[name]]
-        made = fitted[name] = dict(zip(ELEMENTS, fits(name, kept, model), strict=True))
+        made = fitted[name] = dict(zip(elements, fits(name, kept, model), strict=True))
         differences, chosen = theirs.selected(kept)
         apart = []
-        for element, plural in ELEMENTS.items():
+        for element, plural in elements.items():
             scores = entry_scores(made[element].fit.tensors["difference"])
             assert not differences[element][layers:].any()  # layers that add nothing
             found = gap(scores, differences[element][:layers])
             apart.append(f"{found:.1e} ({plural}, of up to {float(scores.abs().max()):.2g})")
         line(f"SADI: the mean difference D, {len(kept)} pairs of {name}", ", ".join(apart))
-        for element, plural in ELEMENTS.items():
+        for element, plural in elements.items():
             line(
                 f"SADI: the selected {plural}, {len(kept)} pairs of {name}",
                 same_selection(made[element], element, chosen[element]),
@@ -277,7 +287,7 @@ def sadi(checkout: Path, names: Sequence[str], model: ManyArmsModel, folder: Pat
     if STEERED_ON not in drawn:
         return
     others = drawn[STEERED_ON][SADI_PAIRS[STEERED_ON] :]
-    for element, plural in ELEMENTS.items():
+    for element, plural in elements.items():
         steered_logits(theirs, model, fitted[STEERED_ON][element], element, others, plural)
 
 
@@ -440,17 +450,28 @@ def iti(checkout: Path, model: ManyArmsModel) -> None:
     )
 
 
+def _named(
+    parser: argparse.ArgumentParser, option: str, given: str, known: Mapping[Name, Any]
+) -> list[Name]:
+    found = [name for name in known if name in given.split(",")]
+    if len(found) != len(given.split(",")):
+        parser.error(f"--{option} {given}: known are {', '.join(known)}")
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sadi", type=Path)
     parser.add_argument("--tasks", default=",".join(SADI_PAIRS), help="of SADI's comparison")
+    parser.add_argument("--elements", default=",".join(ELEMENTS), help="of SADI's comparison")
     parser.add_argument("--honest_llama", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--model", type=Path)
     given = parser.parse_args()
-    names = given.tasks.split(",")
-    if unknown := set(names) - set(SADI_PAIRS):
-        parser.error(f"--tasks: {', '.join(unknown)}; known are {', '.join(SADI_PAIRS)}")
+    names = _named(parser, "tasks", given.tasks, SADI_PAIRS)
+    elements = {
+        name: ELEMENTS[name] for name in _named(parser, "elements", given.elements, ELEMENTS)
+    }
     from offline import run_quietly_in
     from smollm2 import default_folder, smollm2
 
@@ -475,9 +496,9 @@ def main() -> int:
             iti(folders.honest_llama, model_of(["iti"]))
         if folders.sadi:
             print(f"SADI {commit_of(folders.sadi)}")
-            arms = [f"sadi-{element}" for element in ELEMENTS]
-            assert set(arms) <= set(usual_arms())
-            sadi(folders.sadi, names, model_of(arms, protocol="reference"), folder)
+            arms = [f"sadi-{element}" for element in elements]
+            model = model_of(arms, protocol="reference")
+            sadi(folders.sadi, names, elements, model, folder)
         print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
     return 0
 
