@@ -1,13 +1,14 @@
 """SADI and ITI beside their authors' code, on the pairs that this package makes.
 
     python bench/parity.py [--sadi FOLDER] [--tasks copa,boolq] [--elements head,neuron,hidden]
-        [--honest_llama FOLDER] [--data FOLDER] [--model FOLDER]
+        [--settings N] [--honest_llama FOLDER] [--data FOLDER] [--model FOLDER]
 
 ``--sadi`` and ``--honest_llama`` are checkouts of https://github.com/weixuan-wang123/SADI and
 https://github.com/likenneth/honest_llama (docs/parity.md names the commits; ITI's needs
 ``pip install --no-deps pyvene==0.1.8``, too). ``--data`` is a folder to run in, in which the
 harness finds the data sets when there is no hub. The model is SmolLM2-135M-Instruct unless
-``--model`` names another of the Llama architecture. Prints lines for docs/parity.md's table.
+``--model`` names another of the Llama architecture. ``--settings N`` stops their steering after
+the first N settings of a grid. Prints lines for docs/parity.md's table.
 
 Their functions run as they are written. Of SADI's: ``select_heads_acts_actups``, ``steer_heads``,
 ``steer_neurons`` and ``steer_hiddens`` (steering.py), ``get_out``, ``trace_head_patch`` and
@@ -42,6 +43,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -108,6 +110,10 @@ def line(what: str, agreement: str) -> None:
 # ------------------------------------------------------------------ SADI
 
 
+class _EnoughError(Exception):
+    pass
+
+
 @dataclass(frozen=True)
 class SadiAuthors:
     """Their code with a model of theirs.
@@ -166,12 +172,13 @@ class SadiAuthors:
         )
 
     def steered(
-        self, element: Element, chosen: list[list[int]], prompt: str, answer: str
+        self, element: Element, chosen: list[list[int]], prompt: str, answer: str, most: int | None
     ) -> Iterator[tuple[int, int, Tensor]]:
         """Steer one prompt with every setting of their grid.
 
         Args:
             chosen: entries, the first K of which are steered.
+            most: settings; None: all.
 
         Yields:
             K, strength, and the logits from the last prompt token on, ``[tokens, vocab]``.
@@ -181,6 +188,8 @@ class SadiAuthors:
         traced, noted = getattr(self.trace, called), list[Tensor]()
 
         def with_tokenizer(model: Any, inputs: Any, states: list[Any], **named: Any) -> Any:
+            if len(noted) == most:
+                raise _EnoughError
             last = states[0][0]
 
             def note(_: Any, arguments: Any, outputs: Any) -> None:
@@ -196,7 +205,11 @@ class SadiAuthors:
         [results] = [self.folder / "results" / f for f in steer.__code__.co_consts
                      if isinstance(f, str) and f.startswith("./results/")]  # fmt: skip
         results.unlink(missing_ok=True)
-        with cuda_is(self.model.device), patch.object(self.steering, called, with_tokenizer):
+        with (
+            suppress(_EnoughError),
+            cuda_is(self.model.device),
+            patch.object(self.steering, called, with_tokenizer),
+        ):
             steer(self.model, self.tokenizer, "", [[prompt, answer]], chosen, [])
         settings = re.findall(r"^(\d+)\*max-(\d+) ", results.read_text(), re.M | re.I)
         for (strength, top_k), logits in zip(settings, noted, strict=True):
@@ -253,6 +266,7 @@ def sadi(
     checkout: Path,
     names: Sequence[str],
     elements: dict[Element, str],
+    most: int | None,
     model: ManyArmsModel,
     folder: Path,
 ) -> None:
@@ -260,6 +274,7 @@ def sadi(
 
     Args:
         elements: those of the model's arms, with what to call them.
+        most: settings of each grid; None: all.
     """
     drawn = {}
     for name in names:
@@ -288,7 +303,7 @@ def sadi(
         return
     others = drawn[STEERED_ON][SADI_PAIRS[STEERED_ON] :]
     for element, plural in elements.items():
-        steered_logits(theirs, model, fitted[STEERED_ON][element], element, others, plural)
+        steered_logits(theirs, model, fitted[STEERED_ON][element], element, others, plural, most)
 
 
 def selection(fit: SteeringFit, top_k: int) -> set[tuple[int, int]]:
@@ -320,8 +335,9 @@ def steered_logits(
     element: Element,
     pairs: Sequence[Pair],
     plural: str,
+    most: int | None,
 ) -> None:
-    """Compare logits with our selection under every setting of their grid."""
+    """Compare logits with our selection under every setting of their grid, or the first ones."""
     grid = sorted(int(k) for k in GRIDS[element].values[0])
     in_order = list[tuple[int, int]]()
     for top_k in grid:
@@ -331,7 +347,7 @@ def steered_logits(
     for pair in pairs:
         prompt, answer = pair.positive
         unsteered = our_logits(model, prompt, answer)
-        asked = theirs.steered(element, chosen, prompt.strip(), answer.strip())
+        asked = theirs.steered(element, chosen, prompt.strip(), answer.strip(), most)
         for top_k, strength, logits in asked:
             with fit.steering(model.model, top_k=top_k, delta=strength - 1):
                 ours = our_logits(model, prompt, answer)
@@ -340,10 +356,11 @@ def steered_logits(
             firsts[0] += int(ours[0].argmax() == logits[0].argmax())
             firsts[1] += 1
             tried.add((float(top_k), float(strength - 1)))
-    assert tried == set(GRIDS[element].settings)
+    assert tried <= set(GRIDS[element].settings)
+    assert most is not None or len(tried) == len(GRIDS[element].settings)
     line(
-        f"SADI: logits with the same {plural} selected, `activations=clean`, all {len(tried)} "
-        f"settings of the grid, {len(pairs)} prompts",
+        f"SADI: logits with the same {plural} selected, `activations=clean`, {len(tried)} of "
+        f"the grid's {len(GRIDS[element].settings)} settings, {len(pairs)} prompt",
         f"within {apart:.1e} (steering moves them by up to {moved:.3g}); the likeliest first token "
         f"the same in {firsts[0]} of {firsts[1]}",
     )
@@ -464,6 +481,7 @@ def main() -> int:
     parser.add_argument("--sadi", type=Path)
     parser.add_argument("--tasks", default=",".join(SADI_PAIRS), help="of SADI's comparison")
     parser.add_argument("--elements", default=",".join(ELEMENTS), help="of SADI's comparison")
+    parser.add_argument("--settings", type=int, help="of each grid, the first ones; else all")
     parser.add_argument("--honest_llama", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--model", type=Path)
@@ -498,7 +516,7 @@ def main() -> int:
             print(f"SADI {commit_of(folders.sadi)}")
             arms = [f"sadi-{element}" for element in elements]
             model = model_of(arms, protocol="reference")
-            sadi(folders.sadi, names, elements, model, folder)
+            sadi(folders.sadi, names, elements, given.settings, model, folder)
         print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
     return 0
 
