@@ -438,14 +438,14 @@ def iti(checkout: Path, model: ManyArmsModel) -> None:
             f"others within {gap(ours['accuracy'], accuracy):.3g}",
         )  # fmt: skip
     top, _ = utils.get_top_heads(
-        *(fitted, ranked, ours_separated, labels, layers, heads, seed, ITI_TOP_K)
+        *(fitted, ranked, separated, labels, layers, heads, seed, ITI_TOP_K)
     )
     mine = set(by_accuracy(ours["accuracy"])[:ITI_TOP_K].tolist())
     found = {int(layer * heads + head) for layer, head in top}
-    least = ours["accuracy"].flatten()[list(mine)].min()
-    ties = all(ours["accuracy"].flatten()[i] == least for i in mine ^ found)
+    least = np.sort(accuracy.ravel())[-ITI_TOP_K]
+    ties = all(np.isclose(accuracy.ravel()[i], least) for i in mine ^ found)
     line(
-        f"ITI: the {ITI_TOP_K} heads, of our readings",
+        f"ITI: the {ITI_TOP_K} heads, their readings",
         "the same" if mine == found else f"{len(mine & found)} the same, the others "
         f"{'all' if ties else 'not all'} as accurate as the {ITI_TOP_K}th",
     )  # fmt: skip
