@@ -202,7 +202,7 @@ class SadiAuthors:
                 hook.remove()
 
         steer = getattr(self.steering, f"steer_{name}")
-        [results] = [self.folder / "results" / f for f in steer.__code__.co_consts
+        [results] = [self.folder / f for f in steer.__code__.co_consts
                      if isinstance(f, str) and f.startswith("./results/")]  # fmt: skip
         results.unlink(missing_ok=True)
         with (
