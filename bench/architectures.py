@@ -98,7 +98,9 @@ def tried(kind: str) -> tuple[str, ...]:
         few = f"in {site.layers} of {LAYERS} layers" if site.layers < LAYERS else "yes"
         cells.append(f"WRONG: {gap}" if gap else few)
     alone = [each for each in said if each]
-    why = alone[0].split("; ")[0] if len(set(cells)) == 1 and alone else ""
+    # Of one that has some elements, why its heads are not among them: they are the usual choice.
+    told = len(set(cells)) == 1 or (said[0] and not cells[0].startswith("WRONG"))
+    why = alone[0].split("; ")[0] if told and alone else ""
     return f"`{kind}`", *cells, why
 
 

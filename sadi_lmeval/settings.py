@@ -70,7 +70,7 @@ class Axis:
         if self.counts == "entries":
             return size.layers * size.entries
         if self.counts == "activations" and size.width is not None:
-            return size.layers * size.width
+            return size.activations or size.layers * size.width
         return None
 
 
@@ -144,7 +144,9 @@ class Axes(tuple[Axis, ...]):
                 continue
             if axis.counts == "layer":
                 raise UserError(f"{axis.name}={value}: this model has layers 0 to {most}")
-            each = size.entries if axis.counts == "entries" else size.width
+            each = f"{size.entries if axis.counts == 'entries' else size.width}"
+            if axis.counts == "activations" and size.activations is not None:
+                each = f"up to {each}"
             raise UserError(
                 f"{axis.name}={value}: this model has {most} {axis.counts} of element {element} "
                 f"({size.layers} layers of {each})"

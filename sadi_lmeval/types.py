@@ -23,9 +23,12 @@ class Size(NamedTuple):
     Attributes:
         layers: decoder blocks.
         entries: selectable elements a layer: heads, neurons or hidden units.
-        width: activations a layer and position; None where only the configuration is known.
+        width: activations a layer and position, of the widest layer; None where only the
+            configuration is known.
+        activations: of all layers together, where these differ in width; None: they do not.
     """
 
     layers: int
     entries: int
     width: int | None = None
+    activations: int | None = None

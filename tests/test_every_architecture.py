@@ -36,6 +36,7 @@ from helpers.architectures import (
     oracle,
     places,
     plain_logits,
+    read_at_the_end,
     score_of,
     scores,
     site_of,
@@ -84,7 +85,7 @@ each_place = pytest.mark.parametrize(
 def test_every_site_has_the_shape_and_the_modules_of_the_model(name: str) -> None:
     case, model = CASES[name], made(name)
     shapes = {
-        "head": (HEADS, case.head_dim),
+        "head": (HEADS, max(case.head_dims)),
         "neuron": (case.neurons, 1),
         "mlp": (HIDDEN, 1),
         "residual": (HIDDEN, 1),
@@ -113,7 +114,7 @@ def test_steering_is_the_equations_in_plain_hooks(name: str, where: str, clean: 
         if edit == UNSTEERED:
             expected.append(score_of(plain_logits(model, text), prompt, tokens))
             continue
-        columns = columns_of(where, edit, case.head_dim)
+        columns = columns_of(where, edit, case.head_dims)
         last = len(prompt) - 1
         logits = oracle(model, case.named, where, text, last, columns, DELTAS[edit], clean)
         assert_close(logits_at(model, edits, prompt, edit), logits[last], (prompt, edit))
@@ -155,7 +156,8 @@ def test_what_is_fitted_steers_as_its_equations_say(name: str, method: str) -> N
     pairs = len(PROMPTS)
     site = find_site(model, *kind.place)
     collector = kind.collector(site, pairs, 0)
-    collector.add([*range(pairs)] * 2, [1] * pairs + [-1] * pairs, ends)
+    read = torch.stack([read_at_the_end(model, site, text) for text in texts])
+    collector.add([*range(pairs)] * 2, [1] * pairs + [-1] * pairs, read)
     setting = Setting(*(given[name] for name in kind.axes.names))
     edits = kind.edits(site, collector.tensors(name), [setting], 0)
     known = equations.measure(ends[:pairs].double(), ends[pairs:].double(), given)
@@ -207,7 +209,11 @@ def test_a_choice_is_rewritten_as_in_plain_hooks(name: str) -> None:
 def test_iti_s_gates_leave_of_its_shift_what_plain_hooks_do(name: str) -> None:
     """One of two prompts is below the gate's threshold; a head's own gate goes by its token."""
     case, model = CASES[name], made(name)
-    shape = LAYERS, HEADS, case.head_dim
+    shape = (
+        LAYERS,
+        HEADS,
+        max(case.head_dims),
+    )  # what a narrower layer's heads lack is not looked at
     theta, weight = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     fit = {
         "accuracy": torch.tensor([[0.5, 0.9, 0.4, 0.8], [0.7, 0.3, 0.2, 0.6]]),
@@ -221,8 +227,8 @@ def test_iti_s_gates_leave_of_its_shift_what_plain_hooks_do(name: str) -> None:
     asked = [(prompt, tokens) for prompt, tokens in zip(PROMPTS, CONTINUATIONS, strict=True)][:2]
 
     def truth(layer: int, head: int, values: torch.Tensor) -> float:
-        own = values.view(HEADS, -1)[head]
-        return float((weight[layer, head] @ own + fit["bias"][layer, head]).sigmoid())
+        own = values[: HEADS * case.head_dims[layer]].view(HEADS, -1)[head]
+        return float((weight[layer, head, : len(own)] @ own + fit["bias"][layer, head]).sigmoid())
 
     q = []
     for prompt, _ in asked:
@@ -245,7 +251,8 @@ def test_iti_s_gates_leave_of_its_shift_what_plain_hooks_do(name: str) -> None:
                     for n, head in best:
                         if n == layer:
                             g = of_prompt if gate == "prompt" else 1 - truth(n, head, values[at])
-                            after[at].view(HEADS, -1)[head] += g * 2 * theta[n, head]
+                            own = after[at].view(HEADS, -1)[head]
+                            own += g * 2 * theta[n, head, : len(own)]
                 return after
 
             with changing(modules, side, shifted):
@@ -264,7 +271,7 @@ def test_iti_s_gates_leave_of_its_shift_what_plain_hooks_do(name: str) -> None:
 def test_a_scaled_neuron_is_a_scaled_input_of_the_last_projection(name: str) -> None:
     """So that it is the neuron's own output, gated or not, and nothing before or after it."""
     case, model = CASES[name], made(name)
-    text, columns = PROMPTS[0], columns_of("neuron", 0, case.head_dim)
+    text, columns = PROMPTS[0], columns_of("neuron", 0, case.head_dims)
     found = logits_at(model, edits_of(model, "neuron"), text, 0)
     expected = oracle(model, case.named, "down", text, len(text) - 1, columns, DELTAS[0])
     assert_close(found, expected[-1])
@@ -314,7 +321,7 @@ def test_generation_with_a_cache_and_without_is_the_equations_in_plain_hooks(
     again, recomputed = generated(model, edits, use_cache=False)
     assert again == tokens
     assert_close(recomputed, logits)
-    columns = columns_of(where, 0, case.head_dim)
+    columns = columns_of(where, 0, case.head_dims)
     for prompt, own, found in zip(PROMPTS, tokens, logits, strict=True):
         text, last = [*prompt, *own], len(prompt) - 1
         onwards = scope == "onwards"

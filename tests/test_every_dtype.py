@@ -69,7 +69,7 @@ def plainly(model: torch.nn.Module, name: str, where: str | None) -> Tensor:
         if where is None:
             logits = plain_logits(model, text)
         else:
-            columns = columns_of(where, 0, case.head_dim)
+            columns = columns_of(where, 0, case.head_dims)
             logits = oracle(model, case.named, where, text, len(prompt) - 1, columns, DELTAS[0])
         found.append(score_of(logits, prompt, tokens))
     return torch.tensor(found, dtype=torch.float64)

@@ -36,7 +36,7 @@ FOUND: dict[str, dict[str, tuple[int, ...]]] = {
     "qwen3_5_text": {"head": (3,), "neuron": ALL, "mlp": ALL, "residual": ALL},
     "gemma3": {"head": ALL, "neuron": ALL, "mlp": ALL, "residual": ALL},
     "gemma3n_text": {"head": ALL, "neuron": ALL, "mlp": ALL, "residual": ALL},
-    "gemma4_text": {"neuron": ALL, "mlp": ALL, "residual": ALL},
+    "gemma4_text": {"head": ALL, "neuron": ALL, "mlp": ALL, "residual": ALL},
     "deepseek_v4": {"mlp": ALL, "residual": ALL},
     "mllama": {"head": ALL[:3], "neuron": ALL[:3], "mlp": ALL[:3], "residual": ALL[:3]},
     "reformer": {"head": ALL, "mlp": ALL, "residual": ALL},

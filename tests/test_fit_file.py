@@ -20,7 +20,7 @@ from helpers.models import tiny_llama
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.methods.iti import ITI
-from sadi_lmeval.methods.sadi import SADI, entry_scores
+from sadi_lmeval.methods.sadi import SADI
 from sadi_lmeval.storage import fit_file
 from sadi_lmeval.storage.fit_file import Fit, load_fit, save_fit
 
@@ -107,7 +107,7 @@ def test_saving_twice_replaces_the_file_and_leaves_nothing_else(saved: Path) -> 
 
 
 def test_the_score_of_a_head_is_the_mean_over_its_activations() -> None:
-    scores = entry_scores(VALUES)
+    scores = VALUES.mean(dim=-1)
     assert scores.shape == (3, 4)
     for layer in range(3):
         for head in range(4):

@@ -24,7 +24,7 @@ from sadi_lmeval.edits.diagonal import DiagonalEdits
 from sadi_lmeval.errors import UserError
 from sadi_lmeval.harness.run_task import Document, digest
 from sadi_lmeval.methods.arm import Arm, read_arm
-from sadi_lmeval.methods.sadi import AXES, GRIDS, SADI, binary_mask, entry_scores, sadi_edit
+from sadi_lmeval.methods.sadi import AXES, GRIDS, SADI, binary_mask, sadi_edit
 from sadi_lmeval.model import SteeredModel, model_class
 from sadi_lmeval.pairs.pairs import scored_texts
 from sadi_lmeval.pairs.plan import draw, find_plan
@@ -155,7 +155,7 @@ def test_the_table_holds_what_each_setting_scores_alone(
         for top_k, delta in [(0, 0.0), (1, -2.0), (1, 9.0), (5, -2.0), (5, 9.0)]:
             edits = None
             if top_k:
-                chosen = binary_mask(entry_scores(difference), top_k, options.selection, 0)
+                chosen = binary_mask(difference.mean(dim=-1), top_k, options.selection, 0)
                 edit = sadi_edit(chosen, difference, delta, options.steering)
                 edits = DiagonalEdits(site, [edit], options.activations == "clean")
             found = judged_alone(name, documents, model, tokenizer, edits, tuning["objective"])

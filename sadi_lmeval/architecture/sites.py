@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sadi_lmeval.architecture.hooks import Side, Streams, visiting
+from sadi_lmeval.architecture.positions import Points
 from sadi_lmeval.errors import UserError, first_line
 from sadi_lmeval.plugins import loaded
 from sadi_lmeval.types import Element, HiddenSite, Size
@@ -95,10 +97,14 @@ class Site(NamedTuple):
         modules: one module a layer.
         side: whether the module's input or its output is the element's activation.
         entries: selectable elements a layer: heads, neurons or hidden units.
-        entry_width: activations an entry: ``head_dim`` for heads, else 1.
+        entry_width: activations an entry: ``head_dim`` for heads, else 1; where layers differ in
+            it, that of the widest.
         hidden_site: of hidden states, which of the two; of other elements without meaning.
         among: of each layer, which decoder block it is in; empty: all of them are, in order.
         streams: where blocks give several streams, which axis is theirs; entries are of all.
+        entry_widths: of each layer, where layers differ in it (Gemma 4); empty: they do not. What
+            is read of a narrower layer has zeros at the end of each entry, and what is written
+            there is left out.
     """
 
     element: Element
@@ -109,6 +115,7 @@ class Site(NamedTuple):
     hidden_site: HiddenSite = "mlp"
     among: tuple[int, ...] = ()
     streams: Streams | None = None
+    entry_widths: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -126,17 +133,46 @@ class Site(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Activations a layer and position."""
+        """Activations a layer and position; where layers differ, with the zeros."""
         return self.entries * self.entry_width
 
     @property
     def size(self) -> Size:
-        return Size(self.layers, self.entries, self.width)
+        own = self.entries * sum(self.entry_widths)
+        return Size(self.layers, self.entries, self.width, own or None)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """``[layers, entries, entry_width]``."""
         return self.layers, self.entries, self.entry_width
+
+    def read(self, layer: int, activations: Tensor, points: Points) -> Tensor:
+        """Take a layer's activations at n points, ``[n, width]``.
+
+        Args:
+            activations: as its module has them, ``[batch, seq, own width]``.
+        """
+        values, own = points.read(activations), self._narrower(layer)
+        if own is None:
+            return values
+        entries = values.reshape(len(values), self.entries, own)
+        return functional.pad(entries, (0, self.entry_width - own)).flatten(1)
+
+    def write(self, layer: int, activations: Tensor, points: Points, values: Tensor) -> Tensor:
+        """Copy a layer's activations, with ``values`` ``[n, width]`` at n points.
+
+        Args:
+            activations: as its module has them, ``[batch, seq, own width]``.
+        """
+        own = self._narrower(layer)
+        if own is not None:
+            entries = values.reshape(len(values), self.entries, self.entry_width)
+            values = entries[..., :own].flatten(1)
+        return points.write(activations, values)
+
+    def _narrower(self, layer: int) -> int | None:
+        own = self.entry_widths[layer] if self.entry_widths else self.entry_width
+        return None if own == self.entry_width else own
 
 
 def find_site(model: nn.Module, element: Element, hidden_site: HiddenSite = "mlp") -> Site:
@@ -156,8 +192,7 @@ def find_site(model: nn.Module, element: Element, hidden_site: HiddenSite = "mlp
     modules = _modules(base, element, hidden_site)
     side: Side = "input" if element == "head" else "output"
     measured = _measure(base, modules, side, kind, element)
-    site = _site(base, element, {n: modules[n] for n in measured.layers}, measured)
-    return site._replace(hidden_site=hidden_site)
+    return _site(base, element, modules, measured)._replace(hidden_site=hidden_site)
 
 
 def check_sites(model: Any, element: Element, hidden_site: HiddenSite) -> Site | None:
@@ -175,11 +210,11 @@ def check_sites(model: Any, element: Element, hidden_site: HiddenSite) -> Site |
     except _CannotRun as failed:
         if isinstance(failed.__cause__, (AttributeError, TypeError, ValueError)):
             raise  # it would fail with weights, too; what depends on values has other errors
-        widths: set[Any] = {getattr(each, "in_features", None) for each in modules.values()}
-        if element != "head" or None in widths:
+        widths = [getattr(each, "in_features", None) for each in modules.values()]
+        known = [width for width in widths if width is not None]
+        if element != "head" or len(known) < len(widths):
             return None
-        _refuse_unlike(model.config.model_type, element, modules, [*modules], widths)
-        measured = _Measured([*modules], widths.pop(), None)
+        measured = _Measured([*modules], known, None)
     return _site(model, element, modules, measured)
 
 
@@ -235,6 +270,12 @@ def _missing(kind: str, element: str, blocks: Sequence[nn.Module]) -> str:
             f"element=neuron: no module of model type {kind!r} is its MLP's activation function; "
             "pass element=head or element=hidden"
         )
+    parts = {name for block in blocks for name, _ in block.named_modules()}
+    if element == "head" and any("att" in name and "expert" in name for name in parts):
+        return (
+            f"element=head: the attention of model type {kind!r} has several experts, each with "
+            "heads of its own; pass element=hidden"
+        )
     what, other = {
         "head": ("attention heads were", "element=hidden"),
         "hidden": ("MLP was", "element=hidden,hidden_site=residual"),
@@ -246,9 +287,15 @@ def _missing(kind: str, element: str, blocks: Sequence[nn.Module]) -> str:
 
 
 def _site(model: Any, element: Element, modules: dict[int, nn.Module], measured: _Measured) -> Site:
-    carriers, blocks, width = tuple(modules.values()), tuple(modules), measured.width
+    blocks, width = tuple(measured.layers), max(measured.widths)
+    carriers = tuple(modules[number] for number in blocks)
     if element != "head":
         return Site(element, carriers, "output", width, 1, among=blocks, streams=measured.streams)
+    if min(measured.widths) < width:
+        heads, head_dims = _unlike_heads(model, measured)
+        return Site(
+            element, carriers, "input", heads, max(head_dims), among=blocks, entry_widths=head_dims
+        )
     config = model.config.get_text_config()
     heads = _number(config, "num_attention_heads") or 0
     # Of latent attention head_dim is a part of the keys' width; what comes out has the values'.
@@ -262,8 +309,42 @@ def _site(model: Any, element: Element, modules: dict[int, nn.Module], measured:
     return Site(element, carriers, "input", heads, head_dim, among=blocks)
 
 
+def _unlike_heads(model: Any, measured: _Measured) -> tuple[int, tuple[int, ...]]:
+    """Find how many heads the layers have, and each layer's own ``head_dim``.
+
+    A layer may be wider because its heads are, or because it has more: its attention module says.
+
+    Raises:
+        UserError: it does not, or layers differ in the number of heads.
+    """
+    kind, of_layers = str(model.config.model_type), decoder_blocks(model)
+    attention = str(_architecture(model).heads).rpartition(".")[0]
+    modules = [of_layers[number].get_submodule(attention) for number in measured.layers]
+    head_dims = [_number(each, "v_head_dim") or _number(each, "head_dim") or 0 for each in modules]
+    pairs = list(zip(measured.widths, head_dims, strict=True))
+    if not all(head_dim and width % head_dim == 0 for width, head_dim in pairs):
+        raise UserError(
+            f"model type {kind!r}: the outputs of its attention are {_either(measured.widths)} "
+            "wide, and its attention modules do not say how wide a head is"
+        )
+    heads = [width // head_dim for width, head_dim in pairs]
+    if len(set(heads)) > 1:
+        raise UserError(
+            f"model type {kind!r}: its layers have {_either(heads)} attention heads each; all must "
+            "have as many"
+        )
+    return heads[0], tuple(head_dims)
+
+
+def _either(numbers: Sequence[int]) -> str:
+    return " or ".join(map(str, sorted(set(numbers))))
+
+
 def _number(config: Any, name: str) -> int | None:
-    """Read a number of a configuration; None where there is none, or where layers differ in it."""
+    """Read a number of a configuration or a module.
+
+    None where there is none, or where layers differ in it.
+    """
     try:
         value = getattr(config, name, None)
     except Exception:  # transformers has a kind of its own for the second
@@ -424,12 +505,12 @@ class _Measured(NamedTuple):
 
     Attributes:
         layers: those that take part in it: of some models (Mllama) others need an image.
-        width: activations a layer and position.
+        widths: of each, activations a position; those of heads alone may differ.
         streams: see :class:`Site`.
     """
 
     layers: list[int]
-    width: int
+    widths: list[int]
     streams: Streams | None
 
 
@@ -472,16 +553,10 @@ def _measure(
         raise _CannotRun(
             f"model type {kind!r}: its forward pass over a text alone fails ({first_line(error)})"
         ) from error
-    _refuse_unlike(kind, element, modules, seen, set(widths))
-    return _Measured(seen, *widths[0])
-
-
-def _refuse_unlike(
-    kind: str, element: str, modules: dict[int, nn.Module], seen: list[int], widths: set[Any]
-) -> None:
-    """Refuse an element that is in some layer twice, or in no single width."""
-    if seen != sorted(set(seen)) or len(widths) != 1:
+    found = set(widths)
+    if seen != sorted(set(seen)) or not found or (len(found) > 1 and element != "head"):
         raise UserError(
             f"model type {kind!r}: its {element} activations were seen in {len(seen)} of "
-            f"{len(modules)} layers, {len(widths)} widths; all must have one width"
+            f"{len(modules)} layers, {len(found)} widths; all must have one width"
         )
+    return _Measured(seen, [width for width, _ in widths], widths[0][1])

@@ -173,9 +173,9 @@ class Edits(ABC):
             if self.clean and unsteered is not None:
                 before = unsteered[rows.to(unsteered.device), layer]
             else:
-                before = points.read(activations)
+                before = self.site.read(layer, activations, points)
             after = self.edited(placed, layer, before.to(activations), gates)
-            return points.write(activations, after)
+            return self.site.write(layer, activations, points, after)
 
         written = [n for n in self.written_layers if self.site.blocks[n] >= start]
         modules = {layer: self.site.modules[layer] for layer in written}
@@ -189,7 +189,7 @@ def reading(site: Site, points: Points) -> Iterator[list[Tensor]]:
     collected: list[Tensor] = []
 
     def visit(layer: int, activations: Tensor) -> None:
-        collected.append(points.read(activations))
+        collected.append(site.read(layer, activations, points))
 
     modules = dict(enumerate(site.modules))
     with visiting(modules, site.side, visit, site.streams, required=True):

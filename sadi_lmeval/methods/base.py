@@ -14,6 +14,7 @@ from sadi_lmeval.arguments import choice, declared, recorded
 from sadi_lmeval.edits.contract import Edits
 from sadi_lmeval.passes.activations import Answers, Collector
 from sadi_lmeval.settings import Axes, SearchSpace, Setting
+from sadi_lmeval.storage.fit_file import ENTRY_WIDTHS
 from sadi_lmeval.types import Element, HiddenSite, Scope, Size
 from sadi_lmeval.versions import code_digest
 
@@ -31,6 +32,17 @@ class Found(NamedTuple):
 
     name: str
     scores: Tensor
+
+
+def entry_means(values: Tensor, tensors: Tensors) -> Tensor:
+    """Give the mean of each entry over its own activations, ``[layers, entries]``.
+
+    Args:
+        values: ``[layers, entries, entry_width]``; in layers of narrower entries zero beyond these.
+        tensors: of the fit, which say where there are such layers.
+    """
+    widths = tensors.get(ENTRY_WIDTHS)
+    return values.mean(dim=-1) if widths is None else values.sum(dim=-1) / widths.unsqueeze(-1)
 
 
 def scoped(default: Scope = "onwards") -> Any:
@@ -174,7 +186,7 @@ class Method(ABC):
         difference = tensors.get("difference")
         if difference is None or difference.dim() < 2:
             return None
-        scores = difference.mean(dim=-1) if difference.dim() > 2 else difference
+        scores = entry_means(difference, tensors) if difference.dim() > 2 else difference
         return Found("mean difference", scores)
 
     def record(self) -> dict[str, Any]:

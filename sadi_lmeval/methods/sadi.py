@@ -12,7 +12,7 @@ from torch import Tensor
 from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.arguments import choice
 from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
-from sadi_lmeval.methods.base import Method, Tensors
+from sadi_lmeval.methods.base import Method, Tensors, entry_means
 from sadi_lmeval.methods.collectors import MeanDifference
 from sadi_lmeval.settings import Axes, Axis, SearchSpace, Setting
 from sadi_lmeval.types import Element, HiddenSite, Size
@@ -97,7 +97,8 @@ class SADI(Method):
 
     def selected(self, tensors: Tensors, setting: Setting, seed: int) -> Tensor:
         top_k, _ = setting
-        return binary_mask(entry_scores(tensors["difference"]), int(top_k), self.selection, seed)
+        scores = entry_means(tensors["difference"], tensors)  # of a head, over its head_dim
+        return binary_mask(scores, int(top_k), self.selection, seed)
 
     def edits(
         self, site: Site, tensors: Tensors, settings: Sequence[Setting], seed: int
@@ -108,11 +109,6 @@ class SADI(Method):
             for top_k, delta in settings
         )
         return DiagonalEdits(site, edits, self.activations == "clean", self.scope)
-
-
-def entry_scores(difference: Tensor) -> Tensor:
-    """Score each entry, ``[layers, entries]``: for heads D's mean over ``head_dim``."""
-    return difference.mean(dim=-1)
 
 
 def binary_mask(scores: Tensor, top_k: int, selection: Selection, seed: int) -> Tensor:

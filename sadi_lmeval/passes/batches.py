@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -56,10 +57,10 @@ def batches(rows: Sequence[T], bounds: Bounds, past: int = 0) -> Iterator[list[T
     ordered = sorted(rows, key=lambda row: row.length)
     lengths = [row.length for row in ordered]  # asked once a row, not once a pair of rows
     points, masks = [row.scored for row in ordered], [row.is_masked for row in ordered]
-    cheapest = [0]  # tokens for the first n rows
+    cheapest = [0.0]  # tokens for the first n rows
     begins = [0]  # where the last batch of the first n rows begins
     for end in range(1, len(ordered) + 1):
-        options: list[tuple[int, int]] = []
+        best, since = math.inf, end - 1  # the fewest tokens; of such, the most rows
         scored = 0
         masked = False
         longest = lengths[end - 1]
@@ -74,10 +75,11 @@ def batches(rows: Sequence[T], bounds: Bounds, past: int = 0) -> Iterator[list[T
                 or (masked and count * longest * (past + longest) > bounds.mask)
             ):
                 break
-            options.append((cheapest[begin] + count * longest + bounds.start, begin))
-        best, begin = min(options)
-        cheapest.append(best)
-        begins.append(begin)
+            cost = cheapest[begin] + count * longest
+            if cost <= best:
+                best, since = cost, begin
+        cheapest.append(best + bounds.start)
+        begins.append(since)
     end = len(ordered)
     while end:
         yield ordered[begins[end] : end][::-1]

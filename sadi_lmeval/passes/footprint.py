@@ -91,10 +91,17 @@ def key_value_bytes(model: Any) -> int:
     """
     ids = torch.zeros(1, _TRIED, dtype=torch.long, device=next(model.parameters()).device)
     with torch.no_grad():
-        # Not the tokens themselves: some models look for padding among them, which needs values.
+        # Of tokens some models look for padding among them, which needs values; of embeddings
+        # others (Gemma 4) look for whose these are, which needs them too.
         states = model.get_input_embeddings()(ids)
-        cache = model(inputs_embeds=states, use_cache=True).past_key_values
-    tensors = [each for layer in cache.layers for each in (layer.keys, layer.values)]
+        try:
+            cache = model(inputs_embeds=states, use_cache=True).past_key_values
+        except NotImplementedError:
+            cache = model(input_ids=ids, use_cache=True).past_key_values
+    text = model.config.get_text_config()
+    # The last blocks of some models (Gemma 3n, Gemma 4) use those of earlier ones.
+    own = text.num_hidden_layers - (getattr(text, "num_kv_shared_layers", None) or 0)
+    tensors = [each for layer in cache.layers[:own] for each in (layer.keys, layer.values)]
     total = sum(int(each.numel()) * int(each.element_size()) for each in tensors)
     return total // _TRIED
 

@@ -89,6 +89,10 @@ class Forward:
     def _cache_parameter(self) -> str:
         return cache_parameter(self.model)
 
+    @cached_property
+    def _takes_use_cache(self) -> bool:
+        return bool(use_cache(self.model, True))
+
     def logits(
         self,
         batch: Batch,
@@ -247,7 +251,8 @@ class Forward:
         if cache is None and batch.past is not None:
             cache = cache_of(batch.past, len(batch.input_ids), _Passing)
         inputs: dict[str, Any] = {"input_ids": batch.input_ids}
-        inputs |= use_cache(self.model, cache is not None)
+        if self._takes_use_cache:
+            inputs["use_cache"] = cache is not None
         if cache is not None:
             inputs[self._cache_parameter] = cache
         if batch.attention_mask is not None:

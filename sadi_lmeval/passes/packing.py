@@ -111,54 +111,53 @@ def _shared(requests: Sequence[Continuation], group: Group) -> Iterator[list[int
         yield row
 
 
-_Sign = tuple[int, int]
-"""A token, and the edit where it is a last prompt token, else ``_WITHIN``."""
-_WITHIN = -2
+_EDITED = 1 << 40
+"""Above all tokens. In a path, the last prompt token under edit ``e`` has ``(e + 2) * _EDITED`` added
+to it, so that it is another one than the same token anywhere else. (Tuples of the two would have the
+garbage collector look at every token of a run.)"""
 
 
 def _packed(requests: Sequence[Continuation], members: list[int], past: int) -> Row:
     """Make a trie of token sequences, in which last prompt tokens differ by their edits."""
-    signs: list[tuple[list[_Sign], int]] = []
-    begun: tuple[int, ...] = ()
-    beginning: list[_Sign] = []
+    paths: list[tuple[tuple[int, ...], int]] = []
     for index in members:
         context, tokens, edit = requests[index]
-        if context != begun or not beginning:
-            begun, beginning = context, [(token, _WITHIN) for token in context[past:-1]]
-        path = [*beginning, (context[-1], edit), *((token, _WITHIN) for token in tokens[:-1])]
-        signs.append((path, index))
-    signs.sort()
+        last = context[-1] + (edit + 2) * _EDITED
+        paths.append(((*context[past:-1], last, *tokens[:-1]), index))
+    paths.sort()
     row = Row(Tree(past=past))
     # depth of what is placed, the members that share it, their positions so far, and the last
     # prompt token among these with its edit
     waiting: list[tuple[int, int, int, int, list[int], tuple[int, int] | None]] = [
-        (0, 0, len(signs), -1, [], None)
+        (0, 0, len(paths), -1, [], None)
     ]
     while waiting:
         depth, first, last, parent, positions, under = waiting.pop()
-        end = shared_length(signs[first][0], signs[last - 1][0], depth)
+        end = shared_length(paths[first][0], paths[last - 1][0], depth)
         if end > depth:
-            run = signs[first][0][depth:end]
-            parent = row.tree.add([token for token, _ in run], parent)
+            run = paths[first][0][depth:end]
+            parent = row.tree.add([token % _EDITED for token in run], parent)
             start = row.tree.segments[parent].start
             positions = [*positions, *range(start, start + len(run))]
-            for position, (_, edit) in enumerate(run, start=start):
-                if edit != _WITHIN:
-                    row.edited.append((position, edit))
-                    under = position, edit
+            edited = [place for place, token in enumerate(run) if token >= _EDITED]
+            begin = 0 if under is not None else [*edited, len(run)][0]
+            for position, token in enumerate(run[begin:], start=start + begin):
+                if token >= _EDITED:
+                    under = position, token // _EDITED - 2
+                    row.edited.append(under)
                 elif under is not None:
                     row.following.append((position, under[1], under[0]))
-        while first < last and len(signs[first][0]) == end:
-            index = signs[first][1]
+        while first < last and len(paths[first][0]) == end:
+            index = paths[first][1]
             tokens = requests[index].tokens
             where = positions[end - len(tokens) :]
             row.entries += [Entry(index, p, t) for p, t in zip(where, tokens, strict=True)]
             first += 1
         branches: list[tuple[int, int, int, int, list[int], tuple[int, int] | None]] = []
         while first < last:
-            next_sign = signs[first][0][end]
+            next_token = paths[first][0][end]
             after = first
-            while after < last and signs[after][0][end] == next_sign:
+            while after < last and paths[after][0][end] == next_token:
                 after += 1
             branches.append((end, first, after, parent, positions, under))
             first = after

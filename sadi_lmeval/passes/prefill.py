@@ -107,8 +107,9 @@ def steered_generation(
             if len(values) != count:  # beams and several sequences a prompt
                 values = values.repeat_interleave(count // len(values), dim=0)
         else:
-            values = points.read(activations)
-        return points.write(activations, edits.edited(rule, layer, values.to(activations), own))
+            values = edits.site.read(layer, activations, points)
+        after = edits.edited(rule, layer, values.to(activations), own)
+        return edits.site.write(layer, activations, points, after)
 
     with ExitStack() as stack:
         # Not on a PEFT wrapper: generation passes it by.

@@ -77,20 +77,23 @@ def alike(rows: list[GridRow], bounds: Bounds, past: int) -> Iterator[list[GridR
         past: tokens before every row.
     """
     batch: list[GridRow] = []
+    widest = longest = own = whole = 0  # of the batch: the most of a row, and of all rows
     for row in sorted(rows, key=lambda row: (len(row.own), row.length), reverse=True):
-        more = [*batch, row]
-        widest, longest = max(len(r.own) for r in more), max(r.length for r in more)
+        count = len(batch) + 1
+        widest, longest = max(widest, len(row.own)), max(longest, row.length)
+        own, whole = own + len(row.own), whole + row.length
         if batch and (
-            len(more) * widest > _PADDING * sum(len(r.own) for r in more)
-            or len(more) * longest > _PADDING_OF_ALL * sum(r.length for r in more)
-            or len(more) * longest > bounds.tokens
-            or len(more) * widest > bounds.scored
-            or len(more) * longest * (past + longest) > bounds.mask
-            or (bounds.rows is not None and len(more) > bounds.rows)
+            count * widest > _PADDING * own
+            or count * longest > _PADDING_OF_ALL * whole
+            or count * longest > bounds.tokens
+            or count * widest > bounds.scored
+            or count * longest * (past + longest) > bounds.mask
+            or (bounds.rows is not None and count > bounds.rows)
         ):
             yield batch
-            more = [row]
-        batch = more
+            batch = []
+            widest, longest, own, whole = len(row.own), row.length, len(row.own), row.length
+        batch.append(row)
     if batch:
         yield batch
 

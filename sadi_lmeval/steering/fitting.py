@@ -23,7 +23,7 @@ from sadi_lmeval.pairs.sources import QUESTIONS_BY, Identity, Source
 from sadi_lmeval.passes.activations import Answers, Collector, Labelled, TokenPair, TokenPrompt
 from sadi_lmeval.passes.steerable import SteerableModel, folder_for
 from sadi_lmeval.steering.labels import Relabel, Relabelled, rights_permuted, sides_swapped
-from sadi_lmeval.storage.fit_file import Fit, load_fit, save_fit
+from sadi_lmeval.storage.fit_file import Fit, load_fit, of_site, save_fit
 from sadi_lmeval.storage.hub import fit_path
 from sadi_lmeval.storage.store import Kind, get_or_build
 from sadi_lmeval.versions import code_digest, versions
@@ -102,7 +102,7 @@ def known_fit(arm: Arm, model: SteerableModel) -> Fitted | None:
         "hidden_site": hidden_site if element == "hidden" else None,
         "shape": list(site.shape),
     }
-    fit = Fit(collector.tensors(collector.source), card)
+    fit = of_site(collector.tensors(collector.source), site, card)
     return Fitted(fit, collector.source, "", Path(collector.source))
 
 
@@ -255,7 +255,10 @@ def fits_of_pairs(
             collectors |= fresh
         if not model.processes.is_first:
             return {}
-        return {key: Fit(each.tensors(label), needed[key].card) for key, each in collectors.items()}
+        return {
+            key: of_site(each.tensors(label), needed[key].site, needed[key].card)
+            for key, each in collectors.items()
+        }
 
     folder = folder_for(arms[0].options, model)
     fits = get_or_build(folder, FITS, keys, build, model.processes)

@@ -25,6 +25,9 @@ from sadi_lmeval.storage.atomic import write_atomically
 FORMAT = "sadi-lmeval 2"
 _READABLE = ("sadi-lmeval 1", FORMAT)
 """Format 1 is that of releases before methods had modules of their own."""
+ENTRY_WIDTHS = "entry_widths"
+"""The tensor by which a fit says how wide an entry is in each layer, ``[layers]``, where layers
+differ in that (Gemma 4): beyond it what was measured is zero."""
 _LARGEST = 1 << 34
 """Bytes: far above any fit; larger files are not opened."""
 
@@ -83,25 +86,39 @@ class Fit:
             "model_type": model_type,
             "element": site.element,
             "shape": list(site.shape),
+            ENTRY_WIDTHS: list(site.entry_widths),
         }
+        widths = self.tensors.get(ENTRY_WIDTHS)
+        own = {**self.card, ENTRY_WIDTHS: [] if widths is None else widths.int().tolist()}
         for key, value in here.items():
-            if self.card.get(key) != value:
+            if own.get(key) != value:
                 raise UserError(
-                    f"fit {source} is for {key} {self.card.get(key)}, but this run has {value}; "
+                    f"fit {source} is for {key} {own.get(key)}, but this run has {value}; "
                     "fit the method to this model or load the right file"
                 )
         for name, shape in shapes.items():
-            own = list(self.tensors[name].shape) if name in self.tensors else None
+            found = list(self.tensors[name].shape) if name in self.tensors else None
             if (
-                own is None
-                or len(own) != len(shape)
-                or any(want not in (-1, have) for want, have in zip(shape, own, strict=True))
+                found is None
+                or len(found) != len(shape)
+                or any(want not in (-1, have) for want, have in zip(shape, found, strict=True))
             ):
-                has = f"no {name}" if own is None else f"{name} of shape {own}"
+                has = f"no {name}" if found is None else f"{name} of shape {found}"
                 raise UserError(
                     f"fit {source}: has {has}, but what is asked for needs {name} of shape "
                     f"{list(shape)}; delete it and fit the method again"
                 )
+
+
+def of_site(tensors: Mapping[str, Tensor], site: Site, card: dict[str, Any]) -> Fit:
+    """Make a fit of what was measured at a site.
+
+    Args:
+        tensors: float32, by name; of narrower layers, as the site gives them.
+        card: see :class:`Fit`.
+    """
+    widths = {ENTRY_WIDTHS: torch.tensor(site.entry_widths).float()} if site.entry_widths else {}
+    return Fit({**tensors, **widths}, card)
 
 
 def save_fit(fit: Fit, path: Path) -> None:

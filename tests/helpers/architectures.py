@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -62,7 +63,8 @@ class Case(NamedTuple):
 
     Attributes:
         changes: of its configuration.
-        head_dim: activations a head; 12 where 32 hidden units do not make 4 heads.
+        head_dim: activations a head, or of each layer a head; 12 where 32 hidden units do not make
+            4 heads.
         neurons: a layer's.
         registered: what is said by hand about a type that is neither listed nor found.
     """
@@ -70,9 +72,14 @@ class Case(NamedTuple):
     kind: str
     named: Named
     changes: dict[str, Any] = {}  # noqa: RUF012 (never written to)
-    head_dim: int = 8
+    head_dim: int | tuple[int, ...] = 8
     neurons: int = 48
     registered: Architecture | None = None
+
+    @property
+    def head_dims(self) -> tuple[int, ...]:
+        """Of each layer."""
+        return self.head_dim if isinstance(self.head_dim, tuple) else (self.head_dim,) * LAYERS
 
 
 LLAMA = Named("model.layers", "self_attn.o_proj", "mlp", "mlp.act_fn", "mlp.down_proj")
@@ -101,6 +108,14 @@ CASES = {
     "Qwen3": Case("qwen3", LLAMA, WIDE, 12),
     "Gemma 2": Case("gemma2", LLAMA, {**WIDE, **WINDOW, "attn_implementation": "eager"}, 12),
     "Gemma 3, text": Case("gemma3_text", LLAMA, {**WIDE, **WINDOW}, 12),
+    "Gemma 4, text": Case(
+        "gemma4_text",
+        LLAMA,
+        {**WIDE, **WINDOW, "global_head_dim": 20, "attention_k_eq_v": True,
+         "num_global_key_value_heads": 1, "hidden_size_per_layer_input": 8,
+         "vocab_size_per_layer_input": 60},
+        (12, 20),
+    ),
     "Phi": Case("phi", Named("model.layers", "self_attn.dense", "mlp", "mlp.activation_fn",
                              "mlp.fc2")),
     "Phi-3": Case("phi3", LLAMA._replace(neurons="mlp.activation_fn"), WIDE, 12),
@@ -263,7 +278,7 @@ def plain_logits(model: nn.Module, text: Sequence[int]) -> Tensor:
 def last_activations(
     model: nn.Module, modules: Sequence[nn.Module], side: str, text: Sequence[int]
 ) -> Tensor:
-    """At the last token of one text, ``[layers, width]``."""
+    """At the last token of one text, ``[layers, width]``; a narrower layer's row ends in zeros."""
     seen: list[Tensor] = []
 
     def keep(layer: int, values: Tensor) -> Tensor:
@@ -272,7 +287,7 @@ def last_activations(
 
     with changing(modules, side, keep):
         plain_logits(model, text)
-    return torch.stack(seen)
+    return pad_sequence(seen, batch_first=True)
 
 
 def oracle(
@@ -349,12 +364,15 @@ ROOMY, NARROW = Bounds(None, 200, 1000), Bounds(1, 200, 1000)
 CPU = torch.device("cpu")
 
 
-def columns_of(where: str, edit: int, head_dim: int) -> list[tuple[int, int]]:
+def columns_of(where: str, edit: int, head_dim: int | Sequence[int]) -> list[tuple[int, int]]:
     """(layer, column) of what an edit scales, a head taken apart."""
     if where != "head":
         return CHOSEN[where][edit]
+    dims = [head_dim] * LAYERS if isinstance(head_dim, int) else head_dim
     return [
-        (layer, head * head_dim + i) for layer, head in CHOSEN[where][edit] for i in range(head_dim)
+        (layer, head * dims[layer] + i)
+        for layer, head in CHOSEN[where][edit]
+        for i in range(dims[layer])
     ]
 
 
@@ -411,6 +429,15 @@ def logits_at(model: nn.Module, edits: Edits | None, text: Sequence[int], edit: 
     last = Points.of([(0, len(text) - 1)], 1, CPU)
     steered = None if edits is None else Steered(edits, last, torch.tensor([edit]))
     return forward.logits(pack([tree], 0, forward.dtype, CPU), last, steered)[0]
+
+
+def read_at_the_end(model: nn.Module, site: Site, text: Sequence[int]) -> Tensor:
+    """What collectors get of a text, ``[layers, width]``."""
+    forward, tree = Forward(model), Tree()
+    tree.add(list(text))
+    last = Points.of([(0, len(text) - 1)], 1, CPU)
+    [found] = forward.activations(pack([tree], 0, forward.dtype, CPU), last, [site])
+    return found[0]
 
 
 def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from helpers.models import SIZES
+from helpers.models import SIZES, knows
 from sadi_lmeval.architecture.sites import Site
 from sadi_lmeval.edits.diagonal import DiagonalEdits, Edit
 from sadi_lmeval.errors import UserError
@@ -100,18 +100,11 @@ OWN: dict[str, dict[str, Any]] = {
 """What a type needs beside sizes."""
 
 
-def _known(config: PreTrainedConfig, name: str) -> bool:
-    try:
-        return hasattr(config, name)
-    except Exception:  # of which the layers have each their own
-        return True
-
-
 def _sizes(config: PreTrainedConfig) -> dict[str, Any]:
     found = {
         name: size
         for name, size in {**_SIZES, "head_dim": 8}.items()
-        if _known(config, name) and not isinstance(getattr(type(config), name, 0), property)
+        if knows(config, name) and not isinstance(getattr(type(config), name, 0), property)
     }
     if "qk_rope_head_dim" in found:
         found |= _LATENT
@@ -181,7 +174,10 @@ def steered_logits(
         else:
             rows = values.reshape(len(text), -1)
         rows = rows.reshape(len(text), -1).clone()
-        rows[at : None if onwards else at + 1] *= 1 + gains[layer]
+        # A layer with narrower heads has less of each.
+        own = rows.shape[1] // site.entries
+        gain = gains[layer].view(site.entries, -1)[:, :own].flatten()
+        rows[at : None if onwards else at + 1] *= 1 + gain
         if values.dim() == 4 and values.shape[1] == 1 and values.shape[2] == len(text):
             return rows.view(len(text), values.shape[0], -1).transpose(0, 1)[:, None]
         return rows.view(values.shape)

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from helpers.forms import Form
@@ -48,6 +49,7 @@ class Gated(NamedTuple):
 _PLACES = {
     "llama": ("model.layers", "self_attn.o_proj"),
     "gemma3_text": ("model.layers", "self_attn.o_proj"),
+    "gemma4_text": ("model.layers", "self_attn.o_proj"),
     "gpt2": ("transformer.h", "attn.c_proj"),
     "phi": ("model.layers", "self_attn.dense"),
     "bloom": ("transformer.h", "self_attention.dense"),
@@ -152,7 +154,9 @@ def plain_generation(
 
 
 def plain_activations(model: PreTrainedModel, tokens: list[int], where: Where) -> Tensor:
-    """Activations at the last token of a text, ``[layers, width]``."""
+    """Activations at the last token of a text, ``[layers, width]``; a narrower layer's row ends in
+    zeros.
+    """
     seen: dict[int, Tensor] = {}
 
     def look(layer: int, values: Tensor) -> Tensor:
@@ -160,14 +164,14 @@ def plain_activations(model: PreTrainedModel, tokens: list[int], where: Where) -
         return values
 
     plain_logits(model, tokens, where, look, slice(0, None))
-    return torch.stack([seen[layer] for layer in range(len(seen))])
+    return pad_sequence([seen[layer] for layer in range(len(seen))], batch_first=True)
 
 
 def adding(shift: Tensor | None) -> Change | None:
     """A' = A + shift, ``[layers, width]``."""
     if shift is None:
         return None
-    return lambda layer, values: values + shift[layer]
+    return lambda layer, values: values + shift[layer, : values.shape[-1]]
 
 
 class Tried(NamedTuple):

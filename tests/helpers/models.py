@@ -64,11 +64,19 @@ SIZES = {
 MIXTURES = ("mixtral", "qwen3_moe")
 
 
+def knows(config: PreTrainedConfig, name: str) -> bool:
+    """Whether a configuration has a setting, or its layers have each their own."""
+    try:
+        return hasattr(config, name)
+    except Exception:  # transformers has a kind of its own for the second
+        return True
+
+
 def tiny(kind: str, **changes: Any) -> PreTrainedModel:
     """A model of any type: 2 layers of 32, 4 heads, random weights large enough to matter."""
     known = AutoConfig.for_model(kind)
-    sizes = {name: size for name, size in SIZES.items() if hasattr(known, name)}
-    if kind != "falcon" and hasattr(known, "head_dim"):
+    sizes = {name: size for name, size in SIZES.items() if knows(known, name)}
+    if kind != "falcon" and knows(known, "head_dim"):
         sizes["head_dim"] = 8
     return random_model(AutoConfig.for_model(kind, **{**sizes, **changes}))
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from helpers.equations.contract import HEAD_DIM, Equations, Given, Places
+from helpers.equations.contract import Equations, Given, Places, as_passes_have, head_dim
 from helpers.loops import Change, Where
 
 
@@ -68,13 +68,13 @@ def austeer_change(known: tuple[Dimensions, int], given: Given) -> Change:
     factor = torch.ones(layer + 1, dimension + 1)
     for at, gain in austeer_gain(known, int(given["top_k"]), given["alpha"]).items():
         factor[at] += gain
-    return lambda layer, values: values * factor[layer]
+    return lambda layer, values: values * factor[layer, : values.shape[-1]]
 
 
 def austeer_places(known: tuple[Dimensions, int], given: Given) -> Places:
     chosen = most_consistent(known[0], int(given["top_k"]))
     if where_of(given) == "head":
-        return {(layer, *divmod(dimension, HEAD_DIM)) for layer, dimension in chosen}
+        return {(layer, *divmod(dimension, head_dim(layer))) for layer, dimension in chosen}
     return set(chosen)
 
 
@@ -82,7 +82,7 @@ def assert_counted(tensors: Mapping[str, Tensor], expected: tuple[Dimensions, in
     signs, pairs = expected
     assert len({max(one) for one in signs.values()}) > 3
     assert {one.up > one.down for one in signs.values()} == {True, False}
-    up, down = tensors["up"].flatten(1), tensors["down"].flatten(1)
+    up, down = as_passes_have(tensors["up"]), as_passes_have(tensors["down"])
     found = {at: Signs(int(up[at]), int(down[at])) for at in signs}
     assert found == signs
     assert tensors["pairs"].tolist() == [pairs]

@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from helpers.forms import PLAIN, Form
 from helpers.loops import Change, Gated, Where
 
 LAYERS, HEADS, HEAD_DIM, WIDTH = 3, 4, 8, 32
 """Of the tiny model."""
+HEAD_DIMS = (HEAD_DIM,) * LAYERS
+"""Of each layer; a test of a model whose layers differ puts others here."""
 
 Numbers = tuple[float, ...]
 """Of a setting."""
@@ -60,6 +63,18 @@ class Equations(NamedTuple):
     form: Form = PLAIN
 
 
-def part_of(head: int) -> slice:
+def head_dim(layer: int) -> int:
+    return HEAD_DIMS[layer]
+
+
+def part_of(layer: int, head: int) -> slice:
     """The activations of a head."""
-    return slice(head * HEAD_DIM, (head + 1) * HEAD_DIM)
+    return slice(head * head_dim(layer), (head + 1) * head_dim(layer))
+
+
+def as_passes_have(fitted: Tensor) -> Tensor:
+    """A fit's ``[layers, entries, entry_width]`` as ``[layers, width]``: a narrower layer's are
+    together at the beginning of its row, not at that of each entry.
+    """
+    rows = [of[:, : head_dim(layer)].flatten() for layer, of in enumerate(fitted)]
+    return pad_sequence(rows, batch_first=True)

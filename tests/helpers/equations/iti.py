@@ -15,7 +15,6 @@ from torch import Tensor
 from helpers.equations.contract import (
     HEADS,
     LAYERS,
-    WIDTH,
     Equations,
     Given,
     Places,
@@ -53,7 +52,7 @@ def heads_of(true: Tensor, false: Tensor, given: Given) -> Heads:
     found = {}
     for layer in range(LAYERS):
         for head in range(HEADS):
-            part = part_of(head)
+            part = part_of(layer, head)
             rows: dict[bool, list[Any]] = {True: [], False: []}
             labels: dict[bool, list[int]] = {True: [], False: []}
             for question in range(count):
@@ -86,10 +85,10 @@ def iti_places(heads: Heads, given: Given) -> Places:
 
 def iti_shift(heads: Heads, top_k: int, alpha: float, direction: str = "mass_mean") -> Tensor:
     """α σ θ in the K heads with the best probes (equation 2), ``[layers, width]``."""
-    shift = torch.zeros(LAYERS, WIDTH)
+    shift = torch.zeros(LAYERS, max(part_of(n, HEADS - 1).stop for n in range(LAYERS)))
     for layer, head in iti_places(heads, {"top_k": top_k}):
         theta, sigma = heads[layer, head].directions[direction]
-        shift[layer, part_of(head)] = torch.from_numpy(alpha * sigma * theta)
+        shift[layer, part_of(layer, head)] = torch.from_numpy(alpha * sigma * theta)
     return shift
 
 
@@ -106,7 +105,7 @@ def iti_change(heads: Heads, given: Given) -> Change | Gated | None:
     gate = given.get("gate", "none")
 
     def of_prompt(unsteered: Tensor) -> float:
-        truths = [truth_of(heads[n, head], unsteered[n, part_of(head)]) for n, head in places]
+        truths = [truth_of(heads[n, head], unsteered[n, part_of(n, head)]) for n, head in places]
         q = sum(truths) / len(truths)
         return 1 - q if q < given["threshold"] else 0.0
 
@@ -114,7 +113,7 @@ def iti_change(heads: Heads, given: Given) -> Change | Gated | None:
         after = values.clone()
         for position in range(len(values)):
             for _, head in [place for place in places if place[0] == layer]:
-                part = part_of(head)
+                part = part_of(layer, head)
                 untrue = 1 - truth_of(heads[layer, head], values[position, part])
                 after[position, part] += untrue * shift[layer, part]
         return after
@@ -133,10 +132,14 @@ def assert_probes(tensors: Mapping[str, Tensor], expected: Heads) -> None:
         for name in ("mass_mean", "probe"):
             theta, sigma = one.directions[name]
             tolerance = 1e-4 if name == "mass_mean" else 2e-3  # how far the fit stops from its end
-            assert tensors[name][layer, head].numpy() == pytest.approx(theta, abs=tolerance)
+            own, beyond = tensors[name][layer, head].tensor_split([len(theta)])
+            assert own.numpy() == pytest.approx(theta, abs=tolerance)
+            assert not beyond.any()
             found = float(tensors[f"{name}_std"][layer, head])
             assert found == pytest.approx(sigma, rel=tolerance * 10)
-        assert tensors["weight"][layer, head].numpy() == pytest.approx(one.weight, abs=5e-3)
+        weight, beyond = tensors["weight"][layer, head].tensor_split([len(one.weight)])
+        assert weight.numpy() == pytest.approx(one.weight, abs=5e-3)
+        assert not beyond.any()
         assert float(tensors["bias"][layer, head]) == pytest.approx(one.bias, abs=5e-3)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from helpers.equations.contract import Given
+from helpers.equations.contract import Given, as_passes_have
 
 
 def mean_difference(positive: Tensor, negative: Tensor, given: Given) -> Tensor:
@@ -20,4 +20,5 @@ def mean_difference(positive: Tensor, negative: Tensor, given: Given) -> Tensor:
 
 def assert_difference(tensors: Mapping[str, Tensor], expected: Tensor) -> None:
     assert (expected.norm(dim=1) > 0.5).all()
-    torch.testing.assert_close(tensors["difference"].flatten(1), expected, atol=1e-4, rtol=1e-4)
+    found = as_passes_have(tensors["difference"])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

@@ -8,7 +8,6 @@ from torch import Tensor
 from helpers.equations.contract import (
     HEADS,
     LAYERS,
-    WIDTH,
     Equations,
     Given,
     Places,
@@ -21,7 +20,7 @@ from helpers.loops import Change
 def sadi_places(difference: Tensor, given: Given) -> Places:
     """The K heads of the largest mean (section 3.2)."""
     means = {
-        (layer, head): float(difference[layer, part_of(head)].mean())
+        (layer, head): float(difference[layer, part_of(layer, head)].mean())
         for layer in range(LAYERS)
         for head in range(HEADS)
     }
@@ -30,10 +29,10 @@ def sadi_places(difference: Tensor, given: Given) -> Places:
 
 def sadi_change(difference: Tensor, given: Given) -> Change:
     """A' = A + δ (A ⊙ M) (equation 5)."""
-    factor = torch.ones(LAYERS, WIDTH)
+    factor = torch.ones_like(difference)
     for layer, head in sadi_places(difference, given):
-        factor[layer, part_of(head)] += given["delta"]
-    return lambda layer, values: values * factor[layer]
+        factor[layer, part_of(layer, head)] += given["delta"]
+    return lambda layer, values: values * factor[layer, : values.shape[-1]]
 
 
 EQUATIONS = Equations(
