@@ -59,8 +59,9 @@ from torch import Tensor
 from sadi_lmeval.api.steering_fit import SteeringFit
 from sadi_lmeval.architecture.signature import cache_parameter
 from sadi_lmeval.harness.run_tasks import limited, load_tasks
+from sadi_lmeval.methods.base import entry_means
 from sadi_lmeval.methods.iti import by_accuracy, fit_probes
-from sadi_lmeval.methods.sadi import GRIDS, entry_scores
+from sadi_lmeval.methods.sadi import GRIDS
 from sadi_lmeval.model import ManyArmsModel
 from sadi_lmeval.pairs.pairs import Pair
 from sadi_lmeval.pairs.plan import draw, find_plan
@@ -289,7 +290,8 @@ def sadi(
         differences, chosen = theirs.selected(kept)
         apart = []
         for element, plural in elements.items():
-            scores = entry_scores(made[element].fit.tensors["difference"])
+            tensors = made[element].fit.tensors
+            scores = entry_means(tensors["difference"], tensors)
             assert not differences[element][layers:].any()  # layers that add nothing
             found = gap(scores, differences[element][:layers])
             apart.append(f"{found:.1e} ({plural}, of up to {float(scores.abs().max()):.2g})")
