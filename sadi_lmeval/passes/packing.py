@@ -113,8 +113,8 @@ def _shared(requests: Sequence[Continuation], group: Group) -> Iterator[list[int
 
 _EDITED = 1 << 40
 """Above all tokens. In a path, the last prompt token under edit e has ``(e + 2) * _EDITED``
-added, so that it is another one than the same token anywhere else. (Pairs of token and edit would have the
-garbage collector look at every token of a run.)"""
+added, so that it is another one than the same token anywhere else. (Pairs of token and edit would
+have the garbage collector look at every token of a run.)"""
 
 
 def _packed(requests: Sequence[Continuation], members: list[int], past: int) -> Row:
