@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lm_eval
 import pytest
@@ -34,8 +35,10 @@ from helpers.loops import (
 )
 from helpers.results import numbers
 from helpers.tasks import make_task
+from sadi_lmeval.api import steering_fit
 from sadi_lmeval.architecture.signature import cache_parameter
 from sadi_lmeval.harness.run_task import digest
+from sadi_lmeval.identity.weights import weights_digest
 from sadi_lmeval.storage.fit_file import load_fit
 from sadi_lmeval.storage.hub import model_card
 from sadi_lmeval.storage.kept_fits import kept_fits
@@ -87,15 +90,20 @@ def test_a_fit_of_another_model_of_the_same_shape_is_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     fit = sadi.load(caa_fit.save(tmp_path / "fit.safetensors"))
-    with fit.steering(harness_model), fit.steering(harness_model, 3):
-        pass
+    with mock.patch.object(steering_fit, "weights_digest", wraps=weights_digest) as read:
+        same = copy.deepcopy(harness_model)
+        with fit.steering(same), fit.steering(same, 3):
+            pass
+    assert read.call_count == 1  # it takes as long as a pass of a large model, or longer
     assert not caplog.messages
     retrained = copy.deepcopy(harness_model)
     with torch.no_grad():
         retrained.model.layers[1].mlp.up_proj.weight.mul_(1.01)
-    with fit.steering(retrained):
-        pass
-    sadi.wrap(retrained, fit)
+    for _ in range(2):  # is told once
+        with fit.steering(retrained):
+            pass
+    assert len(caplog.messages) == 1
+    sadi.wrap(copy.deepcopy(retrained), fit)
     assert len(caplog.messages) == 2
     assert all("made for another model of the same shape" in each for each in caplog.messages)
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from sadi_lmeval.model import SteeredModel
 
 logger = logging.getLogger("lm_eval.sadi")
+
+_COMPARED: WeakKeyDictionary[Any, set[tuple[Any, Any]]] = WeakKeyDictionary()
+"""Of each model the models of fits, by name and weights, that it was compared with: its weights are
+read once, not whenever it is steered."""
 
 
 @dataclass(frozen=True)
@@ -221,10 +226,14 @@ class SteeringFit:
         )
 
     def _warn_of_another(self, model: Any) -> None:
-        """Say that the fit is of another model of the same shape, by the weights where known."""
+        """Say once that the fit is of another model of its shape, by the weights where known."""
         card = self.fit.card
         if "model" not in card:  # a vector out of a file
             return
+        of_fit, compared = (card["model"], card.get("weights_digest")), _COMPARED.get(model, set())
+        if of_fit in compared:
+            return
+        _COMPARED[model] = compared | {of_fit}
         here = {"model": model.config.name_or_path, "weights_digest": weights_digest(model)}
         of_model = other_model(card, here)
         if of_model is not None:
