@@ -19,10 +19,14 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import settings
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 pytest.register_assert_rewrite("helpers")
+# The same examples in every run, however slow the machine is.
+settings.register_profile("same", derandomize=True, database=None, deadline=None)
+settings.load_profile("same")
 
 # isort: split
 

@@ -32,7 +32,7 @@ some_bounds = st.builds(
     st.sampled_from([0, 1, 32, 1000]),
     st.sampled_from([500, 3000, 1 << 20]),
 )
-thorough = settings(derandomize=True, database=None, deadline=None, max_examples=300)
+thorough = settings(max_examples=300)
 
 
 def fits(batch: list[Sizes], bounds: Bounds, past: int = 0) -> bool:
@@ -103,7 +103,7 @@ def test_batches_cost_no_more_than_to_fill_one_after_the_other(
 
 
 @given(few_rows, some_bounds)
-@settings(derandomize=True, database=None, deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_no_way_to_cut_the_rows_costs_less(rows: list[Sizes], bounds: Bounds) -> None:
     ways = [way for way in every_cut(longest_first(rows)) if all(fits(b, bounds) for b in way)]
     assert cost(list(batches(rows, bounds)), bounds) == min(cost(way, bounds) for way in ways)

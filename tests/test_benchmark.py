@@ -286,9 +286,6 @@ contents = st.fixed_dictionaries(
 @example("benchmark: b\ntasks: [x]\nrecipe: !!bool x")
 @example("a: " + "[" * 5000)
 @settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
     max_examples=200,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

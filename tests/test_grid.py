@@ -154,7 +154,7 @@ tokens = st.lists(st.integers(4, 6), min_size=1, max_size=4).map(tuple)
 
 
 @given(st.lists(st.builds(Continuation, tokens, tokens), min_size=1, max_size=10), st.booleans())
-@settings(derandomize=True, database=None, deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_the_grid_of_any_requests_equals_every_setting_alone(
     model: LlamaForCausalLM, requests: list[Continuation], resuming: bool
 ) -> None:

@@ -197,7 +197,7 @@ def test_edits_know_the_first_layer_that_each_of_them_touches(model: LlamaForCau
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 31)), max_size=6),
     st.integers(0, 2),
 )
-@settings(derandomize=True, database=None, deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_every_row_gets_its_own_edit_and_untouched_entries_keep_their_bits(
     scaled: list[tuple[int, int]], shifted: list[tuple[int, int]], layer: int
 ) -> None:

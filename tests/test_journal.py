@@ -119,7 +119,7 @@ json_values = st.recursive(
 ).filter(lambda value: "Infinity" not in json.dumps(value))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(json_values, max_size=4))
 def test_wherever_the_file_is_cut_exactly_the_whole_lines_are_left(
     tmp_path_factory: pytest.TempPathFactory, lines: list[Any]

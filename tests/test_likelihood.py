@@ -75,7 +75,7 @@ def test_likelihoods_equal_a_softmax_of_all_logits_wherever_chunks_end(
     ),
     st.integers(1, 10),
 )
-@settings(derandomize=True, database=None, deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_any_number_of_tokens_may_be_read_off_a_point(
     case: tuple[int, list[tuple[int, int]]], rows: int
 ) -> None:

@@ -222,7 +222,7 @@ requests_under_edits = st.lists(
 
 
 @given(requests_under_edits, st.booleans(), st.sampled_from(WHERE))
-@settings(derandomize=True, database=None, deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_scores_of_any_prompts_equal_a_plain_pass_for_each_request(
     model: LlamaForCausalLM, requests: list[Continuation], branching: bool, where: Where
 ) -> None:
@@ -293,7 +293,7 @@ def test_the_order_of_families_does_not_matter(model: LlamaForCausalLM) -> None:
 
 
 @given(requests_under_edits, st.booleans())
-@settings(derandomize=True, database=None, deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_the_grid_of_any_prompts_equals_every_setting_alone(
     model: LlamaForCausalLM, requests: list[Continuation], resuming: bool
 ) -> None:

@@ -26,7 +26,7 @@ some_requests = st.lists(
     min_size=1,
     max_size=12,
 )
-thorough = settings(derandomize=True, database=None, deadline=None, max_examples=200)
+thorough = settings(max_examples=200)
 NESTED = [
     Continuation((1,), (2, 0, 1), 0),
     Continuation((1, 2), (0, 1), 0),

@@ -273,7 +273,7 @@ def test_a_choice_on_few_documents_is_warned_of(
         assert ("only 19 held-out documents" in caplog.text) is warned
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(0, 40), max_size=40),
     st.none() | st.integers(1, 30),

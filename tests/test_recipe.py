@@ -373,9 +373,6 @@ texts = st.one_of(
 @example("recipe: mine\ncontrast: choice\ndescription: !!timestamp x")
 @example("recipe: mine\ncontrast: choice\ndescription: " + "[" * 5000)
 @settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
     max_examples=200,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -37,9 +37,7 @@ def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert load_records([tmp_path]) == [record]
 
 
-@settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False), min_size=1),
     st.text(st.characters(exclude_categories=["Cs"])),

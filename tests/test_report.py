@@ -190,9 +190,7 @@ steerings = st.fixed_dictionaries(
 )
 
 
-@settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steerings)
 def test_whatever_a_record_says_of_its_steering_a_report_is_made(
     tmp_path: Path, steering: dict[str, Any]
@@ -201,9 +199,7 @@ def test_whatever_a_record_says_of_its_steering_a_report_is_made(
     assert "| sadi |" in report([folder], tmp_path / "out", html=True, diagnostics=True)
 
 
-@settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(*[st.none() | st.floats(-1e9, 1e9) | st.sampled_from([0.0, 1.0])] * 2),

@@ -289,7 +289,7 @@ def test_a_prompt_that_begins_another_is_computed_with_it(model: LlamaForCausalL
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(12, 30))
-@settings(derandomize=True, database=None, deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_truncation_gives_the_model_what_the_harness_gives_it(
     before: int, after: int, max_length: int
 ) -> None:

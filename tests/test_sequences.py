@@ -50,7 +50,7 @@ def paths(shape: Shape, parents: list[int]) -> list[list[int]]:
 
 @given(shapes)
 @example([(0, []), (1, [3]), (1, []), (2, [4, 5])])
-@settings(derandomize=True, database=None, deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_a_token_sees_its_ancestors_and_itself_and_nothing_else(shape: Shape) -> None:
     tree, parents = grow(shape)
     expected = torch.zeros(tree.length, tree.length, dtype=torch.bool)
@@ -60,7 +60,7 @@ def test_a_token_sees_its_ancestors_and_itself_and_nothing_else(shape: Shape) ->
 
 
 @given(shapes)
-@settings(derandomize=True, database=None, deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_a_token_has_the_position_that_it_would_have_alone(shape: Shape) -> None:
     tree, parents = grow(shape)
     expected = [len(path) - 1 for path in paths(shape, parents)]
@@ -70,7 +70,7 @@ def test_a_token_has_the_position_that_it_would_have_alone(shape: Shape) -> None
 
 
 @given(shapes)
-@settings(derandomize=True, database=None, deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_only_a_row_in_which_every_token_sees_all_before_it_goes_without_a_mask(
     shape: Shape,
 ) -> None:
@@ -100,7 +100,7 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 
 @given(st.lists(shapes.filter(lambda s: any(run for _, run in s)), min_size=1, max_size=3))
-@settings(derandomize=True, database=None, deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_a_packed_batch_gives_every_token_the_logits_of_its_path_alone(
     model: PreTrainedModel, several: list[Shape]
 ) -> None:
@@ -148,7 +148,7 @@ def test_a_mask_is_additive_and_every_padding_token_sees_something(dtype: torch.
 
 
 @given(st.lists(shapes.filter(lambda s: any(run for _, run in s)), min_size=1, max_size=2))
-@settings(derandomize=True, database=None, deadline=None, max_examples=8)
+@settings(max_examples=8)
 def test_rows_after_a_shared_beginning_give_the_logits_of_the_whole(
     model: PreTrainedModel, several: list[Shape]
 ) -> None:
@@ -180,7 +180,7 @@ def test_rows_after_a_shared_beginning_give_the_logits_of_the_whole(
         max_size=40,
     )
 )
-@settings(derandomize=True, database=None, deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_groups_hold_every_sequence_once_and_share_less_than_any_of_them(
     sequences: list[list[int]],
 ) -> None:
@@ -222,7 +222,7 @@ def test_sequences_that_part_one_after_the_other_are_grouped_too() -> None:
 
 
 @given(st.lists(st.lists(st.integers(1, 2), min_size=15, max_size=18), max_size=20))
-@settings(derandomize=True, database=None, deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_equal_sequences_count_as_one_and_stay_together(sequences: list[list[int]]) -> None:
     several = [[0] * 9 + sequence for sequence in sequences for _ in range(3)]
     once = group_by_prefix(several[::3])

@@ -64,14 +64,14 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others() -> None:
 numbers = st.floats(-1e6, 1e6) | st.sampled_from([0.0, 1.0])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(numbers, min_size=1, max_size=30))
 def test_identical_rows_do_not_differ(values: list[float]) -> None:
     found = compare_paired(values, values)
     assert (found.difference, found.low, found.high, found.p) == (0, 0, 0, 1)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(numbers, numbers), min_size=2, max_size=30))
 def test_the_two_sides_may_be_swapped(pairs: list[tuple[float, float]]) -> None:
     one = compare_paired([a for a, _ in pairs], [b for _, b in pairs])
@@ -84,7 +84,7 @@ def test_the_two_sides_may_be_swapped(pairs: list[tuple[float, float]]) -> None:
     assert 0 < one.p <= 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.floats(0.1, 1), min_size=1, max_size=8))
 def test_few_documents_are_never_surer_than_the_sign_flip_test(gains: list[float]) -> None:
     found = compare_paired(gains, [0.0] * len(gains))

@@ -145,7 +145,7 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_read(
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8")))
 @example(b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
-@settings(derandomize=True, database=None, deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_whatever_a_file_holds_it_is_a_set_or_refused_in_one_line(
     tmp_path_factory: pytest.TempPathFactory, content: bytes
 ) -> None:

@@ -134,7 +134,7 @@ def test_texts_are_one_text_or_those_of_a_list_without_blank_ones(
 
 
 @given(st.lists(st.text(max_size=12), max_size=4))
-@settings(derandomize=True, database=None, deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_the_texts_of_a_field_come_back_as_they_are(field: list[str]) -> None:
     expected = [text for text in field if text.strip()]
     assert texts("{{ field }}", {"field": field}, "x") == expected
@@ -271,7 +271,7 @@ pieces = st.sampled_from(
 
 @given(st.lists(pieces, max_size=9).map(" ".join))
 @example("{{ labels | first . __class__ }}")
-@settings(derandomize=True, database=None, deadline=None, max_examples=400)
+@settings(max_examples=400)
 def test_whatever_a_template_says_it_gives_text_or_is_refused_in_one_line(template: str) -> None:
     document = copy.deepcopy(DOCUMENT)
     for read in (rendered, value, texts):

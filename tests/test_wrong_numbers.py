@@ -38,7 +38,7 @@ seeds = st.integers(0, 2**16)
 @example("", "", "", "-1", "", 0)
 @example("", "", "", "-1", "", 3)
 @example("", "", "", "-0", "", 0)
-@settings(derandomize=True, database=None, deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_a_wrong_number_is_another_number_of_the_same_form_and_the_last_alone(
     start: str, first: str, middle: str, last: str, end: str, seed: int
 ) -> None:
@@ -61,7 +61,7 @@ def test_a_wrong_number_is_another_number_of_the_same_form_and_the_last_alone(
 
 
 @given(st.text(st.sampled_from("0123456789-,. $ax"), max_size=20), seeds)
-@settings(derandomize=True, database=None, deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_whatever_a_text_says_its_last_number_alone_is_replaced(text: str, seed: int) -> None:
     found = with_wrong_number(text, Random(seed))
     if not any(sign.isdigit() for sign in text):

@@ -32,9 +32,6 @@ from sadi_lmeval.storage.fit_file import FORMAT, load_fit
 
 EXAMPLES = 2000
 AS_LONG_AS_IT_TAKES = settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
     max_examples=EXAMPLES,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
