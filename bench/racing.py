@@ -1,6 +1,6 @@
 """What the race costs and saves: the same pick with and without it, on recorded scores.
 
-    python bench/racing.py FOLDER [FOLDER …] [--held-out 100] [--draws 100] [--rules sure-or-backed]
+    python bench/racing.py FOLDER [FOLDER …] [--held-out 100] [--draws 100] [--rules sure]
 
 A FOLDER holds a file TASK.npz a task, as ``bench/selection.py`` says. In every cell, an arm of a
 task and a model, the held-out documents are drawn many times without replacement, in a new order,
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--held-out", type=int, default=100)
     parser.add_argument("--draws", type=int, default=100)
-    parser.add_argument("--rules", default="sure-or-backed")
+    parser.add_argument("--rules", default="sure")
     given = parser.parse_args()
     unknown = sorted(set(given.rules.split(",")) - set(RULES))
     if unknown:

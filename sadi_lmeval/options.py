@@ -53,9 +53,8 @@ class Options:
         shown="by task",
     )  # fmt: skip
     rule: RuleName = choice(
-        "auto", get_args(RuleName), "which setting `auto` takes, or that it takes none: "
-        "`sure-or-backed` where there are choices, else `sure` ([docs/tuning.md](docs/tuning.md))",
-        shown="by task",
+        "auto", get_args(RuleName), "which setting `auto` takes, or that it takes none: `sure`, "
+        "the best where it gains beyond chance ([docs/tuning.md](docs/tuning.md))", shown="`sure`",
     )  # fmt: skip
     race: bool = switch(
         True, "whether settings that the first held-out documents rule out are left out on the "

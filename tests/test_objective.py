@@ -274,20 +274,19 @@ def test_an_impossible_objective_is_refused_with_what_to_pass(
 
 
 @pytest.mark.parametrize(
-    ("name", "objective", "rule", "expected"),
+    ("name", "rule", "expected"),
     [
-        ("tiny_choice", "metric", "auto", "sure-or-backed"),
-        ("tiny_choice", "exact_match", "auto", "sure"),
-        ("tiny_choice", "metric", "likely-1se", "likely-1se"),
-        ("tiny_word", "metric", "auto", "sure"),
-        ("tiny_text", "likelihood", "auto", "sure"),
-        ("tiny_text", "likelihood", "best-2se", "best-2se"),
+        ("tiny_choice", "auto", "sure"),
+        ("tiny_choice", "likely-1se", "likely-1se"),
+        ("tiny_word", "auto", "sure"),
+        ("tiny_text", "auto", "sure"),
+        ("tiny_text", "best-2se", "best-2se"),
     ],
 )
-def test_the_likelihood_of_choices_decides_where_there_are_choices(
-    tasks_folder: Path, name: str, objective: Objective, rule: RuleName, expected: str
+def test_a_setting_is_taken_where_it_is_sure_unless_a_rule_is_named(
+    tasks_folder: Path, name: str, rule: RuleName, expected: str
 ) -> None:
-    assert resolved_rule(rule, objective, load(tasks_folder, name)) == expected
+    assert resolved_rule(rule, load(tasks_folder, name)) == expected
 
 
 @pytest.mark.parametrize("rule", ["likely-1se", "likely-2se", "backed", "sure-or-backed"])
@@ -296,7 +295,7 @@ def test_a_rule_that_needs_choices_is_refused_where_there_are_none(
 ) -> None:
     for name in ("tiny_word", "tiny_text"):
         with pytest.raises(UserError) as caught:
-            resolved_rule(rule, "metric", load(tasks_folder, name))
+            resolved_rule(rule, load(tasks_folder, name))
         assert "\n" not in str(caught.value)
         assert all(word in str(caught.value) for word in (f"rule={rule}", name, "rule=sure"))
 

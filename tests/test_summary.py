@@ -61,7 +61,7 @@ def test_a_chosen_one_is_named_with_its_gain_on_held_out_documents(
 def test_nothing_taken_is_said(evaluate: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A setting that changes nothing worth it."""
     evaluate("tiny_choice", grid="1x0.000001", n_tune=10)
-    nothing = "sadi-head: unsteered, as rule sure-or-backed took no setting"
+    nothing = "sadi-head: unsteered, as rule sure took no setting"
     assert said(caplog, "tiny_choice").startswith(nothing)
 
 

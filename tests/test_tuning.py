@@ -227,15 +227,20 @@ def test_the_best_of_the_table_is_chosen_and_steers_as_if_given_by_hand(
 
 
 @pytest.mark.parametrize(
-    ("name", "rule"),
-    [("tiny_choice", "sure-or-backed"), ("tiny_word", "sure"), ("tiny_text", "sure")],
+    ("name", "given", "rule"),
+    [
+        ("tiny_choice", {}, "sure"),
+        ("tiny_choice", {"rule": "sure-or-backed"}, "sure-or-backed"),
+        ("tiny_word", {}, "sure"),
+        ("tiny_text", {}, "sure"),
+    ],
 )
 @pytest.mark.parametrize("element", ["head", "neuron"])
 def test_what_the_rule_of_a_task_takes_follows_from_the_table(
-    evaluate: Any, name: str, rule: str, element: str
+    evaluate: Any, name: str, given: dict[str, str], rule: str, element: str
 ) -> None:
     found = tuning_of(
-        evaluate(name, element=element, **{**GRID, "n_tune": 40, "race": False}), name
+        evaluate(name, element=element, **{**GRID, **given, "n_tune": 40, "race": False}), name
     )
     assert found["rule"] == rule
     table = found["table"]

@@ -58,16 +58,15 @@ def resolved(objective: Objective, task: RunTask) -> Objective:
     return objective
 
 
-def resolved_rule(rule: RuleName, objective: Objective, task: RunTask) -> RuleName:
-    """Say what ``auto`` means for a task and an objective that is not ``auto``.
+def resolved_rule(rule: RuleName, task: RunTask) -> RuleName:
+    """Say what ``auto`` means, and whether a rule is one for a task.
 
     Raises:
         UserError: the rule goes by the likelihood of choices, and the task has none.
     """
-    chooses = task.output_type == "multiple_choice"
     if rule == "auto":
-        return "sure-or-backed" if chooses and objective == "metric" else "sure"
-    if rule in OF_LIKELIHOOD and not chooses:
+        return "sure"
+    if rule in OF_LIKELIHOOD and task.output_type != "multiple_choice":
         raise UserError(
             f"rule={rule}: goes by the likelihood of the right choice; task {task.name} "
             f"({task.output_type}) has no choices; pass rule=sure or rule=best"

@@ -271,8 +271,8 @@ def _prepare(
     if plan.sources.folds and not for_scoring:
         plan = plan._replace(sources=plan.sources.undivided())
     if chosen:
-        objective = resolved(first.objective, plan.source_task)
-        resolved_rule(first.rule, objective, plan.source_task)
+        resolved(first.objective, plan.source_task)
+        resolved_rule(first.rule, plan.source_task)
     prepared: list[list[PreparedFit]] = [[] for _ in candidates]
     needed = _needed(plan, task, model)
     for source in (plan.sources.sources[index] for index in needed):

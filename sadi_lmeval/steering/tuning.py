@@ -102,7 +102,7 @@ def choose_settings(
         tried_now: is told the index of each method whose choice is not in the cache.
     """
     objective = resolved(trial.objective, trial.task)
-    rule = resolved_rule(trial.rule, objective, trial.task)
+    rule = resolved_rule(trial.rule, trial.task)
     trial = trial._replace(objective=objective, rule=rule)
     of_trial = {**trial_identity(trial, model), "rule": rule}
     if trial.looks:
