@@ -209,11 +209,8 @@ def test_a_choice_is_rewritten_as_in_plain_hooks(name: str) -> None:
 def test_iti_s_gates_leave_of_its_shift_what_plain_hooks_do(name: str) -> None:
     """One of two prompts is below the gate's threshold; a head's own gate goes by its token."""
     case, model = CASES[name], made(name)
-    shape = (
-        LAYERS,
-        HEADS,
-        max(case.head_dims),
-    )  # what a narrower layer's heads lack is not looked at
+    # What a narrower layer's heads lack is not looked at.
+    shape = LAYERS, HEADS, max(case.head_dims)
     theta, weight = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     fit = {
         "accuracy": torch.tensor([[0.5, 0.9, 0.4, 0.8], [0.7, 0.3, 0.2, 0.6]]),

@@ -19,6 +19,7 @@ from torch import Tensor
 from helpers.models import tiny_llama
 from sadi_lmeval.architecture.sites import find_site
 from sadi_lmeval.errors import UserError
+from sadi_lmeval.methods.base import entry_means
 from sadi_lmeval.methods.iti import ITI
 from sadi_lmeval.methods.sadi import SADI
 from sadi_lmeval.storage import fit_file
@@ -107,7 +108,7 @@ def test_saving_twice_replaces_the_file_and_leaves_nothing_else(saved: Path) -> 
 
 
 def test_the_score_of_a_head_is_the_mean_over_its_activations() -> None:
-    scores = VALUES.mean(dim=-1)
+    scores = entry_means(VALUES, {})
     assert scores.shape == (3, 4)
     for layer in range(3):
         for head in range(4):

@@ -11,7 +11,7 @@ one pass, that a pass may begin at the first edited layer, and that prompts may 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -207,16 +207,18 @@ class Collected(NamedTuple):
     """What :func:`reading` has read.
 
     Attributes:
+        reads: what was to be.
         last: of each layer, ``[n, width]``.
         means: of each layer that was asked for, ``[n, width]``.
     """
 
+    reads: Reads
     last: list[Tensor]
     means: dict[int, Tensor]
 
-    def stacked(self, means: Sequence[int] = ()) -> Tensor:
+    def stacked(self) -> Tensor:
         """Give ``[n, layers + means, width]``."""
-        values = [*self.last, *(self.means[layer] for layer in means)]
+        values = [*self.last, *(self.means[layer] for layer in self.reads.means)]
         return torch.stack([each.to(values[0].device) for each in values], dim=1)
 
 
@@ -234,7 +236,7 @@ def reading(
         before: of each site and layer of which the mean is, the activations of the tokens that
             stand before every row, ``[length, width]``; None: none do.
     """
-    collected = Collected([], {})
+    collected = Collected(reads, [], {})
 
     def visit(layer: int, activations: Tensor) -> None:
         collected.last.append(site.read(layer, activations, points))

@@ -149,7 +149,7 @@ def probed_letters(answers: Sequence[Answers], label: str) -> NDArray[np.int64]:
     Raises:
         UserError: there are fewer than two.
     """
-    right, own = (np.array([each[n] for each in answers]) for n in (0, 1))
+    right, own = _right_and_own(answers)
     letters = np.intersect1d(right, own)
     if len(letters) < 2:
         raise UserError(
@@ -159,6 +159,11 @@ def probed_letters(answers: Sequence[Answers], label: str) -> NDArray[np.int64]:
             "n_pairs, or show the model examples (--num_fewshot)"
         )
     return letters
+
+
+def _right_and_own(answers: Sequence[Answers]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Give the index of each prompt's right letter, and of the model's own, ``[prompts]``."""
+    return np.array([each.right for each in answers]), np.array([each.own for each in answers])
 
 
 def fit_letter_probes(values: Tensor, answers: Sequence[Answers], label: str) -> dict[str, Tensor]:
@@ -177,7 +182,7 @@ def fit_letter_probes(values: Tensor, answers: Sequence[Answers], label: str) ->
         UserError: there are fewer than two such letters.
     """
     letters = probed_letters(answers, label)
-    right, own = (np.array([each[n] for each in answers]) for n in (0, 1))
+    right, own = _right_and_own(answers)
     layers, width = values.shape[1:3]
     found = {
         "knowledge": torch.zeros(layers, len(letters), width),

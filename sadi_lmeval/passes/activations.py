@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -248,16 +248,14 @@ def _fits(pair: Labelled, longest_path: int) -> bool:
     return max(lengths) <= longest_path and sum(n - shared for n in lengths) <= LONGEST_MASKED
 
 
-def as_requests(pairs: Sequence[Labelled], longest_path: int) -> list[Continuation]:
-    """Give the texts that stand in packed rows as requests: after what its pair shares, each."""
-    return [
-        Continuation(tuple(text[:start]), tuple(text[start:]))
-        for pair in pairs
-        if _fits(pair, longest_path)
-        for start in (max(1, _shared(pair)),)
-        for text, _ in pair.texts
-        if len(text) > start
-    ]
+def as_requests(pairs: Iterable[Labelled], longest_path: int) -> Iterator[Continuation]:
+    """Yield the texts that stand in packed rows as requests: after what its pair shares, each."""
+    for pair in pairs:
+        if _fits(pair, longest_path):
+            start = max(1, _shared(pair))
+            for text, _ in pair.texts:
+                if len(text) > start:
+                    yield Continuation(tuple(text[:start]), tuple(text[start:]))
 
 
 def _shared(pair: Labelled) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -124,8 +124,7 @@ class Engine:
     ) -> None:
         """Read the activations of pairs or prompts, see :func:`read_pairs`."""
         with self.sharing():
-            if self.longest_branching_path:
-                self._try_longest("pairs", as_requests(pairs, self.longest_branching_path))
+            self._try_longest("pairs", as_requests(pairs, self.longest_branching_path))
             read_pairs(
                 self.forward,
                 readers,
@@ -195,7 +194,7 @@ class Engine:
         asked = [index for index, request in enumerate(requests) if request.tokens]
         sizes = {i: len(requests[i].context) + len(requests[i].tokens) for i in asked}
         short = [i for i in asked if sizes[i] <= self.longest_branching_path]
-        self._try_longest("requests", [requests[index] for index in short])
+        self._try_longest("requests", (requests[index] for index in short))
         if not self.longest_branching_path:
             short = []
         fits = set(short)
@@ -203,13 +202,16 @@ class Engine:
             if part:
                 yield part, branching
 
-    def _try_longest(self, of: str, requests: Sequence[Continuation]) -> None:
+    def _try_longest(self, of: str, requests: Iterable[Continuation]) -> None:
         """Score the longest packed row plainly too, once of pairs and once of what is scored.
 
         Not where as long a one was tried before. Rows have no branches any more if it is wrong.
         """
+        if of in self._tried:
+            return
+        requests = list(requests)
         longest = max((len(each.context) + len(each.tokens) for each in requests), default=0)
-        if of in self._tried or longest <= self._longest_tried:
+        if longest <= self._longest_tried:
             return
         self._tried.add(of)
         self._longest_tried = longest

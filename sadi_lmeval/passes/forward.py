@@ -161,7 +161,7 @@ class Forward:
         with ExitStack() as stack:
             collected = [stack.enter_context(_reading(each, batch, points)) for each in reads]
             self._run(batch, nowhere)
-        return [values.stacked(each.means) for values, each in zip(collected, reads, strict=True)]
+        return [values.stacked() for values in collected]
 
     def trunk(
         self,
@@ -192,10 +192,7 @@ class Forward:
             logits = self._run(batch, points, cache)
         if kept.in_tuple:
             self._in_tuple = kept.in_tuple[0]
-        activations = [
-            None if values is None or each is None else values.stacked(each.means)
-            for values, each in zip(collected, reads, strict=True)
-        ]
+        activations = [None if values is None else values.stacked() for values in collected]
         return Trunk(logits, _past(cache), kept.states), activations
 
     def prefix(self, tokens: Sequence[int], reads: Sequence[Reads] = ()) -> Past | None:

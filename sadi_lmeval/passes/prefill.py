@@ -307,4 +307,4 @@ def read_unsteered(
         head = model.get_output_embeddings()  # type: ignore[operator]
         stack.callback(head.register_forward_pre_hook(last).remove)
         model(**inputs, **use_cache(model, False))
-    return collected.stacked(edits.means)
+    return collected.stacked()
