@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ def place(commands: Commands, tmp_path: Path) -> Place:
 
 
 @pytest.fixture(scope="module")
-def one(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, Any, Any]:
+def left_by_one(
+    commands: Commands, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Place, Any, Any]:
     """What one process leaves of either command."""
     place, found = Place(commands, tmp_path_factory.mktemp("place")), []
     for name, arguments in (("compare", place.compare()), ("sweep", place.sweep())):
@@ -67,6 +70,13 @@ def one(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
         assert done.code == 0, done.output[-3000:]
         found.append(place.kept_as(name))
     return place, found[0], found[1]
+
+
+@pytest.fixture
+def one(left_by_one: tuple[Place, Any, Any]) -> Iterator[tuple[Place, Any, Any]]:
+    """The same, in a folder in which no test has left anything, failed or not."""
+    yield left_by_one
+    shutil.rmtree(left_by_one[0].run, ignore_errors=True)
 
 
 def without_times(folder: Path) -> dict[str, Any]:
